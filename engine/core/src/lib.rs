@@ -1,1 +1,2 @@
-//! flocker-core
+//! flocker-core decides.
+pub mod ids;

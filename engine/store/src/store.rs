@@ -1,0 +1,214 @@
+//! The trait every store implements. Blocking: callers run it on plain threads.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use crate::error::StoreError;
+use crate::name::{BookmarkName, DatasetName, HoldTag, SnapshotName};
+use crate::types::{
+    Capabilities, Change, DatasetInfo, DatasetKind, Inventory, Property, ReceiveSpec, SendSpec,
+    Snapshot, SnapshotSpec, Space,
+};
+
+/// Outcome of a store operation.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A ZFS send stream being read. Dropping it before the end stops the send.
+pub trait SendStream: Read + Send {
+    /// Call after the last byte: the sender's own verdict (exit status and stderr of `zfs send`).
+    ///
+    /// # Errors
+    /// What the sender reported; the bytes read are then not a whole stream.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A ZFS send stream being written into a dataset. Dropping it without [`ReceiveStream::commit`]
+/// aborts: the dataset is then at its last good snapshot, as before.
+pub trait ReceiveStream: Write + Send {
+    /// Ends the stream and makes the snapshot durable.
+    ///
+    /// Returns the snapshot as the *store* reports it, never as the caller planned it.
+    ///
+    /// # Errors
+    /// Any reason why the snapshot is not there; the dataset is at its last good snapshot.
+    fn commit(self: Box<Self>) -> Result<Snapshot>;
+
+    /// Stops and takes back what arrived, as dropping does, and says when that fails.
+    ///
+    /// # Errors
+    /// The store could not take it back.
+    fn abort(self: Box<Self>) -> Result<()>;
+}
+
+/// A place that keeps datasets and their snapshots.
+pub trait Store: Send + Sync {
+    /// What it can do, found when it was opened.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// For people: `vault:/srv/a`, `zfs:tank/flocker`.
+    fn describe(&self) -> String;
+
+    /// The dataset below which this store works.
+    fn root(&self) -> &DatasetName;
+
+    /// One dataset.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDataset`] when it does not exist.
+    fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo>;
+
+    /// Every dataset within [`Store::root`], parents first.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    fn datasets(&self) -> Result<Vec<DatasetInfo>>;
+
+    /// Snapshots, bookmarks and a resume token of one dataset.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDataset`] when it does not exist.
+    fn inventory(&self, dataset: &DatasetName) -> Result<Inventory>;
+
+    /// Room at a dataset; for one that does not exist, at its nearest existing parent.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    fn space(&self, dataset: &DatasetName) -> Result<Space>;
+
+    /// Properties of a dataset whose name holds a `:` (user properties), whatever their source.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDataset`] when it does not exist.
+    fn user_properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, Property>>;
+
+    /// Sets local user properties in one call; `None` removes the local value.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDataset`] when it does not exist.
+    fn set_user_properties(
+        &self,
+        dataset: &DatasetName,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<()>;
+
+    /// Creates an empty dataset, with missing parents.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::NotCapable`] for a kind it has not.
+    fn create(&self, dataset: &DatasetName, kind: DatasetKind) -> Result<DatasetInfo>;
+
+    /// Destroys one dataset and its snapshots; never its children, never what is held.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Kept`], [`StoreError::NoDataset`].
+    fn destroy_dataset(&self, dataset: &DatasetName) -> Result<()>;
+
+    /// Renames a dataset within its pool.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::NoDataset`], [`StoreError::Busy`].
+    fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()>;
+
+    /// Takes snapshots as one; all or none in one pool.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::NoDataset`], [`StoreError::NoSpace`].
+    fn snapshot(&self, spec: &SnapshotSpec) -> Result<Vec<Snapshot>>;
+
+    /// Destroys snapshots; one that does not exist is not an error, one that is held is.
+    ///
+    /// # Errors
+    /// [`StoreError::Kept`] naming what keeps one; the others may be gone.
+    fn destroy_snapshots(&self, snapshots: &[SnapshotName]) -> Result<()>;
+
+    /// Makes a bookmark of a snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::NotCapable`] without bookmarks; [`StoreError::Exists`].
+    fn bookmark(&self, snapshot: &SnapshotName, bookmark: &BookmarkName) -> Result<()>;
+
+    /// Destroys bookmarks; one that does not exist is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError::NotCapable`] without bookmarks.
+    fn destroy_bookmarks(&self, bookmarks: &[BookmarkName]) -> Result<()>;
+
+    /// Puts a hold on snapshots in one call; one that is there already is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    fn hold(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()>;
+
+    /// Takes a hold off snapshots in one call; one that is not there is not an error.
+    ///
+    /// # Errors
+    /// The store could not be written.
+    fn release(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()>;
+
+    /// The tags that hold a snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    fn holds(&self, snapshot: &SnapshotName) -> Result<Vec<HoldTag>>;
+
+    /// Sets a dataset back to its *newest* snapshot, which must be the one given; nothing that has
+    /// a name is destroyed.
+    ///
+    /// # Errors
+    /// [`StoreError::Modified`] when the snapshot is not the newest; [`StoreError::Busy`].
+    fn rollback(&self, snapshot: &SnapshotName) -> Result<()>;
+
+    /// Whether a dataset was written since one of its snapshots. A hint, never a proof.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    fn changed_since(&self, snapshot: &SnapshotName) -> Result<Change>;
+
+    /// The proof that a *fenced* dataset holds exactly what `snapshot` does.
+    ///
+    /// # Errors
+    /// [`StoreError::Modified`] saying what differs; [`StoreError::NoSnapshot`].
+    fn verify_unwritten(&self, snapshot: &SnapshotName) -> Result<()>;
+
+    /// Estimated size in bytes of a send, where the store can say.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    fn estimate(&self, spec: &SendSpec) -> Result<Option<u64>>;
+
+    /// Starts a send.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`]; further errors come from the stream.
+    fn send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>>;
+
+    /// Starts a receive. One at a time for a dataset.
+    ///
+    /// # Errors
+    /// [`StoreError::NoBase`], [`StoreError::Exists`], [`StoreError::Modified`],
+    /// [`StoreError::Busy`]; some come only when the stream is committed.
+    fn receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>>;
+
+    /// Makes a dataset's live data reachable and writable at its path, idempotently; boot-time
+    /// mounting stays off (`canmount=noauto`). `None` for a kind that has no path here (a zvol,
+    /// a ZFS filesystem in a vault): it is then at rest.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when the path is taken.
+    fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>>;
+
+    /// Makes it impossible to write a dataset's live data, by anybody, and reads that back:
+    /// holders in any mount namespace, open files, then unmounted or read-only. Idempotent.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] naming every holder; then nothing is changed.
+    fn fence(&self, dataset: &DatasetName) -> Result<()>;
+
+    /// When protection ends: gives a dataset back to the system as it was found
+    /// (`canmount`, `readonly`, our properties).
+    ///
+    /// # Errors
+    /// The store could not be written.
+    fn give_back(&self, dataset: &DatasetName) -> Result<()>;
+}

@@ -1,0 +1,243 @@
+//! What a store reports and what it is asked for. Plain data, no behaviour beyond lookups.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{BookmarkName, DatasetName, HoldTag, SnapshotName};
+
+/// A ZFS guid: what identifies a dataset, a snapshot or a bookmark across pools, unlike its name.
+/// A snapshot keeps its guid when it is received elsewhere; a dataset gets a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Guid(pub u64);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What a dataset is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetKind {
+    /// A ZFS filesystem (`DMU_OST_ZFS`).
+    Filesystem,
+    /// A ZFS volume (`DMU_OST_ZVOL`).
+    Zvol,
+    /// A vault's own kind: a directory tree, which real ZFS never receives.
+    Directory,
+}
+
+impl fmt::Display for DatasetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DatasetKind::Filesystem => "filesystem",
+            DatasetKind::Zvol => "zvol",
+            DatasetKind::Directory => "directory",
+        })
+    }
+}
+
+/// A dataset as its store sees it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetInfo {
+    /// Its name now. Identity is [`DatasetInfo::guid`] and our own id in its properties.
+    pub name: DatasetName,
+    /// The dataset's own guid in this store.
+    pub guid: Guid,
+    /// What it is.
+    pub kind: DatasetKind,
+    /// Bytes used on disk, snapshots included.
+    pub used_bytes: u64,
+    /// Bytes the live data refers to.
+    pub referenced_bytes: u64,
+    /// Where its live data is reachable now; `None` when it is not mounted (every standby).
+    pub mounted_at: Option<PathBuf>,
+    /// Whether the store lets its live data be written now.
+    pub writable: bool,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its full name.
+    pub name: SnapshotName,
+    /// The same on every store that holds this very snapshot.
+    pub guid: Guid,
+    /// The transaction group it was created in; orders snapshots inside one store only.
+    pub createtxg: u64,
+    /// When it was created, seconds since 1970 by the store's clock.
+    pub creation_unix_s: i64,
+    /// Taken of a directory while its writer was running: not a moment that ever was.
+    /// Always `false` on ZFS. Failing over to a fuzzy snapshot is refused.
+    pub fuzzy: bool,
+    /// Number of user holds.
+    pub holds: u32,
+}
+
+/// A bookmark: a snapshot's guid and place, without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bookmark {
+    /// Its full name.
+    pub name: BookmarkName,
+    /// The guid of the snapshot it was made from.
+    pub guid: Guid,
+    /// That snapshot's transaction group.
+    pub createtxg: u64,
+}
+
+/// What a planner needs to know of one dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Snapshots, oldest first (by `createtxg`, then by name).
+    pub snapshots: Vec<Snapshot>,
+    /// Bookmarks, oldest first.
+    pub bookmarks: Vec<Bookmark>,
+    /// A resume token left by an interrupted receive, where the store keeps them.
+    pub resume_token: Option<String>,
+}
+
+impl Inventory {
+    /// The snapshot with this guid.
+    pub fn snapshot(&self, guid: Guid) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.guid == guid)
+    }
+
+    /// The newest snapshot.
+    pub fn latest(&self) -> Option<&Snapshot> {
+        self.snapshots.last()
+    }
+}
+
+/// Room in a dataset, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// What can still be written.
+    pub available_bytes: u64,
+    /// What the dataset and all below it use.
+    pub used_bytes: u64,
+}
+
+/// Where a property's value comes from. Only [`PropertySource::Local`] makes an id count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PropertySource {
+    /// Set on this very dataset.
+    Local,
+    /// Inherited from a dataset above.
+    Inherited,
+    /// Set by a receive.
+    Received,
+    /// Anything else (`default`, `temporary`, `none`, …).
+    Other,
+}
+
+/// A property's value. Values stay strings: what is unknown is passed on, never guessed at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Property {
+    /// The value as the store prints it.
+    pub value: String,
+    /// Where it comes from.
+    pub source: PropertySource,
+}
+
+/// Whether a dataset was written since a snapshot. A hint: see `written` in `ZFS-PITFALLS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Nothing that the store knows of.
+    Unchanged,
+    /// Written; the number is an estimate of the bytes, 0 where the store cannot say.
+    Changed {
+        /// Estimated bytes written since.
+        bytes: u64,
+    },
+    /// The store cannot tell without a snapshot.
+    Unknown,
+}
+
+/// What a store can do, found at run time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Name and version for people, such as `OpenZFS 2.3.9` or `zfs-fuse (pool version 23)`.
+    pub version: String,
+    /// Kinds whose live data a workload can use here.
+    pub live_kinds: Vec<DatasetKind>,
+    /// Kinds it can receive and keep as a replica.
+    pub replica_kinds: Vec<DatasetKind>,
+    /// Bookmarks, and sends from them.
+    pub bookmarks: bool,
+    /// User holds.
+    pub holds: bool,
+    /// `receive -s` and `send -t`.
+    pub resumable: bool,
+    /// `send -c`.
+    pub compressed_send: bool,
+    /// `send -w`.
+    pub raw_send: bool,
+    /// `send -L`.
+    pub large_block_send: bool,
+    /// Size estimates before a send.
+    pub estimate: bool,
+    /// Snapshots of several datasets in one transaction group.
+    pub atomic_group_snapshot: bool,
+    /// A snapshot of a live dataset is a moment that was, without stopping its writer.
+    pub live_snapshot: bool,
+    /// Streams it produces are in OpenZFS's dialect (`true`) or in that of zfs-fuse (`false`);
+    /// an OpenZFS filesystem cannot be received by zfs-fuse.
+    pub modern_streams: bool,
+}
+
+/// Where an incremental send starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SendBase {
+    /// A snapshot of the same dataset (or of its origin).
+    Snapshot(SnapshotName),
+    /// A bookmark of the same dataset.
+    Bookmark(BookmarkName),
+}
+
+/// One send: from a base, or in full, to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendSpec {
+    /// `None`: a full send.
+    pub from: Option<SendBase>,
+    /// The snapshot the receiver ends up with.
+    pub to: SnapshotName,
+    /// `send -c`: blocks as they are on disk.
+    pub compressed: bool,
+    /// `send -L`: records above 128 KiB are not split.
+    pub large_blocks: bool,
+    /// `send -w`: encrypted blocks as they are on disk.
+    pub raw: bool,
+}
+
+/// One receive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveSpec {
+    /// The dataset to receive into; created by a full stream, must exist for an incremental one.
+    pub dataset: DatasetName,
+    /// The name of the snapshot that results.
+    pub snapshot: SnapshotName,
+    /// The guid that the stream must carry. Another one is refused before anything is changed.
+    pub to_guid: Guid,
+    /// The guid of the base for an incremental stream.
+    pub from_guid: Option<Guid>,
+    /// Ask the store to keep what arrived when the stream breaks off, where it can.
+    pub resumable: bool,
+}
+
+/// A group of snapshots to be taken as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    /// One name a dataset; in one pool they are taken atomically.
+    pub names: Vec<SnapshotName>,
+    /// The caller has frozen or stopped every writer: a directory's snapshot is not fuzzy.
+    pub quiesced: bool,
+    /// Local user properties to record with the snapshots, where the store can.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// A hold on a snapshot, for batches.
+pub type SnapshotHold = (SnapshotName, HoldTag);
