@@ -1,0 +1,123 @@
+//! Failures and refusals as they travel: what can be done, which kind, and the words for people.
+
+use std::fmt;
+
+use flocker_store::{Recovery, StoreError};
+use serde::{Deserialize, Serialize};
+
+/// What a failure lets one do; the wire's form of [`Recovery`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// The same again, later.
+    Retry,
+    /// Look at both inventories again.
+    Replan,
+    /// It cannot succeed as it stands.
+    Abort,
+    /// A person has to do something; it is looked at again from time to time.
+    Operator,
+}
+
+/// Which kind of failure: what tests and exit codes go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The store, the disk or a quota is full.
+    NoSpace,
+    /// The standby was written, or has snapshots of its own.
+    Modified,
+    /// No common snapshot.
+    NoBase,
+    /// The stream was damaged.
+    BadStream,
+    /// The target cannot apply the stream.
+    Unsupported,
+    /// Somebody holds the dataset.
+    Busy,
+    /// A dataset or snapshot is not there.
+    NotFound,
+    /// A name is taken.
+    Exists,
+    /// The connection was lost or the peer is not connected.
+    ConnectionLost,
+    /// It took longer than its limit.
+    TimedOut,
+    /// The peer may not do this here.
+    NotGranted,
+    /// Epochs disagree.
+    Conflict,
+    /// The workload did not do what it should.
+    Workload,
+    /// A request that makes no sense as things are.
+    BadRequest,
+    /// A person or a newer plan ended it.
+    Cancelled,
+    /// Anything else; the message has the words.
+    Other,
+}
+
+/// Something that did not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What can be done.
+    pub remedy: Remedy,
+    /// Which kind.
+    pub code: FailureCode,
+    /// What happened, to which dataset, and what to do next.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(remedy: Remedy, code: FailureCode, message: impl Into<String>) -> Self {
+        Self {
+            remedy,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// A request that is refused without having changed anything.
+    pub fn refused(code: FailureCode, message: impl Into<String>) -> Self {
+        Self::new(Remedy::Abort, code, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<&StoreError> for Failure {
+    fn from(error: &StoreError) -> Self {
+        use FailureCode as C;
+        let code = match error {
+            StoreError::NoDataset { .. } | StoreError::NoSnapshot { .. } => C::NotFound,
+            StoreError::Exists { .. } => C::Exists,
+            StoreError::NoBase { .. } => C::NoBase,
+            StoreError::Modified { .. } => C::Modified,
+            StoreError::BadStream { .. } => C::BadStream,
+            StoreError::Unsupported { .. } | StoreError::NotCapable { .. } => C::Unsupported,
+            StoreError::NoSpace { .. } => C::NoSpace,
+            StoreError::Busy { .. } | StoreError::Kept { .. } => C::Busy,
+            StoreError::Cancelled => C::Cancelled,
+            StoreError::Permission { .. }
+            | StoreError::Command { .. }
+            | StoreError::Output { .. }
+            | StoreError::Corrupt { .. }
+            | StoreError::Name(_)
+            | StoreError::Io { .. } => C::Other,
+        };
+        let remedy = match error.recovery() {
+            Recovery::Retry => Remedy::Retry,
+            Recovery::Replan => Remedy::Replan,
+            Recovery::Abort => Remedy::Abort,
+            Recovery::Operator => Remedy::Operator,
+        };
+        Failure::new(remedy, code, error.to_string())
+    }
+}

@@ -1,0 +1,193 @@
+//! What two nodes say to each other about a unit. Every message carries the sender's epoch.
+//!
+//! The transport encodes them (postcard) and delivers them in order while a connection lasts; the
+//! machines assume less: a message may be lost, late or repeated.
+
+use flocker_store::{DatasetKind, Guid, Inventory};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::ids::{AttemptId, Epoch, Incarnation, TransferId, UnitId, VolumeId};
+use crate::record::{Answer, Policy, WorkloadKind};
+
+/// A message about one unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// The unit.
+    pub unit: UnitId,
+    /// The newest epoch the sender knows of.
+    pub epoch: Epoch,
+    /// What it says.
+    pub body: Body,
+}
+
+/// A volume as it is introduced to a standby.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeIntro {
+    /// The same on every node.
+    pub id: VolumeId,
+    /// The last component of the primary's dataset; a hint for the standby's own name.
+    pub leaf: String,
+    /// What it is.
+    pub kind: DatasetKind,
+    /// Its streams are in OpenZFS's dialect, which zfs-fuse cannot receive as a filesystem.
+    pub modern_streams: bool,
+}
+
+/// One send, as it is offered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepOffer {
+    /// Names the bulk stream that follows.
+    pub transfer: TransferId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The base's guid; `None`: a full send.
+    pub from: Option<Guid>,
+    /// The target snapshot's guid.
+    pub to: Guid,
+    /// The target snapshot's short name.
+    pub to_short: String,
+    /// Wall clock at the primary when the snapshot was asked for, milliseconds since 1970.
+    pub taken_wall_ms: i64,
+    /// Estimated stream size in bytes, where the primary's store can say.
+    pub estimate_bytes: Option<u64>,
+    /// The snapshot is fuzzy: see `flocker_store::Snapshot::fuzzy`.
+    pub fuzzy: bool,
+}
+
+/// What a standby reports of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSurvey {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What is there; `None`: the dataset does not exist yet.
+    pub inventory: Option<Inventory>,
+}
+
+/// How long the parts of an activation took, milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivationTimes {
+    /// Making the volumes reachable.
+    pub mount_ms: u64,
+    /// From asking the workload to start until it runs.
+    pub start_ms: u64,
+}
+
+/// What is said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// Primary → standby: keep replicas of this unit.
+    Intro {
+        /// For people.
+        name: String,
+        /// Its volumes.
+        volumes: Vec<VolumeIntro>,
+        /// When it is replicated.
+        policy: Policy,
+    },
+    /// Standby → primary: yes, or why not.
+    IntroReply(Result<(), Failure>),
+    /// Primary → standby: what do you hold?
+    Survey,
+    /// Standby → primary.
+    SurveyReply(Result<Vec<VolumeSurvey>, Failure>),
+    /// Primary → standby: a send is about to begin.
+    Offer(StepOffer),
+    /// Standby → primary: go ahead, or why not.
+    OfferReply {
+        /// The transfer offered.
+        transfer: TransferId,
+        /// The answer.
+        answer: Result<(), Failure>,
+    },
+    /// Standby → primary: how a step ended, in the words of what the store committed.
+    StepReply {
+        /// The transfer.
+        transfer: TransferId,
+        /// The guid of the snapshot that is there now, as the store reports it.
+        outcome: Result<Guid, Failure>,
+    },
+    /// Primary → standby: you were equal to me at this moment (nothing was written since).
+    Equal {
+        /// Wall clock at the primary, milliseconds since 1970.
+        wall_ms: i64,
+    },
+    /// Source → target: would you take it?
+    Preflight {
+        /// The attempt that asks.
+        attempt: AttemptId,
+        /// A workload of this kind is to be started.
+        workload: Option<WorkloadKind>,
+    },
+    /// Target → source.
+    PreflightReply {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The answer.
+        answer: Result<(), Failure>,
+    },
+    /// Source → target: these are the final snapshots; promise to answer `Settle`.
+    Prepare {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The epoch the target would own.
+        next: Epoch,
+        /// The final snapshot of each volume.
+        finals: Vec<(VolumeId, Guid)>,
+        /// Whether the workload is to be started.
+        workload_wanted: bool,
+    },
+    /// Target → source: durably ready, or why not.
+    PrepareReply {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The incarnation of the journal that holds the promise.
+        answer: Result<Incarnation, Failure>,
+    },
+    /// Source → target: the one question after the commit.
+    Settle {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// Target → source: durable before it is said.
+    SettleReply {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How it ended.
+        answer: Answer,
+        /// The incarnation of the journal that says so.
+        incarnation: Incarnation,
+    },
+    /// Source → target: given up before its commit; a courtesy, the tombstone is what counts.
+    Abandon {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// New primary → old primary: the workload runs here (or there is none).
+    Activated {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How long it took.
+        times: ActivationTimes,
+    },
+    /// New primary → old primary: it did not start; the new primary stays, and alarms.
+    ActivationFailed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Starting owner → standby: do you know a newer epoch?
+    Claim,
+    /// Standby → starting owner: the epoch in the envelope is what I know; `false`: I know no such unit.
+    ClaimReply {
+        /// Whether the unit is known here.
+        known: bool,
+    },
+    /// Primary → standby: protection ends.
+    Drop,
+    /// Either way: your message's epoch is older than mine, which is in the envelope.
+    Stale,
+    /// Standby → primary: I know no such unit (any more); introduce it again.
+    Unknown,
+}
