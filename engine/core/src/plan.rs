@@ -1,1 +1,243 @@
-//! plan
+//! Planning a send: two inventories in, a plan or a typed conflict out. Pure.
+//!
+//! Snapshots are matched by guid; `createtxg` orders them only inside one store. The incremental
+//! source must be the *newest* snapshot of the receiving dataset: anything newer there belongs to
+//! somebody, and is never destroyed.
+
+use flocker_store::{Guid, Inventory, SendBase};
+
+/// How a replica is brought to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// It is there already.
+    UpToDate,
+    /// From this base, which the source still has as a snapshot or as a bookmark.
+    Incremental {
+        /// Its guid.
+        guid: Guid,
+        /// Where the source keeps it.
+        base: SendBase,
+    },
+    /// There is nothing yet.
+    Full,
+}
+
+/// Why there is no plan. Nothing is destroyed to make one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// The source does not have the snapshot to be sent.
+    #[error("the snapshot with guid {to} is not on the source")]
+    NoTarget {
+        /// Its guid.
+        to: Guid,
+    },
+    /// The receiving dataset exists, without any snapshot: it is not a replica.
+    #[error("the receiving dataset exists and has no snapshot: it is not a replica of this volume")]
+    Occupied,
+    /// No snapshot of the receiving dataset is known to the source.
+    #[error(
+        "the two sides have no snapshot in common (the standby's newest is {newest}); \
+         the replica must be renamed away before a full send"
+    )]
+    NoCommonBase {
+        /// The standby's newest snapshot.
+        newest: String,
+    },
+    /// The standby has snapshots of its own, newer than the newest common one.
+    #[error("the standby has snapshots that the primary has not: {}; the newest in common is {common}", foreign.join(", "))]
+    Diverged {
+        /// The newest common snapshot's name on the standby.
+        common: String,
+        /// Newer ones there, oldest first.
+        foreign: Vec<String>,
+    },
+    /// The standby is at a snapshot newer than the one to be sent.
+    #[error("the standby is at {newest}, which is newer than the snapshot to be sent")]
+    Ahead {
+        /// The standby's newest snapshot.
+        newest: String,
+    },
+}
+
+/// Where `source` keeps what `guid` names: a snapshot, else a bookmark.
+pub fn find_base(source: &Inventory, guid: Guid) -> Option<(SendBase, u64)> {
+    if let Some(s) = source.snapshot(guid) {
+        return Some((SendBase::Snapshot(s.name.clone()), s.createtxg));
+    }
+    let bookmark = source.bookmarks.iter().find(|b| b.guid == guid)?;
+    Some((
+        SendBase::Bookmark(bookmark.name.clone()),
+        bookmark.createtxg,
+    ))
+}
+
+/// Plans the send that brings `target` to the snapshot `to` of `source`.
+///
+/// `target` is `None` where the receiving dataset does not exist.
+///
+/// # Errors
+/// A [`Conflict`], which needs a newer inventory or a person.
+pub fn plan(source: &Inventory, target: Option<&Inventory>, to: Guid) -> Result<Plan, Conflict> {
+    let Some(wanted) = source.snapshot(to) else {
+        return Err(Conflict::NoTarget { to });
+    };
+    let Some(target) = target else {
+        return Ok(Plan::Full);
+    };
+    let Some(newest) = target.latest() else {
+        return Err(Conflict::Occupied);
+    };
+    if newest.guid == to {
+        return Ok(Plan::UpToDate);
+    }
+    if let Some((base, createtxg)) = find_base(source, newest.guid) {
+        if createtxg >= wanted.createtxg {
+            return Err(Conflict::Ahead {
+                newest: newest.name.to_string(),
+            });
+        }
+        return Ok(Plan::Incremental {
+            guid: newest.guid,
+            base,
+        });
+    }
+    let common = target
+        .snapshots
+        .iter()
+        .rposition(|s| find_base(source, s.guid).is_some());
+    match common {
+        None => Err(Conflict::NoCommonBase {
+            newest: newest.name.to_string(),
+        }),
+        Some(at) => Err(Conflict::Diverged {
+            common: target.snapshots[at].name.to_string(),
+            foreign: target.snapshots[at + 1..]
+                .iter()
+                .map(|s| s.name.to_string())
+                .collect(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flocker_store::{Bookmark, DatasetName, Snapshot};
+    use proptest::prelude::*;
+
+    /// `"@1 @2 #3"`: snapshots and bookmarks whose guid is the number, in order of creation.
+    fn side(dataset: &str, text: &str) -> Inventory {
+        let dataset = DatasetName::new(dataset).unwrap();
+        let mut inventory = Inventory::default();
+        for (i, word) in text.split_whitespace().enumerate() {
+            let guid = Guid(word[1..].parse().unwrap());
+            let createtxg = i as u64 + 1;
+            if word.starts_with('@') {
+                inventory.snapshots.push(Snapshot {
+                    name: dataset.snapshot(&word[1..]).unwrap(),
+                    guid,
+                    createtxg,
+                    creation_unix_s: 0,
+                    fuzzy: false,
+                    holds: 0,
+                });
+            } else {
+                let name = format!("{dataset}#{}", &word[1..]).parse().unwrap();
+                inventory.bookmarks.push(Bookmark {
+                    name,
+                    guid,
+                    createtxg,
+                });
+            }
+        }
+        inventory
+    }
+
+    fn check(src: &str, dst: Option<&str>, to: u64) -> Result<Plan, Conflict> {
+        let dst = dst.map(|d| side("t", d));
+        plan(&side("s", src), dst.as_ref(), Guid(to))
+    }
+
+    fn from(word: &str) -> Plan {
+        let guid = Guid(word[1..].parse().unwrap());
+        let name = format!("s{word}");
+        let base = if word.starts_with('@') {
+            SendBase::Snapshot(name.parse().unwrap())
+        } else {
+            SendBase::Bookmark(name.parse().unwrap())
+        };
+        Plan::Incremental { guid, base }
+    }
+
+    #[test]
+    fn a_dataset_that_does_not_exist_gets_a_full_send() {
+        assert_eq!(check("@1 @2", None, 2), Ok(Plan::Full));
+    }
+
+    #[test]
+    fn the_newest_snapshot_of_the_standby_is_the_base() {
+        assert_eq!(check("@1 @2 @3", Some("@1 @2"), 3), Ok(from("@2")));
+        assert_eq!(check("@1 @2 @3", Some("@1"), 3), Ok(from("@1")));
+    }
+
+    #[test]
+    fn a_base_that_is_left_only_as_a_bookmark_serves() {
+        assert_eq!(check("#1 @2", Some("@1"), 2), Ok(from("#1")));
+    }
+
+    #[test]
+    fn a_standby_at_the_target_needs_nothing() {
+        assert_eq!(check("@1 @2", Some("@2"), 2), Ok(Plan::UpToDate));
+    }
+
+    #[test]
+    fn foreign_snapshots_on_the_standby_are_named_and_kept() {
+        let got = check("@1 @2", Some("@1 @9"), 2);
+        let want = Conflict::Diverged {
+            common: "t@1".into(),
+            foreign: vec!["t@9".into()],
+        };
+        assert_eq!(got, Err(want));
+    }
+
+    #[test]
+    fn sides_without_a_common_snapshot_are_a_conflict() {
+        assert!(matches!(
+            check("@1 @2", Some("@8 @9"), 2),
+            Err(Conflict::NoCommonBase { .. })
+        ));
+        assert_eq!(check("@1", Some(""), 1), Err(Conflict::Occupied));
+    }
+
+    #[test]
+    fn an_older_target_than_the_standby_has_is_refused() {
+        assert!(matches!(
+            check("@1 @2", Some("@1 @2"), 1),
+            Err(Conflict::Ahead { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_always_starts_from_the_standbys_newest_snapshot(
+            src in prop::collection::btree_set(1u64..12, 1..8),
+            dst in prop::collection::btree_set(1u64..12, 0..8),
+            pick in 0usize..8,
+        ) {
+            let text = |set: &std::collections::BTreeSet<u64>| {
+                set.iter().map(|n| format!("@{n}")).collect::<Vec<_>>().join(" ")
+            };
+            let to = *src.iter().nth(pick % src.len()).unwrap();
+            let target = side("t", &text(&dst));
+            match plan(&side("s", &text(&src)), Some(&target), Guid(to)) {
+                Ok(Plan::Incremental { guid, .. }) => {
+                    prop_assert_eq!(Some(guid), target.latest().map(|s| s.guid));
+                    prop_assert!(src.contains(&guid.0) && guid.0 < to);
+                }
+                Ok(Plan::UpToDate) => prop_assert_eq!(target.latest().unwrap().guid.0, to),
+                Ok(Plan::Full) => prop_assert!(false, "never full over an existing dataset"),
+                Err(_) => {}
+            }
+        }
+    }
+}

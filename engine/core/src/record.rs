@@ -180,6 +180,8 @@ pub struct UnitRecord {
     pub standbys: Vec<Fingerprint>,
     /// The workload, where local configuration names one.
     pub workload: Option<WorkloadRecord>,
+    /// Protected here first: its volumes are this node's own, and its return needs no grant.
+    pub own: bool,
     /// Replication paused by a person.
     pub paused: bool,
     /// The risk of starting without having heard from the standbys was accepted.

@@ -1,0 +1,59 @@
+//! Every limit of the machines, with its reason.
+
+/// A question that was not answered is asked again after this long: a message may be lost with the
+/// connection, and all answers are idempotent.
+pub(crate) const RESEND_MS: u64 = 1_000;
+
+/// First pause after a failed round; doubled with each failure in a row.
+pub(crate) const BACKOFF_FIRST_MS: u64 = 250;
+
+/// Longest pause between tries. Short enough that a standby whose disk was cleaned up goes on
+/// before its operator wonders.
+pub(crate) const BACKOFF_LAST_MS: u64 = 15_000;
+
+/// After the local side of a transfer ended, how long the standby's word is waited for.
+pub(crate) const WORD_MS: u64 = 30_000;
+
+/// After the local side of a transfer failed: the standby's word names the cause, if it comes.
+pub(crate) const CAUSE_MS: u64 = 1_000;
+
+/// Least time between two rounds to one standby, so that an RPO shorter than a round does not spin.
+pub(crate) const ROUND_GAP_MS: u64 = 10;
+
+/// An owner that starts and has not heard from all its standbys raises an alarm after this long.
+pub(crate) const CLAIM_ALARM_MS: u64 = 10_000;
+
+/// The target must answer `Preflight` and `Prepare` within this time.
+pub(crate) const ANSWER_LIMIT_MS: u64 = 20_000;
+
+/// A standby that does not answer an introduction made by `protect`: the command is refused.
+pub(crate) const PROTECT_LIMIT_MS: u64 = 20_000;
+
+/// Each of fence, snapshot and verify must end within this time, or the cutover is taken back.
+pub(crate) const STOPPED_PHASE_LIMIT_MS: u64 = 60_000;
+
+/// The final transfer must end within this time, or the cutover is taken back: the workload is
+/// stopped meanwhile.
+pub(crate) const FINAL_TRANSFER_LIMIT_MS: u64 = 600_000;
+
+/// How long the source waits for the target's word that the workload runs before it answers the
+/// person with what it knows.
+pub(crate) const ACTIVATION_LIMIT_MS: u64 = 60_000;
+
+/// A commit without an answer raises an alarm after this long.
+pub(crate) const SETTLE_ALARM_MS: u64 = 10_000;
+
+/// Convergence ends when a round took no longer than this, milliseconds: below it the fixed costs rule.
+pub(crate) const CONVERGED_MS: u64 = 200;
+
+/// Most rounds of convergence.
+pub(crate) const CONVERGE_ROUNDS: u32 = 10;
+
+/// Convergence ends when a round took more than this share of the one before, in percent.
+pub(crate) const CONVERGE_GAIN_PERCENT: u64 = 80;
+
+/// First pause before an ended workload is started again; doubled up to [`BACKOFF_LAST_MS`].
+pub(crate) const RESTART_FIRST_MS: u64 = 1_000;
+
+/// Below this estimate a step is not worth a look at the room left, bytes, unless there is a quota.
+pub(crate) const ROOM_CHECK_BYTES: u64 = 64 << 20;
