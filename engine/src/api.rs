@@ -1,0 +1,394 @@
+//! The local API: JSON lines over a unix socket, one [`Request`] a connection.
+//!
+//! Owns: the words. Leaves to others: the socket's two ends (`server`, [`crate::client`]).
+//!
+//! A client writes one [`Request`] as one line and reads [`Response`] lines: any number of
+//! [`Response::Event`], [`Response::Progress`] and [`Response::InviteOpen`], then exactly one
+//! [`Response::Ok`] or [`Response::Error`], after which the node closes the connection.
+//!
+//! - `status` also has what the core does not know: see [`NodeView`].
+//! - `invite` sends `invite_open` at once, and ends when a node has paired, the invitation ran out,
+//!   or five wrong codes ended it. The invitation does not belong to the connection: a client that
+//!   goes away leaves it open until it ends by itself; a new `invite` replaces it.
+//! - `migrate` streams the events and the transfers' progress of its unit until it has ended.
+//!   A client that goes away does not stop the migration.
+//! - `watch` never ends by itself.
+//!
+//! Who may talk: the socket is `0600` in a `0700` directory, and the node asks the kernel who is
+//! at the other end (`SO_PEERCRED`): the node's own user or root, nobody else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use flocker_core::Failure;
+use flocker_core::ids::{Fingerprint, UnitId};
+use flocker_core::io::{Event, MigrationReport, RoundReport};
+use flocker_core::record::{Policy, WorkloadKind};
+use flocker_core::status::NodeStatus;
+use serde::{Deserialize, Serialize};
+
+/// Longest request line a node reads, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+
+/// How long an invitation stays open unless it is said otherwise, seconds.
+pub const DEFAULT_INVITE_TTL_S: u64 = 600;
+
+/// How long a workload may take to stop unless it is said otherwise, milliseconds.
+pub const DEFAULT_STOP_LIMIT_MS: u64 = 10_000;
+
+/// What a person, or a program for one, asks of the node. One line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How things are. → [`Answer::Status`]
+    Status {
+        /// Only this unit; unknown names are an error.
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// Open an invitation. → [`Response::InviteOpen`], then [`Answer::Paired`]
+    Invite {
+        /// How long it stays open, seconds.
+        #[serde(default = "default_invite_ttl_s")]
+        ttl_s: u64,
+    },
+    /// Accept another node's invitation. → [`Answer::Paired`]
+    Join {
+        /// `host:port` of the node that invited.
+        address: String,
+        /// The one-time code it showed.
+        code: String,
+    },
+    /// Say what a peer may do here. → [`Answer::Done`]
+    Grant {
+        /// Name or fingerprint.
+        peer: String,
+        /// The dataset below which its replicas are kept; `None` takes the whole grant back.
+        receive: Option<String>,
+        /// Most bytes they may use in all.
+        #[serde(default)]
+        quota_bytes: Option<u64>,
+        /// Workloads that a migration from this peer may start.
+        #[serde(default)]
+        workloads: Vec<WorkloadKind>,
+    },
+    /// Replicate a dataset to a peer. A dataset that does not exist is an error, except that a
+    /// vault makes an empty directory volume where `create` is set. → [`Answer::Protected`]
+    Protect {
+        /// The dataset.
+        dataset: String,
+        /// Name or fingerprint of the standby.
+        to: String,
+        /// The unit's name; by default the dataset's last component.
+        #[serde(default)]
+        name: Option<String>,
+        /// When to replicate.
+        policy: Policy,
+        /// Make the dataset first if it does not exist (of the store's first live kind).
+        #[serde(default)]
+        create: bool,
+    },
+    /// Set the workload of a unit: started where the unit is primary, kept for later on a standby.
+    /// → [`Answer::Done`]
+    Run {
+        /// The unit's name.
+        name: String,
+        /// Program and arguments, not passed through a shell.
+        command: Vec<String>,
+        /// How long it may take to stop before it is killed, milliseconds.
+        #[serde(default = "default_stop_limit_ms")]
+        stop_limit_ms: u64,
+        /// Whether it dies with the daemon (or runs on and is adopted again).
+        #[serde(default)]
+        die_with_daemon: bool,
+    },
+    /// Stop a unit's workload and keep it stopped. → [`Answer::Done`]
+    Stop {
+        /// The unit's name.
+        name: String,
+    },
+    /// Move a unit with its workload. → events, progress, then [`Answer::Migrated`]
+    Migrate {
+        /// The unit's name.
+        name: String,
+        /// Name or fingerprint of the target.
+        to: String,
+    },
+    /// Stop replicating. → [`Answer::Done`]
+    Pause {
+        /// The unit's name.
+        name: String,
+    },
+    /// Go on replicating. → [`Answer::Done`]
+    Resume {
+        /// The unit's name.
+        name: String,
+    },
+    /// End protection; the data stays. → [`Answer::Done`]
+    Unprotect {
+        /// The unit's name.
+        name: String,
+    },
+    /// Forget a peer. → [`Answer::Done`]
+    Unpair {
+        /// Name or fingerprint.
+        peer: String,
+    },
+    /// Become writable without having heard from the standbys. → [`Answer::Done`]
+    StartAlone {
+        /// The unit's name.
+        name: String,
+    },
+    /// Events and progress as they come, until the client goes away.
+    Watch {
+        /// Only this unit.
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// Replication rounds kept in the history, oldest first. → [`Answer::Rounds`]
+    Rounds {
+        /// The unit's name.
+        name: String,
+        /// The newest so many; all that are kept without it.
+        #[serde(default)]
+        last: Option<usize>,
+    },
+    /// Events kept in the history, oldest first. → [`Answer::History`]
+    History {
+        /// Only this unit.
+        #[serde(default)]
+        name: Option<String>,
+        /// The newest so many; all that are kept without it.
+        #[serde(default)]
+        last: Option<usize>,
+    },
+    /// The metrics in the Prometheus text format. → [`Answer::Metrics`]
+    Metrics,
+    /// End the daemon as SIGTERM does. → [`Answer::Done`] when it has begun to
+    Shutdown,
+}
+
+fn default_invite_ttl_s() -> u64 {
+    DEFAULT_INVITE_TTL_S
+}
+
+fn default_stop_limit_ms() -> u64 {
+    DEFAULT_STOP_LIMIT_MS
+}
+
+/// What the node says. One line of JSON: an object with one key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Something happened.
+    Event(StampedEvent),
+    /// How far a bulk transfer is.
+    Progress(Progress),
+    /// An invitation stands.
+    InviteOpen(InviteOpen),
+    /// The end: it was done.
+    Ok(Answer),
+    /// The end: it was not.
+    Error(Failure),
+}
+
+/// The answer of a request that was done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// [`Request::Status`].
+    Status(Box<NodeView>),
+    /// [`Request::Invite`], [`Request::Join`].
+    Paired(PairedPeer),
+    /// [`Request::Protect`].
+    Protected {
+        /// The unit's name.
+        name: String,
+        /// Its id.
+        unit: UnitId,
+    },
+    /// [`Request::Migrate`].
+    Migrated(Box<MigrationReport>),
+    /// [`Request::Rounds`].
+    Rounds(Vec<StampedRound>),
+    /// [`Request::History`].
+    History(Vec<StampedEvent>),
+    /// [`Request::Metrics`]: the text.
+    Metrics(String),
+}
+
+/// An event with its moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StampedEvent {
+    /// Wall clock, milliseconds since 1970.
+    pub at_unix_ms: i64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// A round with its moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StampedRound {
+    /// Wall clock when it ended, milliseconds since 1970.
+    pub at_unix_ms: i64,
+    /// The round.
+    pub round: RoundReport,
+}
+
+/// Which way a transfer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// To the peer.
+    Send,
+    /// From the peer.
+    Receive,
+}
+
+/// A running bulk transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The unit it is for.
+    pub unit: UnitId,
+    /// Its name, where it is known.
+    pub name: Option<String>,
+    /// The other node.
+    pub peer: Fingerprint,
+    /// Which way.
+    pub direction: Direction,
+    /// The snapshot that is sent or received.
+    pub snapshot: String,
+    /// No base: everything is sent.
+    pub full: bool,
+    /// Bytes of the stream so far.
+    pub stream_bytes: u64,
+    /// Bytes on the wire so far.
+    pub wire_bytes: u64,
+    /// Estimated size of the stream in bytes, where the store can say.
+    pub total_bytes: Option<u64>,
+    /// Stream bytes per second over the last moments.
+    pub bytes_per_second: u64,
+    /// Since it began, milliseconds.
+    pub elapsed_ms: u64,
+    /// It has ended: the last word on this transfer.
+    pub ended: bool,
+}
+
+/// An invitation that stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteOpen {
+    /// Where the other node may reach this one, `host:port`, the likeliest first.
+    pub addresses: Vec<String>,
+    /// The one-time code, as a person types it.
+    pub code: String,
+    /// When it ends, seconds since 1970.
+    pub expires_unix_s: i64,
+    /// This node's name.
+    pub name: String,
+    /// This node's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The fingerprint in words: the other node shows the same.
+    pub words: String,
+}
+
+/// A node that was paired with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairedPeer {
+    /// What it calls itself (with a number behind it where that name was taken here).
+    pub name: String,
+    /// Who it is.
+    pub fingerprint: Fingerprint,
+    /// Its fingerprint in words, to compare with what the other node shows.
+    pub words: String,
+    /// This node's own fingerprint in words, which the other node shows.
+    pub own_words: String,
+    /// Where it is reachable, `host:port`.
+    pub addresses: Vec<String>,
+}
+
+/// The node as [`Request::Status`] shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// This node's name.
+    pub name: String,
+    /// Version of the program.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Where it listens for peers.
+    pub listen: String,
+    /// The store and its version, for people.
+    pub store: String,
+    /// The dataset below which the store works.
+    pub root: String,
+    /// This node's fingerprint in words.
+    pub words: String,
+    /// What the core says.
+    pub node: NodeStatus,
+    /// Transfers that run now.
+    pub transfers: Vec<Progress>,
+    /// Where the live data of datasets is reachable now, by dataset.
+    pub paths: BTreeMap<String, PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parses(line: &str) -> Result<Request, serde_json::Error> {
+        serde_json::from_str(line)
+    }
+
+    #[test]
+    fn requests_are_one_flat_object_with_the_request_named() {
+        assert_eq!(
+            parses(r#"{"request":"status"}"#).unwrap(),
+            Request::Status { name: None }
+        );
+        assert_eq!(
+            parses(r#"{"request":"protect","dataset":"a/b","to":"b","policy":{"rpo":1000}}"#)
+                .unwrap(),
+            Request::Protect {
+                dataset: "a/b".into(),
+                to: "b".into(),
+                name: None,
+                policy: Policy::Rpo(1000),
+                create: false,
+            }
+        );
+        assert_eq!(
+            parses(r#"{"request":"metrics"}"#).unwrap(),
+            Request::Metrics
+        );
+    }
+
+    #[test]
+    fn unknown_requests_and_unknown_fields_are_refused_by_name() {
+        let error = parses(r#"{"request":"explode"}"#).unwrap_err().to_string();
+        assert!(error.contains("explode"), "{error}");
+        let error = parses(r#"{"request":"stop","name":"x","now":true}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("now"), "{error}");
+    }
+
+    #[test]
+    fn answers_survive_the_line_they_travel_in() {
+        let event = Event {
+            unit: Some(UnitId(u128::MAX - 5)),
+            name: Some("db".into()),
+            kind: flocker_core::EventKind::Note("hello\nworld".into()),
+        };
+        let response = Response::Event(StampedEvent {
+            at_unix_ms: 7,
+            event,
+        });
+        let line = serde_json::to_string(&response).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response);
+    }
+}

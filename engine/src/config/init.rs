@@ -1,0 +1,123 @@
+//! `init`: a new node. The configuration is written last, so that what fails leaves none.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri};
+
+/// What a new node is made of.
+#[derive(Debug, Clone)]
+pub struct InitOptions {
+    /// The file to write; `None`: [`super::default_config_path_for_init`].
+    pub path: Option<PathBuf>,
+    /// What the node calls itself.
+    pub name: NodeName,
+    /// Where its datasets are. A vault is made; a ZFS dataset has to exist.
+    pub store: StoreUri,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its state; `None`: [`super::default_state_dir`].
+    pub state: Option<PathBuf>,
+    /// Addresses given to peers.
+    pub advertise: Vec<String>,
+}
+
+/// Why a node could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// There is one.
+    #[error("{} exists already: nothing was changed; choose another file with --config", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What was asked for is no configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file or directory could not be made.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> InitError + '_ {
+    |source| InitError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Config {
+    /// Makes a new node: state directory (0700), identity, journal, vault, and its configuration.
+    ///
+    /// # Errors
+    /// [`InitError`]; an existing configuration is never overwritten.
+    pub fn init(options: InitOptions) -> Result<Config, InitError> {
+        let path = match options.path {
+            Some(path) => path,
+            None => super::default_config_path_for_init()?,
+        };
+        let path = std::path::absolute(&path).map_err(at(&path))?;
+        if path.exists() {
+            return Err(InitError::Exists { path });
+        }
+        let state = match options.state {
+            Some(state) => state,
+            None => super::default_state_dir()?,
+        };
+        let state = std::path::absolute(&state).map_err(at(&state))?;
+        let here = std::env::current_dir().map_err(at(Path::new(".")))?;
+        let config = Config {
+            path,
+            node: NodeSection {
+                name: options.name,
+                listen: options.listen,
+                state,
+                store: options.store.below(&here),
+                advertise: options.advertise,
+            },
+            limits: LimitsSection::default(),
+        };
+        config.check("")?;
+        make_private_dir(&config.node.state)?;
+        config.write()?;
+        Ok(config)
+    }
+
+    fn write(&self) -> Result<(), InitError> {
+        if let Some(dir) = self.path.parent() {
+            fs::create_dir_all(dir).map_err(at(dir))?;
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&self.path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::AlreadyExists => InitError::Exists {
+                    path: self.path.clone(),
+                },
+                _ => at(&self.path)(source),
+            })?;
+        file.write_all(self.to_toml().as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(at(&self.path))
+    }
+}
+
+/// Makes a directory that only its owner may enter; an existing one is closed to others.
+pub(crate) fn make_private_dir(dir: &Path) -> Result<(), InitError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(at(dir))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(at(dir))
+}

@@ -1,0 +1,345 @@
+//! The configuration: one TOML file a node.
+//!
+//! Owns: the file's grammar and defaults, where it and the state are by default, what `init`
+//! writes. Leaves to others: what is in the state directory (`journal`, `workload`, the
+//! transport's identity).
+//!
+//! ```toml
+//! [node]
+//! name = "a"
+//! listen = "127.0.0.1:7001"
+//! state = "/var/lib/flocker-repl"
+//! store = "vault:/srv/a"             # or "zfs:tank/flocker"
+//! advertise = ["a.example:7001"]     # optional: addresses given to peers
+//!
+//! [limits]                           # optional, each with a default
+//! operations = 32
+//! ```
+
+mod init;
+mod paths;
+mod value;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use init::{InitError, InitOptions};
+pub use paths::{default_config_path, default_config_path_for_init, default_state_dir};
+pub use value::{NodeName, StoreUri, ValueError};
+
+/// A node's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    path: PathBuf,
+    /// `[node]`
+    pub node: NodeSection,
+    /// `[limits]`
+    pub limits: LimitsSection,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    /// What this node calls itself; peers may use it in commands.
+    pub name: NodeName,
+    /// Where it listens for peers.
+    pub listen: SocketAddr,
+    /// Its state: identity, journal, socket, logs.
+    pub state: PathBuf,
+    /// Where its datasets are.
+    pub store: StoreUri,
+    /// `host:port` given to peers, the likeliest first; by default `listen`, or, where that is
+    /// every address, the one the system routes from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advertise: Vec<String>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Store and workload operations at the same time; one that hangs keeps its place.
+    pub operations: usize,
+    /// How long a workload may take to freeze for a snapshot, milliseconds.
+    pub freeze_ms: u64,
+    /// Events kept in the history.
+    pub history_events: u64,
+    /// A workload's log is set aside when it is larger than this at a start, bytes.
+    pub log_bytes: u64,
+    /// zstd level of bulk transfers, -7 to 19.
+    pub compression_level: i32,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            operations: 32,
+            freeze_ms: 2_000,
+            history_events: 20_000,
+            log_bytes: 16 * 1024 * 1024,
+            compression_level: 1,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: NodeSection,
+    #[serde(default)]
+    limits: LimitsSection,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there.
+    #[error("{} does not exist: make it with `flocker-repl init`, or name another with --config", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not TOML, or has what a configuration has not.
+    #[error("{}{}: {reason}", path.display(), Place { line: *line, key })]
+    Grammar {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1, where it is known.
+        line: Option<usize>,
+        /// The key on that line, where there is one.
+        key: Option<String>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no home to look in.
+    #[error("no configuration is named, and neither XDG_CONFIG_HOME nor HOME is set: use --config")]
+    NoHome,
+}
+
+struct Place<'a> {
+    line: Option<usize>,
+    key: &'a Option<String>,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        match self.key {
+            Some(key) => write!(f, ", `{key}`"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; relative paths in it are relative to the file's directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file, line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing {
+                path: path.to_owned(),
+            },
+            _ => ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads the configuration at its default place: see [`default_config_path`].
+    ///
+    /// # Errors
+    /// As [`Config::load`], and [`ConfigError::NoHome`].
+    pub fn load_default() -> Result<Self, ConfigError> {
+        Self::load(&default_config_path()?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let File { mut node, limits } =
+            toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
+        let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let base = full.parent().unwrap_or(Path::new("/"));
+        node.state = base.join(&node.state);
+        node.store = node.store.below(base);
+        let config = Self {
+            path: full.clone(),
+            node,
+            limits,
+        };
+        config.check(text)?;
+        Ok(config)
+    }
+
+    fn check(&self, text: &str) -> Result<(), ConfigError> {
+        let bad = |key: &str, reason: String| {
+            let leaf = key.rsplit('.').next().unwrap_or(key);
+            let line = text
+                .lines()
+                .position(|l| l.trim_start().starts_with(leaf))
+                .map(|at| at + 1);
+            Err(ConfigError::Grammar {
+                path: self.path.clone(),
+                line,
+                key: Some(key.to_owned()),
+                reason,
+            })
+        };
+        for address in &self.node.advertise {
+            if let Err(error) = value::check_address(address) {
+                return bad("node.advertise", error.to_string());
+            }
+        }
+        if !(1..=1024).contains(&self.limits.operations) {
+            return bad("limits.operations", "must be 1 to 1024".into());
+        }
+        if !(1..=60_000).contains(&self.limits.freeze_ms) {
+            return bad("limits.freeze_ms", "must be 1 to 60000 milliseconds".into());
+        }
+        if !(-7..=19).contains(&self.limits.compression_level) {
+            return bad("limits.compression_level", "must be -7 to 19".into());
+        }
+        Ok(())
+    }
+
+    /// The file it was read from, as a full path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The local API's socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.node.state.join("api.sock")
+    }
+
+    /// The journal.
+    pub fn journal_path(&self) -> PathBuf {
+        self.node.state.join("journal.redb")
+    }
+
+    /// The history.
+    pub fn history_path(&self) -> PathBuf {
+        self.node.state.join("history.redb")
+    }
+
+    /// What `init` writes.
+    fn to_toml(&self) -> String {
+        let mut text = String::from("# flocker-repl: one node. `flocker-repl serve` runs it.\n\n");
+        let quote = |s: &str| toml::Value::String(s.to_owned()).to_string();
+        text.push_str("[node]\n");
+        text.push_str(&format!("name = {}\n", quote(self.node.name.as_str())));
+        text.push_str(&format!(
+            "listen = {}\n",
+            quote(&self.node.listen.to_string())
+        ));
+        text.push_str(&format!(
+            "state = {}\n",
+            quote(&self.node.state.to_string_lossy())
+        ));
+        text.push_str(&format!(
+            "store = {}\n",
+            quote(&self.node.store.to_string())
+        ));
+        if self.node.advertise.is_empty() {
+            text.push_str("# advertise = [\"host:port\"]   # where peers reach this node\n");
+        } else {
+            let all: Vec<String> = self.node.advertise.iter().map(|a| quote(a)).collect();
+            text.push_str(&format!("advertise = [{}]\n", all.join(", ")));
+        }
+        text
+    }
+}
+
+fn grammar(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error
+        .span()
+        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let key = line
+        .and_then(|line| text.lines().nth(line - 1))
+        .and_then(|line| line.split_once('='))
+        .map(|(key, _)| key.trim().to_owned());
+    ConfigError::Grammar {
+        path: path.to_owned(),
+        line,
+        key,
+        reason: error.message().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "[node]\nname = \"a\"\nlisten = \"127.0.0.1:7001\"\nstate = \"s\"\nstore = \"vault:v\"\n";
+
+    fn check(text: &str, words: &[&str]) {
+        let error = Config::parse(Path::new("/etc/x/config.toml"), text)
+            .unwrap_err()
+            .to_string();
+        for word in words {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_small_file_is_enough_and_relative_paths_are_relative_to_it() {
+        let config = Config::parse(Path::new("/etc/x/config.toml"), GOOD).unwrap();
+        assert_eq!(config.node.state, Path::new("/etc/x/s"));
+        assert_eq!(config.node.store, StoreUri::Vault("/etc/x/v".into()));
+        assert_eq!(config.socket_path(), Path::new("/etc/x/s/api.sock"));
+        assert_eq!(config.limits, LimitsSection::default());
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        check(
+            &GOOD.replace("127.0.0.1:7001", "here"),
+            &["/etc/x/config.toml", "line 3", "`listen`"],
+        );
+        check(
+            &GOOD.replace("vault:v", "tape:v"),
+            &["line 5", "`store`", "tape:v"],
+        );
+        check(&GOOD.replace("\"a\"", "\"a b\""), &["line 2", "`name`"]);
+        check(&format!("{GOOD}colour = 1\n"), &["line 6", "colour"]);
+        check(
+            &format!("{GOOD}[limits]\noperations = 0\n"),
+            &["line 7", "limits.operations"],
+        );
+        check(&GOOD.replace("name = \"a\"\n", ""), &["name"]);
+        check(
+            &format!("{GOOD}advertise = [\"nowhere\"]\n"),
+            &["line 6", "node.advertise", "nowhere"],
+        );
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let mut config = Config::parse(Path::new("/etc/x/config.toml"), GOOD).unwrap();
+        config.node.state = "/srv/with \"quotes\"".into();
+        config.node.advertise = vec!["h:1".into(), "[::1]:2".into()];
+        assert_eq!(
+            Config::parse(config.path(), &config.to_toml()).unwrap(),
+            config
+        );
+    }
+}
