@@ -51,6 +51,20 @@ pub mod begin_flag {
     pub const FREERECORDS: u32 = 1 << 2;
     /// [`super::object_flag::SPILL`] and [`super::spill_flag::UNMODIFIED`] mean something in this stream.
     pub const SPILL_BLOCK: u32 = 1 << 3;
+
+    /// The names of the flags that are set and known, lowest bit first.
+    pub fn names(flags: u32) -> Vec<&'static str> {
+        [
+            (CLONE, "clone"),
+            (CI_DATA, "ci_data"),
+            (FREERECORDS, "freerecords"),
+            (SPILL_BLOCK, "spill_block"),
+        ]
+        .into_iter()
+        .filter(|(bit, _)| flags & bit != 0)
+        .map(|(_, name)| name)
+        .collect()
+    }
 }
 
 /// `DRR_*` flags of WRITE, WRITE_BYREF and OBJECT_RANGE; those of OBJECT and SPILL share the first two.

@@ -129,7 +129,10 @@ impl Grammar {
                     },
                 )
             }
-            (State::Package, Record::End(_)) => (Part::PackageEnd, State::Done),
+            (State::Package, Record::End(_)) => {
+                belongs(record, &Begin::default())?;
+                (Part::PackageEnd, State::Done)
+            }
             (State::Package, _) => {
                 return Err(misplaced("the BEGIN of a substream or the package's END"));
             }

@@ -31,11 +31,15 @@
 pub mod error;
 pub mod fletcher;
 pub mod format;
+pub mod fuzzing;
 pub mod grammar;
+pub mod inspect;
 pub mod io;
+pub mod nvlist;
 pub mod plausible;
 pub mod reader;
 pub mod record;
+pub mod token;
 pub mod writer;
 
 pub use error::{Problem, StreamError};
