@@ -1,1 +1,39 @@
-//! flocker-transport
+//! # flocker-transport
+//!
+//! Moves bytes between two nodes that trust each other: opaque control payloads and ZFS send streams.
+//!
+//! Owns: identities and pinned keys, the QUIC endpoint, frames, warm connections and their redialling,
+//! the bulk pipeline, pairing by a one-time code. Leaves to others: what control payloads say, what a
+//! peer may do (grants), where streams come from and go to, what is kept durably.
+//!
+//! Read next: `WIRE.md` for every byte on the wire; [`peers`] for the connections, [`bulk`] for the data
+//! path, [`pairing`] for how trust begins, [`endpoint`] for what is beneath.
+//!
+//! Invariants:
+//! * A peer is its key. Each connection proves both keys afresh; nothing but Hello and Reject is
+//!   served to a key that is not trusted.
+//! * Bulk and control travel apart: bulk never passes through the event channel.
+//! * No length from a peer is allocated before it is bounded, no byte of a batch is written before its
+//!   hash is proven, and no transfer is acknowledged before the application says so.
+
+pub mod bulk;
+pub mod cancel;
+pub mod counters;
+pub mod frame;
+pub mod framed;
+pub mod identity;
+pub mod lane;
+pub mod tls;
+pub mod trust;
+pub mod tuning;
+pub mod words;
+
+pub use bulk::{
+    BulkReceiver, BulkSender, Progress, ReceiveError, ReceiveReport, Refusal, Resources, SendError,
+    SendOptions, SendReport, receive_stream, send_stream,
+};
+pub use cancel::Cancel;
+pub use flocker_core::ids::Fingerprint;
+pub use identity::{Identity, IdentityError};
+pub use trust::{Trust, TrustSet};
+pub use words::words;

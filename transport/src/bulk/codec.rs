@@ -1,0 +1,240 @@
+//! One batch: hashed and compressed, or decompressed and verified.
+//!
+//! Owns: the contexts and buffers a worker keeps. Leaves to others: which batch comes when.
+
+use bytes::Bytes;
+
+use crate::frame::bulk::{BATCH_HEADER_LEN, BatchHeader, Encoding};
+use crate::frame::{FrameType, HEADER_LEN, Header, MAX_BATCH_RAW};
+
+/// A compressed body that saves less than one part in this many is not worth decompressing.
+const MIN_SAVING: usize = 33;
+
+/// What a worker keeps of its output buffer between batches, in bytes.
+const KEEP_SCRATCH: usize = 1 << 20;
+
+/// Levels zstd takes that make sense here.
+pub const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
+
+/// Contexts of one worker, made once.
+pub struct Codec {
+    compressor: zstd::bulk::Compressor<'static>,
+    level: i32,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    scratch: Vec<u8>,
+}
+
+/// A batch, ready for the lane.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Frame header and batch header.
+    pub head: Bytes,
+    /// The body.
+    pub body: Bytes,
+    /// What the batch header says.
+    pub header: BatchHeader,
+}
+
+/// A batch that is not what its header says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// zstd cannot read its body, or it holds more or less than announced.
+    #[error("batch {seq} cannot be decompressed to its {raw_len} bytes")]
+    Undecodable {
+        /// Number of the batch.
+        seq: u64,
+        /// Announced length in bytes.
+        raw_len: usize,
+    },
+    /// Its bytes have another BLAKE3.
+    #[error("batch {seq} was damaged on its way: its BLAKE3 does not match")]
+    Hash {
+        /// Number of the batch.
+        seq: u64,
+    },
+}
+
+impl Codec {
+    /// New contexts.
+    ///
+    /// # Errors
+    /// zstd has no memory.
+    pub fn new() -> std::io::Result<Self> {
+        let level = 1;
+        Ok(Self {
+            compressor: zstd::bulk::Compressor::new(level)?,
+            level,
+            decompressor: zstd::bulk::Decompressor::new()?,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Hashes a batch and compresses it at `level`, or stores it when that does not pay.
+    ///
+    /// # Panics
+    /// With an empty batch or one beyond [`MAX_BATCH_RAW`]: the cutter bounds them.
+    pub fn encode(&mut self, seq: u64, raw: Vec<u8>, level: Option<i32>) -> Encoded {
+        assert!(
+            !raw.is_empty() && raw.len() <= MAX_BATCH_RAW,
+            "a batch of {} bytes",
+            raw.len()
+        );
+        let hash = *blake3::hash(&raw).as_bytes();
+        let raw_len = raw.len();
+        let (encoding, body) = match level.and_then(|level| self.compress(&raw, level)) {
+            Some(body) => (Encoding::Zstd, body),
+            None => (Encoding::Stored, Bytes::from(raw)),
+        };
+        let header = BatchHeader {
+            seq,
+            raw_len,
+            encoding,
+            hash,
+        };
+        let mut head = Vec::with_capacity(HEADER_LEN + BATCH_HEADER_LEN);
+        let frame = Header::new(FrameType::Batch, BATCH_HEADER_LEN + body.len());
+        head.extend_from_slice(&frame.encode());
+        head.extend_from_slice(&header.encode());
+        Encoded {
+            head: Bytes::from(head),
+            body,
+            header,
+        }
+    }
+
+    /// `None` when it does not shrink enough, or zstd refuses.
+    fn compress(&mut self, raw: &[u8], level: i32) -> Option<Bytes> {
+        let level = level.clamp(*LEVELS.start(), *LEVELS.end());
+        if level != self.level {
+            self.compressor.set_compression_level(level).ok()?;
+            self.level = level;
+        }
+        let room = zstd::zstd_safe::compress_bound(raw.len());
+        self.scratch.clear();
+        self.scratch.reserve_exact(room);
+        let written = self
+            .compressor
+            .compress_to_buffer(raw, &mut self.scratch)
+            .ok()?;
+        let pays = written <= raw.len() - raw.len() / MIN_SAVING && written < raw.len();
+        // Copied, so that what the lane holds until it is acknowledged is no larger than its length.
+        let body = pays.then(|| Bytes::copy_from_slice(&self.scratch));
+        if self.scratch.capacity() > 2 * KEEP_SCRATCH {
+            self.scratch = Vec::new();
+        }
+        body
+    }
+
+    /// The batch behind a body, its hash verified.
+    ///
+    /// # Errors
+    /// [`BatchError`]; nothing of the batch may be used then.
+    pub fn decode(&mut self, header: &BatchHeader, body: Vec<u8>) -> Result<Vec<u8>, BatchError> {
+        let BatchHeader {
+            seq,
+            raw_len,
+            encoding,
+            hash,
+        } = *header;
+        let raw = match encoding {
+            Encoding::Stored => body,
+            Encoding::Zstd => {
+                let mut raw = Vec::with_capacity(raw_len);
+                let decoded = self.decompressor.decompress_to_buffer(&body, &mut raw);
+                if !matches!(decoded, Ok(len) if len == raw_len) {
+                    return Err(BatchError::Undecodable { seq, raw_len });
+                }
+                raw
+            }
+        };
+        if blake3::hash(&raw) != blake3::Hash::from_bytes(hash) {
+            return Err(BatchError::Hash { seq });
+        }
+        Ok(raw)
+    }
+}
+
+impl std::fmt::Debug for Codec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Codec")
+            .field("level", &self.level)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        blake3::Hasher::new()
+            .update(b"noise")
+            .finalize_xof()
+            .fill(&mut out);
+        out
+    }
+
+    #[test]
+    fn what_shrinks_is_compressed_and_comes_back() {
+        let mut codec = Codec::new().unwrap();
+        let raw = b"database page ".repeat(1000);
+        for level in [-5, 1, 3] {
+            let encoded = codec.encode(7, raw.clone(), Some(level));
+            assert_eq!(encoded.header.encoding, Encoding::Zstd);
+            assert!(encoded.body.len() < raw.len() / 10);
+            assert_eq!(
+                codec.decode(&encoded.header, encoded.body.to_vec()),
+                Ok(raw.clone())
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored() {
+        let mut codec = Codec::new().unwrap();
+        let raw = noise(100_000);
+        let encoded = codec.encode(0, raw.clone(), Some(1));
+        assert_eq!(
+            (encoded.header.encoding, encoded.body.len()),
+            (Encoding::Stored, raw.len())
+        );
+        assert_eq!(
+            codec.decode(&encoded.header, encoded.body.to_vec()),
+            Ok(raw)
+        );
+        let off = codec.encode(0, vec![0; 4096], None);
+        assert_eq!(off.header.encoding, Encoding::Stored);
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_body_is_found() {
+        let mut codec = Codec::new().unwrap();
+        for raw in [b"page ".repeat(500), noise(600)] {
+            let good = codec.encode(3, raw, Some(1));
+            for at in 0..good.body.len() {
+                let mut body = good.body.to_vec();
+                body[at] ^= 0x10;
+                assert!(codec.decode(&good.header, body).is_err(), "flipped at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_holds_more_than_announced_is_refused_within_its_bound() {
+        let mut codec = Codec::new().unwrap();
+        let good = codec.encode(3, vec![7; 1 << 20], Some(1));
+        let lie = BatchHeader {
+            raw_len: 1000,
+            ..good.header
+        };
+        let error = codec.decode(&lie, good.body.to_vec()).unwrap_err();
+        assert_eq!(
+            error,
+            BatchError::Undecodable {
+                seq: 3,
+                raw_len: 1000
+            }
+        );
+    }
+}

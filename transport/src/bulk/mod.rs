@@ -1,0 +1,132 @@
+//! The data path: a ZFS send stream from a reader on one node to a writer on the other.
+//!
+//! ```text
+//! read ─▶ cut into records, verify ─▶ batches ─▶ hash, compress ─▶ in order ─▶ lane
+//!                                                (workers)
+//! lane ─▶ batches ─▶ decompress, verify hash ─▶ in order ─▶ write ─▶ answer
+//!                    (workers)
+//! ```
+//!
+//! Owns: the pipeline's threads, queues and memory, its errors, and the answer that tells the sender
+//! what became of it. Leaves to others: what is sent and where it goes (the stores, by `Read` and
+//! `Write`), connections ([`crate::peers`]), the bytes of frames ([`crate::frame::bulk`]).
+//!
+//! Read next: [`send`] and [`receive`], then [`resources`] for what bounds them.
+//!
+//! # Memory of a node, whatever the streams
+//!
+//! | what | bytes |
+//! | --- | --- |
+//! | sending: 8 transfers, each 1 MiB being read, 2 MiB in the record reader, 1 MiB being packed | 32 MiB |
+//! | sending: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
+//! | sending: records larger than 2 MiB, one transfer at a time (16 MiB record, 8 MiB batch) | 24 MiB |
+//! | receiving: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
+//! | workers: 4 × compression output (1 MiB, for one large batch 8 MiB) and contexts | 40 MiB |
+//! | QUIC: windows of one connection, both ways | 32 MiB |
+//! | control: queues, see [`crate::peers`] | 28 MiB |
+//!
+//! Together 236 MiB when everything is full at once, with one peer; each further peer adds its windows.
+
+pub mod budget;
+pub mod codec;
+pub mod cut;
+pub mod receive;
+pub mod resources;
+pub mod send;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cancel::Cancel;
+use crate::lane::Lane;
+
+pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
+pub use resources::{MAX_TRANSFERS, Resources, Slot};
+pub use send::{SendError, SendOptions, SendReport, send_stream};
+
+/// How far a transfer has come. Others read it while it runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    raw_bytes: AtomicU64,
+    wire_bytes: AtomicU64,
+    batches: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of the stream: handed to the lane on the sending side, written on the receiving one.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes on the wire, frames included, for the same.
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Batches, for the same.
+    pub fn batches(&self) -> u64 {
+        self.batches.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, raw: usize, wire: usize) {
+        self.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
+        self.wire_bytes.fetch_add(wire as u64, Ordering::Relaxed);
+        self.batches.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The sending end of one transfer. Give it to [`send_stream`]; dropping it resets the transfer.
+#[derive(Debug)]
+pub struct BulkSender {
+    pub(crate) lane: Lane,
+    pub(crate) cancel: Cancel,
+    pub(crate) resources: Arc<Resources>,
+    pub(crate) slot: Option<Slot>,
+}
+
+impl BulkSender {
+    /// A sender over any lane, as tests and benches use it; the lane's other end is a
+    /// [`BulkReceiver::over`].
+    pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
+        Self {
+            lane,
+            cancel: Cancel::default(),
+            resources,
+            slot: None,
+        }
+    }
+
+    /// Stops the transfer from any thread. It also counts as cancelled once the transfer is over.
+    pub fn cancel_handle(&self) -> Cancel {
+        self.cancel.clone()
+    }
+}
+
+/// The receiving end of one transfer. Give it to [`receive_stream`], then say with
+/// [`BulkReceiver::finish`] what became of it. Dropping it resets the transfer.
+#[derive(Debug)]
+pub struct BulkReceiver {
+    pub(crate) lane: Lane,
+    pub(crate) cancel: Cancel,
+    pub(crate) resources: Arc<Resources>,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) received: Option<u64>,
+}
+
+impl BulkReceiver {
+    /// A receiver over any lane, as tests and benches use it.
+    pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
+        Self {
+            lane,
+            cancel: Cancel::default(),
+            resources,
+            slot: None,
+            received: None,
+        }
+    }
+
+    /// Stops the transfer from any thread; [`BulkReceiver::finish`] can still say why.
+    pub fn cancel_handle(&self) -> Cancel {
+        self.cancel.clone()
+    }
+}

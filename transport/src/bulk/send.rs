@@ -1,0 +1,557 @@
+//! Sending one stream.
+//!
+//! Owns: the sending pipeline. Three threads: one reads, cuts and verifies; one waits for the answer;
+//! the caller's own puts batches on the lane in order. Between the first and the last stands a queue
+//! of [`IN_ORDER`] batches and, before that, the memory [`super::budget`]: when the lane is full the
+//! reader stops, and so does `zfs send` at its pipe.
+//!
+//! The reading thread alone touches the caller's reader. When the transfer ends early it is left behind:
+//! it drops the reader, which stops the send, as soon as the read that it may be blocked in returns.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, select};
+use zfs_stream::{Reader, StreamError};
+
+use super::budget::{Account, Held};
+use super::codec::Encoded;
+use super::cut::Packer;
+use super::resources::{GIANT_BYTES, Resources};
+use super::{BulkSender, Progress};
+use crate::cancel::Cancel;
+use crate::counters;
+use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
+use crate::frame::{FrameError, FrameType};
+use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, LaneSend, Until};
+
+/// Bytes asked of the reader at once: what a pipe holds when it is made as large as it may be.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Batches between reader and lane: one for each worker, one going out, one ready.
+const IN_ORDER: usize = 6;
+
+/// A record reader that holds more than this has a large record.
+const READER_BYTES: usize = 2 << 20;
+
+/// How long last words may take: the reason of an abort on its way out.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long the answer may lag behind the end of the lane that came with it.
+const ANSWER_LAG: Duration = Duration::from_secs(1);
+
+/// An error of any kind, from the caller's own reader.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendOptions {
+    /// zstd level, -7 to 19; `None` stores everything, right for what is compressed or encrypted.
+    pub level: Option<i32>,
+}
+
+impl Default for SendOptions {
+    fn default() -> Self {
+        Self { level: Some(1) }
+    }
+}
+
+/// What was sent, and taken by the receiving application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendReport {
+    /// Bytes of the stream.
+    pub raw_bytes: u64,
+    /// Bytes on the lane, frames included.
+    pub wire_bytes: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Batches that went as they were.
+    pub stored_batches: u64,
+    /// Records of the stream.
+    pub records: u64,
+}
+
+/// Why a stream was not delivered. The receiver was told wherever it could be.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The caller's reader failed.
+    #[error("reading the stream to send failed: {source}")]
+    Read {
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes ended, and then their sender said that it had failed.
+    #[error("the sender of the stream failed: {source}")]
+    Source {
+        /// What it said.
+        #[source]
+        source: BoxError,
+    },
+    /// The stream is not a sound ZFS send stream; the error names record and offset.
+    #[error("the stream to send is damaged: {source}")]
+    Damaged {
+        /// What is wrong, and where.
+        #[source]
+        source: StreamError,
+    },
+    /// The receiving application did not take it.
+    #[error("the receiver refused: {reason}")]
+    Refused {
+        /// The application's own number.
+        code: u32,
+        /// Its words.
+        reason: String,
+    },
+    /// The receiver went away without an answer, its connection still there.
+    #[error("the receiver gave the transfer up without saying why")]
+    ReceiverGone,
+    /// The connection was lost. What the receiver has is unknown.
+    #[error("the connection was lost while sending: {reason}")]
+    ConnectionLost {
+        /// What the connection said.
+        reason: String,
+    },
+    /// Cancelled on this side.
+    #[error("sending was cancelled: {reason}")]
+    Cancelled {
+        /// The reason given.
+        reason: String,
+    },
+    /// The receiver speaks something else.
+    #[error("the receiver's answer makes no sense: {source}")]
+    Protocol {
+        /// What came.
+        #[source]
+        source: FrameError,
+    },
+    /// The receiver counted something else.
+    #[error("{sent} bytes were sent, the receiver says that it took {taken}")]
+    Miscounted {
+        /// Bytes sent.
+        sent: u64,
+        /// Bytes taken.
+        taken: u64,
+    },
+    /// No thread could be started.
+    #[error("cannot start a thread: {source}")]
+    Thread {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the reading thread found at the end.
+enum SourceEnd {
+    Complete { raw_bytes: u64, records: u64 },
+    Failed(SendError),
+}
+
+/// What the reading thread hands over, in order.
+enum Piece {
+    Batch {
+        encoded: Receiver<Encoded>,
+        held: Held,
+    },
+    End(SourceEnd),
+}
+
+/// The receiver's answer.
+type Answer = Result<Done, AnswerError>;
+
+enum AnswerError {
+    Failed(Failed),
+    Lane(LaneFrameError),
+}
+
+/// Sends the stream that `read` yields, whole or not at all: the receiver learns the end only after
+/// `finish`, called with the reader after its last byte, has said that the sender meant it.
+/// Returns when the receiving application has confirmed.
+///
+/// Blocks; call it on a plain thread, or one of the runtime's blocking pool.
+///
+/// # Errors
+/// [`SendError`]. After a cancel or a lost connection it returns at once, though `read` may still be
+/// blocked; the reader is dropped when that read returns.
+pub fn send_stream<R>(
+    read: R,
+    finish: impl FnOnce(R) -> Result<(), BoxError> + Send + 'static,
+    sink: BulkSender,
+    options: SendOptions,
+    progress: &Progress,
+) -> Result<SendReport, SendError>
+where
+    R: Read + Send + 'static,
+{
+    let BulkSender {
+        lane,
+        cancel,
+        resources,
+        slot,
+    } = sink;
+    let _slot = slot;
+    let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
+    let source = Source {
+        resources,
+        cancel: cancel.clone(),
+        options,
+        pieces,
+        next_seq: 0,
+    };
+    let started = spawn("flocker-read", move || source.run(read, finish))
+        .and_then(|()| start_listening(lane.recv, &cancel));
+    let answers = match started {
+        Ok(answers) => answers,
+        Err(source) => {
+            cancel.cancel("cannot start a thread");
+            return Err(SendError::Thread { source });
+        }
+    };
+    let mut outgoing = Outgoing {
+        lane: lane.send,
+        cancel: cancel.clone(),
+        answers,
+        progress,
+    };
+    let result = outgoing.run(&queue);
+    // Lets the other two threads go; harmless when they have gone already.
+    cancel.cancel("the transfer is over");
+    result
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map(drop)
+}
+
+/// Waits for the one answer on a thread of its own, so that a refusal in the middle stops the send.
+fn start_listening(mut lane: Box<dyn LaneRecv>, cancel: &Cancel) -> io::Result<Receiver<Answer>> {
+    let (tell, answers) = crossbeam_channel::bounded(1);
+    let cancel = cancel.clone();
+    spawn("flocker-answer", move || {
+        let answer = read_answer(lane.as_mut(), &cancel);
+        let _ = tell.send(answer);
+    })?;
+    Ok(answers)
+}
+
+fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel) -> Answer {
+    let until = Until::Cancelled(cancel);
+    let allowed = [FrameType::Done, FrameType::Failed];
+    let header = lane::read_header(lane, &allowed, "the answer to a transfer", until)
+        .map_err(AnswerError::Lane)?
+        .ok_or(AnswerError::Lane(LaneError::Ended.into()))?;
+    // At most 4 KiB, by the frame's own limit.
+    let mut payload = vec![0; header.len];
+    lane::fill(lane, &mut payload, until).map_err(|e| AnswerError::Lane(e.into()))?;
+    let wrong = |e: FrameError| AnswerError::Lane(e.into());
+    if header.kind == FrameType::Done {
+        return Done::decode(&payload).map_err(wrong);
+    }
+    Err(AnswerError::Failed(
+        Failed::decode(&payload).map_err(wrong)?,
+    ))
+}
+
+/// The reading thread.
+struct Source {
+    resources: Arc<Resources>,
+    cancel: Cancel,
+    options: SendOptions,
+    pieces: Sender<Piece>,
+    next_seq: u64,
+}
+
+/// The transfer ended elsewhere: nobody waits for the reader's result.
+struct Abandoned;
+
+enum Stop {
+    Abandoned,
+    Failed(SendError),
+}
+
+impl From<Abandoned> for Stop {
+    fn from(_: Abandoned) -> Self {
+        Self::Abandoned
+    }
+}
+
+impl Source {
+    fn run<R: Read>(mut self, read: R, finish: impl FnOnce(R) -> Result<(), BoxError>) {
+        let end = match self.pump(read, finish) {
+            Ok(end) => end,
+            Err(Stop::Failed(error)) => SourceEnd::Failed(error),
+            Err(Stop::Abandoned) => return,
+        };
+        let _ = self.put(Piece::End(end));
+    }
+
+    fn pump<R: Read>(
+        &mut self,
+        mut read: R,
+        finish: impl FnOnce(R) -> Result<(), BoxError>,
+    ) -> Result<SourceEnd, Stop> {
+        let damaged = |source| Stop::Failed(SendError::Damaged { source });
+        let (account, giants) = (self.resources.sending(), self.resources.giants());
+        let (mut records, mut packer) = (Reader::new(), Packer::default());
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut giant = None;
+        let mut raw_bytes = 0;
+        loop {
+            let len = self.read_piece(&mut read, &mut piece)?;
+            if len == 0 {
+                break;
+            }
+            raw_bytes += len as u64;
+            let mut input = &piece[..len];
+            while let Some(item) = records.next(&mut input).map_err(damaged)? {
+                packer.add(item.bytes(), |batch| self.submit(batch, &account))?;
+            }
+            if records.buffered_capacity() <= READER_BYTES {
+                giant = None;
+            } else if giant.is_none() {
+                giant = Some(giants.acquire(GIANT_BYTES, &self.cancel).ok_or(Abandoned)?);
+            }
+        }
+        let complete = records.finish();
+        if let Some(batch) = packer.rest() {
+            self.submit(batch, &account)?;
+        }
+        // Asked first: what the sender says explains a stream that was cut short.
+        finish(read).map_err(|source| Stop::Failed(SendError::Source { source }))?;
+        complete.map_err(damaged)?;
+        Ok(SourceEnd::Complete {
+            raw_bytes,
+            records: records.records(),
+        })
+    }
+
+    /// Reads until the piece is full or the input ends, since a pipe yields 64 KiB at a time.
+    fn read_piece(&self, read: &mut impl Read, piece: &mut [u8]) -> Result<usize, Stop> {
+        let mut len = 0;
+        while len < piece.len() {
+            if self.cancel.is_cancelled() {
+                return Err(Stop::Abandoned);
+            }
+            match read.read(&mut piece[len..]) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Stop::Failed(SendError::Read { source })),
+            }
+        }
+        Ok(len)
+    }
+
+    fn submit(&mut self, batch: Vec<u8>, account: &Account) -> Result<(), Abandoned> {
+        let held = account
+            .acquire(batch.len(), &self.cancel)
+            .ok_or(Abandoned)?;
+        let (seq, level) = (self.next_seq, self.options.level);
+        self.next_seq += 1;
+        let encoded = self
+            .resources
+            .run(move |codec| codec.encode(seq, batch, level));
+        self.put(Piece::Batch { encoded, held })
+    }
+
+    fn put(&self, piece: Piece) -> Result<(), Abandoned> {
+        select! {
+            send(self.pieces, piece) -> sent => sent.map_err(|_| Abandoned),
+            recv(self.cancel.channel()) -> _ => Err(Abandoned),
+        }
+    }
+}
+
+/// The caller's thread.
+struct Outgoing<'a> {
+    lane: Box<dyn LaneSend>,
+    cancel: Cancel,
+    answers: Receiver<Answer>,
+    progress: &'a Progress,
+}
+
+/// Why the sending loop stopped.
+enum Halt {
+    Source(SendError),
+    Lane(LaneError),
+    Answer(Answer),
+    Cancelled,
+}
+
+impl Outgoing<'_> {
+    fn run(&mut self, queue: &Receiver<Piece>) -> Result<SendReport, SendError> {
+        let mut report = SendReport {
+            raw_bytes: 0,
+            wire_bytes: 0,
+            batches: 0,
+            stored_batches: 0,
+            records: 0,
+        };
+        let sent = self.pump(queue, &mut report);
+        match sent.and_then(|()| self.wait()) {
+            Ok(done) if done.raw_bytes == report.raw_bytes => Ok(report),
+            Ok(done) => Err(SendError::Miscounted {
+                sent: report.raw_bytes,
+                taken: done.raw_bytes,
+            }),
+            Err(Halt::Source(error)) => {
+                self.abort(&error);
+                Err(error)
+            }
+            Err(halt) => Err(self.explain(halt)),
+        }
+    }
+
+    fn pump(&mut self, queue: &Receiver<Piece>, report: &mut SendReport) -> Result<(), Halt> {
+        let mut digest = blake3::Hasher::new();
+        loop {
+            match self.next(queue)? {
+                Piece::Batch { encoded, held } => {
+                    let Encoded { head, body, header } = self.next(&encoded)?;
+                    let wire = head.len() + body.len();
+                    let stored = body.len() == header.raw_len;
+                    self.send(&mut [head, body])?;
+                    drop(held);
+                    digest.update(&header.hash);
+                    self.count(report, header.raw_len, wire, stored);
+                }
+                Piece::End(SourceEnd::Failed(error)) => return Err(Halt::Source(error)),
+                Piece::End(SourceEnd::Complete { raw_bytes, records }) => {
+                    assert!(
+                        raw_bytes == report.raw_bytes,
+                        "what was read is what was sent"
+                    );
+                    report.records = records;
+                    let digest = *digest.finalize().as_bytes();
+                    let end = End {
+                        raw_bytes,
+                        batches: report.batches,
+                        digest,
+                    };
+                    let until = Until::Cancelled(&self.cancel);
+                    lane::send_frame(self.lane.as_mut(), FrameType::End, &end.encode(), until)
+                        .and_then(|()| self.lane.finish())
+                        .map_err(Halt::Lane)?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn count(&self, report: &mut SendReport, raw: usize, wire: usize, stored: bool) {
+        report.raw_bytes += raw as u64;
+        report.wire_bytes += wire as u64;
+        report.batches += 1;
+        report.stored_batches += u64::from(stored);
+        self.progress.add(raw, wire);
+        metrics::counter!(counters::BULK_RAW_SENT).increment(raw as u64);
+        metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
+        metrics::counter!(counters::BATCHES_SENT).increment(1);
+        metrics::counter!(counters::BATCHES_STORED).increment(u64::from(stored));
+    }
+
+    /// The next thing from `queue`, unless an answer or a cancel comes first.
+    fn next<T>(&self, queue: &Receiver<T>) -> Result<T, Halt> {
+        select! {
+            recv(queue) -> got => got.map_err(|_| Halt::Cancelled),
+            recv(self.answers) -> answer => Err(answer.map_or(Halt::Cancelled, Halt::Answer)),
+            recv(self.cancel.channel()) -> _ => Err(Halt::Cancelled),
+        }
+    }
+
+    fn send(&mut self, parts: &mut [bytes::Bytes; 2]) -> Result<(), Halt> {
+        self.lane
+            .send(parts, Until::Cancelled(&self.cancel))
+            .map_err(Halt::Lane)
+    }
+
+    /// Waits for the answer to a complete stream.
+    fn wait(&self) -> Result<Done, Halt> {
+        select! {
+            recv(self.answers) -> answer => match answer {
+                Ok(Ok(done)) => Ok(done),
+                Ok(failed) => Err(Halt::Answer(failed)),
+                Err(_) => Err(Halt::Cancelled),
+            },
+            recv(self.cancel.channel()) -> _ => Err(Halt::Cancelled),
+        }
+    }
+
+    /// Tells the receiver why the source gave up. Best effort: without it the receiver still sees that
+    /// the stream was not finished.
+    fn abort(&mut self, error: &SendError) {
+        let code = match error {
+            SendError::Damaged { .. } => AbortCode::Damaged,
+            SendError::Read { .. } | SendError::Source { .. } => AbortCode::Source,
+            _ => AbortCode::Other,
+        };
+        let abort = Abort {
+            code,
+            reason: error.to_string(),
+        }
+        .encode();
+        let until = Until::Elapsed(LAST_WORDS);
+        let told = lane::send_frame(self.lane.as_mut(), FrameType::Abort, &abort, until)
+            .and_then(|()| self.lane.finish())
+            .and_then(|()| self.lane.drained(until));
+        if let Err(e) = told {
+            tracing::debug!(error = %e, "the receiver could not be told why the send was aborted");
+        }
+    }
+
+    fn explain(&self, halt: Halt) -> SendError {
+        match halt {
+            Halt::Source(error) => error,
+            Halt::Answer(answer) => explain_answer(answer),
+            Halt::Lane(LaneError::Stopped { .. }) => {
+                // The receiver's reason travels the other way and may be a moment behind.
+                match self.answers.recv_timeout(ANSWER_LAG) {
+                    Ok(answer) => explain_answer(answer),
+                    Err(_) => SendError::ReceiverGone,
+                }
+            }
+            Halt::Lane(LaneError::Interrupted) | Halt::Cancelled => {
+                let reason = self
+                    .cancel
+                    .reason()
+                    .unwrap_or("the transfer is over")
+                    .to_owned();
+                SendError::Cancelled { reason }
+            }
+            Halt::Lane(error) => explain_lane(error),
+        }
+    }
+}
+
+fn explain_answer(answer: Answer) -> SendError {
+    match answer {
+        // Before the end was sent, nothing can be done: that is no answer to this transfer.
+        Ok(_) => SendError::Protocol {
+            source: FrameError::Unexpected {
+                found: FrameType::Done,
+                expected: "a refusal, before the end was sent,",
+            },
+        },
+        Err(AnswerError::Failed(Failed { code, reason })) => SendError::Refused { code, reason },
+        Err(AnswerError::Lane(LaneFrameError::Frame(source))) => SendError::Protocol { source },
+        Err(AnswerError::Lane(LaneFrameError::Lane(error))) => explain_lane(error),
+    }
+}
+
+fn explain_lane(error: LaneError) -> SendError {
+    match error {
+        LaneError::Lost { reason } => SendError::ConnectionLost { reason },
+        LaneError::Reset { .. } | LaneError::Stopped { .. } | LaneError::Ended => {
+            SendError::ReceiverGone
+        }
+        LaneError::Interrupted => SendError::Cancelled {
+            reason: "interrupted".into(),
+        },
+    }
+}

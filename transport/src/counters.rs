@@ -1,0 +1,32 @@
+//! The names of this crate's metrics, in one place.
+//!
+//! Owns: names and what they count. Leaves to others: recording and exporting (the `metrics` facade).
+
+/// Counter: bytes of streams given to the pipeline to send, before compression.
+pub const BULK_RAW_SENT: &str = "flocker_bulk_raw_sent_bytes_total";
+/// Counter: bytes handed to the lane, with frames, after compression.
+pub const BULK_WIRE_SENT: &str = "flocker_bulk_wire_sent_bytes_total";
+/// Counter: bytes written to the receiving store, after decompression.
+pub const BULK_RAW_RECEIVED: &str = "flocker_bulk_raw_received_bytes_total";
+/// Counter: bytes taken from the lane, with frames.
+pub const BULK_WIRE_RECEIVED: &str = "flocker_bulk_wire_received_bytes_total";
+/// Counter: batches sent.
+pub const BATCHES_SENT: &str = "flocker_bulk_batches_sent_total";
+/// Counter: batches sent as they are, because compression did not pay.
+pub const BATCHES_STORED: &str = "flocker_bulk_batches_stored_total";
+/// Counter: batches verified and written.
+pub const BATCHES_RECEIVED: &str = "flocker_bulk_batches_received_total";
+/// Counter: batches that did not match their hash.
+pub const BATCHES_DAMAGED: &str = "flocker_bulk_batches_damaged_total";
+/// Gauge, label `direction`: bytes of batches held in memory.
+pub const BYTES_IN_FLIGHT: &str = "flocker_bulk_in_flight_bytes";
+/// Gauge: connections with paired peers.
+pub const CONNECTIONS: &str = "flocker_connections";
+/// Counter: connections that came up, by either side's dialling.
+pub const CONNECTIONS_OPENED: &str = "flocker_connections_opened_total";
+/// Counter, label `reason`: incoming connections refused.
+pub const CONNECTIONS_REFUSED: &str = "flocker_connections_refused_total";
+/// Counter: failed dials.
+pub const DIALS_FAILED: &str = "flocker_dials_failed_total";
+/// Counter, label `outcome`: pairing tries answered by this node's invitations.
+pub const PAIRING_TRIES: &str = "flocker_pairing_tries_total";

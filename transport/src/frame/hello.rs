@@ -1,0 +1,126 @@
+//! The first words on a connection: [`Hello`] both ways, then Accept or [`Reject`].
+//!
+//! Owns: their bytes. Their first fields stay where they are in every protocol version, and what a
+//! later version appends is skipped, so that two versions can always tell each other why they part.
+
+use super::cursor::{Put, Take};
+use super::{FrameError, FrameType};
+
+/// Longest name of a node, in bytes.
+pub const MAX_NAME: usize = 64;
+
+/// Longest software version, in bytes.
+pub const MAX_SOFTWARE: usize = 64;
+
+/// Longest reason given in words, in bytes.
+pub const MAX_REASON: usize = 1024;
+
+/// Who is speaking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol version it speaks.
+    pub protocol: u16,
+    /// Drawn at random when its process started: another one means that it restarted.
+    pub incarnation: u64,
+    /// Its name, for people; it proves nothing.
+    pub name: String,
+    /// Its software version, for people.
+    pub software: String,
+}
+
+impl Hello {
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        Put::default()
+            .u16(self.protocol)
+            .u64(self.incarnation)
+            .text(&self.name, MAX_NAME)
+            .text(&self.software, MAX_SOFTWARE)
+            .done()
+    }
+
+    /// From a payload.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`].
+    pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
+        let mut take = Take::new(FrameType::Hello, payload);
+        Ok(Self {
+            protocol: take.u16()?,
+            incarnation: take.u64()?,
+            name: take.text(MAX_NAME)?,
+            software: take.text(MAX_SOFTWARE)?,
+        })
+    }
+}
+
+/// Why a connection is refused. The numbers are the wire's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum RejectCode {
+    /// Something this version does not know.
+    Other = 0,
+    /// The two speak different protocol versions.
+    Version = 1,
+    /// The acceptor does not know the dialler's key.
+    NotPaired = 2,
+    /// Too many connections or tries at once: come back later.
+    Busy = 3,
+}
+
+impl RejectCode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Other, Self::Version, Self::NotPaired, Self::Busy];
+
+    /// The number on the wire.
+    pub const fn code(self) -> u16 {
+        self as u16
+    }
+
+    /// The meaning of a number; one this version does not know is [`RejectCode::Other`].
+    pub fn from_code(code: u16) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|c| c.code() == code)
+            .unwrap_or(Self::Other)
+    }
+}
+
+/// A refusal that the other side can print.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    /// Why.
+    pub code: RejectCode,
+    /// Protocol version of the one who refuses.
+    pub protocol: u16,
+    /// Name of the one who refuses, for people.
+    pub name: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl Reject {
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        Put::default()
+            .u16(self.code.code())
+            .u16(self.protocol)
+            .text(&self.name, MAX_NAME)
+            .text(&self.reason, MAX_REASON)
+            .done()
+    }
+
+    /// From a payload.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`].
+    pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
+        let mut take = Take::new(FrameType::Reject, payload);
+        Ok(Self {
+            code: RejectCode::from_code(take.u16()?),
+            protocol: take.u16()?,
+            name: take.text(MAX_NAME)?,
+            reason: take.text(MAX_REASON)?,
+        })
+    }
+}
