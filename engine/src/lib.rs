@@ -11,6 +11,8 @@
 pub mod api;
 pub mod client;
 pub mod config;
+mod failpoint;
+pub mod journal;
 pub mod serve;
 pub mod workload;
 
