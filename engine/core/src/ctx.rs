@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::Failure;
 use crate::ids::{Fingerprint, Now, OpId, RequestId, TransferId, UnitId};
 use crate::io::{Action, Effect, Event, EventKind, Reply};
 use crate::message::Message;
 use crate::node::{NodeConfig, Peer};
 use crate::unit::Op;
-use crate::Failure;
 
 /// Where effects are queued, and what was handed out and not answered yet.
 #[derive(Debug, Default)]

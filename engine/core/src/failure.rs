@@ -71,11 +71,7 @@ pub struct Failure {
 impl Failure {
     /// A failure of this kind.
     pub fn new(remedy: Remedy, code: FailureCode, message: impl Into<String>) -> Self {
-        Self {
-            remedy,
-            code,
-            message: message.into(),
-        }
+        Self { remedy, code, message: message.into() }
     }
 
     /// A request that is refused without having changed anything.

@@ -156,13 +156,7 @@ impl Epoch {
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({}, attempt {})",
-            self.number,
-            self.owner.short(),
-            self.attempt
-        )
+        write!(f, "{} ({}, attempt {})", self.number, self.owner.short(), self.attempt)
     }
 }
 

@@ -6,6 +6,9 @@
 //!   the process ends;
 //! - each [`Effect::Run`] is answered by one [`Input::Done`] with its `OpId`; each transfer by one
 //!   [`Input::TransferEnded`] per side; each command by one [`Effect::Reply`];
+//! - the actions of one unit that touch its workload or its live volumes (probe, start, stop, fence,
+//!   activate, snapshot, verify) are performed one after another, in the order in which they were
+//!   handed out; all others may run beside them;
 //! - `handle` is called with [`Input::Tick`] no later than `poll_timeout` says.
 
 use std::collections::BTreeMap;

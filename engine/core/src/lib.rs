@@ -8,14 +8,22 @@
 //! Read next: [`io`] (the vocabulary), [`record`] (what is durable), [`message`] (what nodes say),
 //! [`node`] (the one entry), then the machines: [`plan`], `replicate`, `cutover`, `service`.
 
+mod ctx;
+mod cutover;
 pub mod failure;
 pub mod ids;
 pub mod io;
+mod limits;
 pub mod message;
 pub mod node;
 pub mod plan;
 pub mod record;
+mod replicate;
+mod service;
+mod standby;
 pub mod status;
+mod unit;
+mod upkeep;
 
 pub use failure::{Failure, FailureCode, Remedy};
 pub use io::{Action, Boot, Command, Effect, Event, EventKind, Input, Outcome, Reply, StoreFacts};

@@ -57,3 +57,7 @@ pub(crate) const RESTART_FIRST_MS: u64 = 1_000;
 
 /// Below this estimate a step is not worth a look at the room left, bytes, unless there is a quota.
 pub(crate) const ROOM_CHECK_BYTES: u64 = 64 << 20;
+
+/// Between two tries to make volumes reachable, or to stop and fence them: whoever is in the way is
+/// named in the alarm, and gone soon after it was read.
+pub(crate) const RETRY_MS: u64 = 2_000;

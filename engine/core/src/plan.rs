@@ -65,10 +65,7 @@ pub fn find_base(source: &Inventory, guid: Guid) -> Option<(SendBase, u64)> {
         return Some((SendBase::Snapshot(s.name.clone()), s.createtxg));
     }
     let bookmark = source.bookmarks.iter().find(|b| b.guid == guid)?;
-    Some((
-        SendBase::Bookmark(bookmark.name.clone()),
-        bookmark.createtxg,
-    ))
+    Some((SendBase::Bookmark(bookmark.name.clone()), bookmark.createtxg))
 }
 
 /// Plans the send that brings `target` to the snapshot `to` of `source`.
@@ -92,29 +89,16 @@ pub fn plan(source: &Inventory, target: Option<&Inventory>, to: Guid) -> Result<
     }
     if let Some((base, createtxg)) = find_base(source, newest.guid) {
         if createtxg >= wanted.createtxg {
-            return Err(Conflict::Ahead {
-                newest: newest.name.to_string(),
-            });
+            return Err(Conflict::Ahead { newest: newest.name.to_string() });
         }
-        return Ok(Plan::Incremental {
-            guid: newest.guid,
-            base,
-        });
+        return Ok(Plan::Incremental { guid: newest.guid, base });
     }
-    let common = target
-        .snapshots
-        .iter()
-        .rposition(|s| find_base(source, s.guid).is_some());
+    let common = target.snapshots.iter().rposition(|s| find_base(source, s.guid).is_some());
     match common {
-        None => Err(Conflict::NoCommonBase {
-            newest: newest.name.to_string(),
-        }),
+        None => Err(Conflict::NoCommonBase { newest: newest.name.to_string() }),
         Some(at) => Err(Conflict::Diverged {
             common: target.snapshots[at].name.to_string(),
-            foreign: target.snapshots[at + 1..]
-                .iter()
-                .map(|s| s.name.to_string())
-                .collect(),
+            foreign: target.snapshots[at + 1..].iter().map(|s| s.name.to_string()).collect(),
         }),
     }
 }
@@ -130,11 +114,12 @@ mod tests {
         let dataset = DatasetName::new(dataset).unwrap();
         let mut inventory = Inventory::default();
         for (i, word) in text.split_whitespace().enumerate() {
-            let guid = Guid(word[1..].parse().unwrap());
+            let (kind, number) = word.split_at(1);
+            let guid = Guid(number.parse().unwrap());
             let createtxg = i as u64 + 1;
-            if word.starts_with('@') {
+            if kind == "@" {
                 inventory.snapshots.push(Snapshot {
-                    name: dataset.snapshot(&word[1..]).unwrap(),
+                    name: dataset.snapshot(number).unwrap(),
                     guid,
                     createtxg,
                     creation_unix_s: 0,
@@ -142,12 +127,8 @@ mod tests {
                     holds: 0,
                 });
             } else {
-                let name = format!("{dataset}#{}", &word[1..]).parse().unwrap();
-                inventory.bookmarks.push(Bookmark {
-                    name,
-                    guid,
-                    createtxg,
-                });
+                let name = format!("{dataset}#{number}").parse().unwrap();
+                inventory.bookmarks.push(Bookmark { name, guid, createtxg });
             }
         }
         inventory
@@ -193,28 +174,19 @@ mod tests {
     #[test]
     fn foreign_snapshots_on_the_standby_are_named_and_kept() {
         let got = check("@1 @2", Some("@1 @9"), 2);
-        let want = Conflict::Diverged {
-            common: "t@1".into(),
-            foreign: vec!["t@9".into()],
-        };
+        let want = Conflict::Diverged { common: "t@1".into(), foreign: vec!["t@9".into()] };
         assert_eq!(got, Err(want));
     }
 
     #[test]
     fn sides_without_a_common_snapshot_are_a_conflict() {
-        assert!(matches!(
-            check("@1 @2", Some("@8 @9"), 2),
-            Err(Conflict::NoCommonBase { .. })
-        ));
+        assert!(matches!(check("@1 @2", Some("@8 @9"), 2), Err(Conflict::NoCommonBase { .. })));
         assert_eq!(check("@1", Some(""), 1), Err(Conflict::Occupied));
     }
 
     #[test]
     fn an_older_target_than_the_standby_has_is_refused() {
-        assert!(matches!(
-            check("@1 @2", Some("@1 @2"), 1),
-            Err(Conflict::Ahead { .. })
-        ));
+        assert!(matches!(check("@1 @2", Some("@1 @2"), 1), Err(Conflict::Ahead { .. })));
     }
 
     proptest! {

@@ -37,11 +37,7 @@ impl fmt::Display for Holder {
 }
 
 fn list(holders: &[Holder]) -> String {
-    holders
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// An operation on a store failed.
@@ -184,10 +180,7 @@ pub enum StoreError {
 impl StoreError {
     /// Wraps an I/O error with what was being done.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
-        StoreError::Io {
-            context: format!("{}: {source}", context.into()),
-            source,
-        }
+        StoreError::Io { context: format!("{}: {source}", context.into()), source }
     }
 
     /// What can be done about it.

@@ -59,29 +59,20 @@ fn check_component(name: &str, component: &str, reported: bool) -> Result<(), Na
         return Err(NameError::Empty { name: name.into() });
     }
     if component == "." || component == ".." {
-        return Err(NameError::Dots {
-            name: name.into(),
-            component: component.into(),
-        });
+        return Err(NameError::Dots { name: name.into(), component: component.into() });
     }
     let bad = component
         .chars()
         .find(|c| !(c.is_ascii_alphanumeric() || "-_.: ".contains(*c) || (reported && *c == '%')));
     match bad {
-        Some(character) => Err(NameError::Character {
-            name: name.into(),
-            character,
-        }),
+        Some(character) => Err(NameError::Character { name: name.into(), character }),
         None => Ok(()),
     }
 }
 
 fn check_length(name: &str) -> Result<(), NameError> {
     if name.len() > MAX_NAME_BYTES {
-        return Err(NameError::TooLong {
-            name: name.into(),
-            bytes: name.len(),
-        });
+        return Err(NameError::TooLong { name: name.into(), bytes: name.len() });
     }
     Ok(())
 }
@@ -133,9 +124,7 @@ impl DatasetName {
 
     /// The dataset above, or `None` for a pool's own.
     pub fn parent(&self) -> Option<DatasetName> {
-        self.0
-            .rsplit_once('/')
-            .map(|(above, _)| Self(above.to_owned()))
+        self.0.rsplit_once('/').map(|(above, _)| Self(above.to_owned()))
     }
 
     /// `self/component`.
@@ -283,33 +272,17 @@ mod tests {
 
     #[test]
     fn names_zfs_takes_are_taken_and_others_are_named_with_the_reason() {
-        for good in [
-            "tank",
-            "tank/a b",
-            "tank/a:b-c_d.e",
-            "tank/autosnap_2026-01-01_00:00:00",
-        ] {
+        for good in ["tank", "tank/a b", "tank/a:b-c_d.e", "tank/autosnap_2026-01-01_00:00:00"] {
             assert!(DatasetName::new(good).is_ok(), "{good}");
         }
-        assert!(matches!(
-            DatasetName::new("tank//x"),
-            Err(NameError::Empty { .. })
-        ));
+        assert!(matches!(DatasetName::new("tank//x"), Err(NameError::Empty { .. })));
         assert!(matches!(DatasetName::new(""), Err(NameError::Empty { .. })));
-        assert!(matches!(
-            DatasetName::new("tank/../x"),
-            Err(NameError::Dots { .. })
-        ));
+        assert!(matches!(DatasetName::new("tank/../x"), Err(NameError::Dots { .. })));
         assert!(matches!(
             DatasetName::new("tank/é"),
-            Err(NameError::Character {
-                character: 'é', ..
-            })
+            Err(NameError::Character { character: 'é', .. })
         ));
-        assert!(matches!(
-            DatasetName::new("a".repeat(256)),
-            Err(NameError::TooLong { .. })
-        ));
+        assert!(matches!(DatasetName::new("a".repeat(256)), Err(NameError::TooLong { .. })));
         assert!(
             DatasetName::new("tank/%recv").is_err() && DatasetName::reported("tank/%recv").is_ok()
         );

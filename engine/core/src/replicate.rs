@@ -1,0 +1,984 @@
+//! A primary's side of replication: one machine per standby, one snapshot for all of them.
+//!
+//! ```text
+//!             PeerUp             yes              answer, plan          due: snapshot
+//!   Offline ─────────▶ Introducing ──▶ Surveying ─────────────▶ Idle ───────────────▶ Round
+//!      ▲                   ▲ unknown        ▲                     ▲   every volume done  │
+//!      │ PeerDown          └────────────────┼─────────────────────┴──────────────────────┤
+//!      └── from anywhere                    └──────── Waiting ◀──────────────────────────┘
+//!                                               backoff              failure
+//! ```
+//!
+//! Postconditions. A round that ends well: the standby's own word for each volume that the target
+//! snapshot is there, by guid. One that fails: nothing was destroyed on either side, and the next
+//! thing that happens is a look at both inventories.
+
+use flocker_store::{Change, Guid, Inventory, SendSpec, Snapshot};
+
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{Fingerprint, Now, OpId, RequestId, TransferId, UnitId};
+use crate::io::{Action, Effect, EventKind, Outcome, Reply, RoundReport};
+use crate::limits::{
+    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, CAUSE_MS, PROTECT_LIMIT_MS, RESEND_MS, ROUND_GAP_MS, WORD_MS,
+};
+use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::plan::{self, Plan};
+use crate::record::{Policy, Role};
+use crate::service::Service;
+use crate::unit::{Op, Unit};
+
+/// Snapshots of the whole unit.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshotting {
+    /// The next sequence number; above all that were seen.
+    next_seq: u64,
+    /// One is being taken, or it is being found out whether one is needed.
+    running: Option<Running>,
+    /// After a failure, not before this.
+    retry_at: u64,
+    failures: u32,
+    /// Taken, and not the target of any round.
+    taken_since_round: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    op: OpId,
+    since: Now,
+}
+
+impl Snapshotting {
+    /// Learns which sequence numbers are used.
+    pub(crate) fn learn(&mut self, prefix: &str, inventories: &[Inventory]) {
+        for s in inventories.iter().flat_map(|i| &i.snapshots) {
+            let seq = s.name.short().strip_prefix(prefix).and_then(|rest| rest.rsplit('_').next());
+            if let Some(n) = seq.and_then(|digits| digits.parse::<u64>().ok()) {
+                self.next_seq = self.next_seq.max(n + 1);
+            }
+        }
+    }
+
+    pub(crate) fn next_seq(&mut self) -> u64 {
+        let seq = self.next_seq.max(1);
+        self.next_seq = seq + 1;
+        seq
+    }
+}
+
+/// One standby.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) peer: Fingerprint,
+    pub(crate) state: State,
+    /// The newest snapshot each volume has there, by its own word. `None`: to be asked.
+    pub(crate) bases: Option<Vec<Option<Guid>>>,
+    /// The latest moment at which it was known to equal the primary.
+    pub(crate) equal: Option<Now>,
+    /// `protect` waits for its answer.
+    pub(crate) protect_request: Option<RequestId>,
+    pub(crate) protect_since: u64,
+    pub(crate) failure: Option<Failure>,
+    failures: u32,
+    pub(crate) rounds: u64,
+    pub(crate) stream_bytes: u64,
+    pub(crate) wire_bytes: u64,
+    pub(crate) last: Option<RoundReport>,
+    /// Smoothed duration of a round, milliseconds.
+    predicted_ms: u64,
+    last_begun: u64,
+}
+
+/// What it is doing.
+#[derive(Debug)]
+pub(crate) enum State {
+    Offline,
+    Introducing { ask_at: u64 },
+    Surveying { ask_at: u64, theirs: Option<Vec<VolumeSurvey>> },
+    Idle,
+    Round(Box<Round>),
+    Waiting { until: u64 },
+}
+
+/// All volumes on their way to one snapshot.
+#[derive(Debug)]
+pub(crate) struct Round {
+    /// When the snapshot was asked for.
+    taken: Now,
+    /// The target of each volume.
+    targets: Vec<Snapshot>,
+    /// The volume being sent.
+    volume: usize,
+    step: Step,
+    full: bool,
+    stream_bytes: u64,
+    wire_bytes: u64,
+    frozen_ms: u64,
+    skipped: u64,
+    pub(crate) is_final: bool,
+}
+
+/// One volume's send.
+#[derive(Debug)]
+struct Step {
+    offer: StepOffer,
+    spec: SendSpec,
+    ask_at: u64,
+    accepted: bool,
+    /// The local side ended; the standby's word must come by then.
+    word_by: Option<u64>,
+    /// What the local side said when it failed.
+    local_failure: Option<Failure>,
+}
+
+impl Replica {
+    pub(crate) fn new(peer: Fingerprint) -> Self {
+        Self {
+            peer,
+            state: State::Offline,
+            bases: None,
+            equal: None,
+            protect_request: None,
+            protect_since: 0,
+            failure: None,
+            failures: 0,
+            rounds: 0,
+            stream_bytes: 0,
+            wire_bytes: 0,
+            last: None,
+            predicted_ms: 20,
+            last_begun: 0,
+        }
+    }
+
+    pub(crate) fn up(&mut self) {
+        self.bases = None;
+        self.state = State::Introducing { ask_at: 0 };
+    }
+
+    pub(crate) fn down(&mut self, ctx: &mut Ctx, unit: UnitId) {
+        self.cancel_round(ctx, unit);
+        self.bases = None;
+        self.state = State::Offline;
+    }
+
+    fn cancel_round(&mut self, ctx: &mut Ctx, _unit: UnitId) {
+        if let State::Round(round) = &self.state
+            && round.step.accepted
+        {
+            ctx.push(Effect::CancelTransfer { transfer: round.step.offer.transfer });
+        }
+    }
+
+    pub(crate) fn survey_failed(&mut self, now: Now, failure: Failure) {
+        if matches!(self.state, State::Surveying { .. }) {
+            self.wait(now, failure);
+        }
+    }
+
+    /// After a failure: a pause, then a look at both inventories.
+    fn wait(&mut self, now: Now, failure: Failure) {
+        self.failures += 1;
+        let pause = match failure.remedy {
+            Remedy::Replan if self.failures < 4 => 0,
+            Remedy::Retry | Remedy::Replan => {
+                BACKOFF_FIRST_MS.saturating_mul(1 << (self.failures - 1).min(10))
+            }
+            Remedy::Abort | Remedy::Operator => BACKOFF_LAST_MS / 3,
+        };
+        self.bases = None;
+        self.failure = Some(failure);
+        self.state = State::Waiting { until: now.mono_ms + pause.min(BACKOFF_LAST_MS) };
+    }
+
+    /// When the next round should begin, monotonic milliseconds: as late as the promise allows.
+    fn due_at(&self, policy: Policy) -> u64 {
+        let not_before = self.last_begun + ROUND_GAP_MS;
+        let Some(equal) = self.equal else {
+            return not_before;
+        };
+        let due = match policy {
+            Policy::Rpo(ms) => {
+                let margin = (ms / 10).max(5);
+                (equal.mono_ms + ms).saturating_sub(self.predicted_ms * 3 / 2 + margin)
+            }
+            Policy::Every(ms) => equal.mono_ms + ms,
+        };
+        due.max(not_before)
+    }
+
+    /// The lag now, milliseconds.
+    pub(crate) fn lag_ms(&self, now: Now) -> Option<u64> {
+        self.equal.map(|e| now.mono_ms.saturating_sub(e.mono_ms))
+    }
+
+    pub(crate) fn in_final_round(&self) -> bool {
+        matches!(&self.state, State::Round(r) if r.is_final)
+    }
+
+    /// Looking again did not help.
+    pub(crate) fn keeps_failing(&self) -> bool {
+        self.failures > 3
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    pub(crate) fn doing(&self) -> String {
+        match &self.state {
+            State::Offline => "not connected".into(),
+            State::Introducing { .. } => "introducing".into(),
+            State::Surveying { .. } => "comparing inventories".into(),
+            State::Idle => "in step".into(),
+            State::Round(r) if r.full => "sending everything".into(),
+            State::Round(_) => "sending an increment".into(),
+            State::Waiting { .. } => "waiting to try again".into(),
+        }
+    }
+
+    /// Guids that must not be destroyed here because of this standby.
+    pub(crate) fn needed(&self, volume: usize) -> Vec<Guid> {
+        let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
+        let mut needed: Vec<Guid> = base.into_iter().collect();
+        if let State::Round(round) = &self.state {
+            needed.extend(round.targets.get(volume).map(|t| t.guid));
+            if round.volume == volume {
+                needed.extend(round.step.offer.from);
+            }
+        }
+        needed
+    }
+
+    pub(crate) fn check_invariants(&self, unit: &Unit) {
+        let State::Round(round) = &self.state else {
+            return;
+        };
+        assert_eq!(round.targets.len(), unit.record.volumes.len(), "a target for each volume");
+        assert!(self.bases.is_some(), "a round starts from what the standby said it has");
+    }
+}
+
+impl Unit {
+    /// A standby for each peer in the record; called when the unit begins to be served.
+    pub(crate) fn join_replicas(&mut self, ctx: &Ctx) {
+        for peer in self.record.standbys.clone() {
+            let replica = self.replicas.entry(peer).or_insert_with(|| Replica::new(peer));
+            if ctx.connected(peer) && matches!(replica.state, State::Offline) {
+                replica.up();
+            }
+        }
+    }
+
+    fn may_replicate(&self) -> bool {
+        matches!(self.service, Service::Up { .. }) && !self.record.paused
+    }
+
+    // ---- asking -------------------------------------------------------------------------------
+
+    pub(crate) fn on_intro_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        answer: Result<(), Failure>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        if !matches!(replica.state, State::Introducing { .. }) {
+            return;
+        }
+        match answer {
+            Ok(()) => {
+                replica.state = State::Surveying { ask_at: 0, theirs: None };
+                self.local.inventories = None;
+                if let Some(request) = replica.protect_request.take() {
+                    let (name, unit) = (self.record.name.clone(), self.record.id);
+                    ctx.reply(request, Ok(Reply::Protected { name, unit }));
+                }
+            }
+            Err(failure) if replica.protect_request.is_some() => {
+                self.refuse_protection(ctx, peer, failure);
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    /// `protect` could not be carried out: as if it had never been asked.
+    fn refuse_protection(&mut self, ctx: &mut Ctx, peer: Fingerprint, failure: Failure) {
+        let Some(mut replica) = self.replicas.remove(&peer) else {
+            return;
+        };
+        replica.down(ctx, self.record.id);
+        self.record.standbys.retain(|s| *s != peer);
+        let request = replica.protect_request.take();
+        if self.record.standbys.is_empty() {
+            self.end(ctx, request, Some(failure), false);
+        } else {
+            self.persist(ctx);
+            if let Some(request) = request {
+                ctx.reply(request, Err(failure));
+            }
+        }
+    }
+
+    pub(crate) fn on_unknown(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if let Role::HandedOver { attempt, target, .. } = self.record.role {
+            if peer == target {
+                let text = format!(
+                    "{}: {} has lost its memory of migration attempt {attempt}; this side stays \
+                     fenced, since the other one may have taken over",
+                    self.record.name,
+                    ctx.peer_name(peer)
+                );
+                self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::Conflict, text));
+            }
+            return;
+        }
+        if let Some(replica) = self.replicas.get_mut(&peer)
+            && !matches!(replica.state, State::Introducing { .. } | State::Offline)
+        {
+            replica.cancel_round(ctx, self.record.id);
+            replica.up();
+        }
+        // A standby that knows nothing of the unit knows no newer epoch either.
+        self.on_claim_reply(ctx, peer);
+    }
+
+    pub(crate) fn on_survey_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        answer: Result<Vec<VolumeSurvey>, Failure>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        let State::Surveying { theirs, .. } = &mut replica.state else {
+            return;
+        };
+        match answer {
+            Ok(surveys) => *theirs = Some(surveys),
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    /// Both inventories are there: what is common, and is there a way forward?
+    fn compare(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Some(replica) = self.replicas.get(&peer) else {
+            return;
+        };
+        let (State::Surveying { theirs: Some(theirs), .. }, Some(ours)) =
+            (&replica.state, &self.local.inventories)
+        else {
+            return;
+        };
+        let mut bases = Vec::new();
+        for (volume, inventory) in self.record.volumes.iter().zip(ours) {
+            let Some(survey) = theirs.iter().find(|s| s.volume == volume.id) else {
+                let text = format!("{} said nothing of {}", ctx.peer_name(peer), volume.dataset);
+                let failure = Failure::new(Remedy::Retry, FailureCode::Other, text);
+                return self.round_failed(ctx, peer, failure);
+            };
+            match common_base(inventory, survey.inventory.as_ref()) {
+                Ok(base) => bases.push(base),
+                Err(conflict) => {
+                    let text = format!(
+                        "{} cannot be replicated to {}: {conflict}",
+                        volume.dataset,
+                        ctx.peer_name(peer)
+                    );
+                    let failure = Failure::new(Remedy::Operator, FailureCode::Modified, text);
+                    return self.round_failed(ctx, peer, failure);
+                }
+            }
+        }
+        if let Some(replica) = self.replicas.get_mut(&peer) {
+            replica.bases = Some(bases);
+            replica.state = State::Idle;
+            self.upkeep.tidy_due = true;
+        }
+    }
+
+    // ---- rounds -------------------------------------------------------------------------------
+
+    /// Begins a round to these snapshots; `false` if there was nothing to send.
+    pub(crate) fn begin_round(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        targets: Vec<Snapshot>,
+        taken: Now,
+        frozen_ms: u64,
+        is_final: bool,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        replica.last_begun = ctx.now.mono_ms;
+        let skipped = self.snapshotting.taken_since_round.saturating_sub(1);
+        self.snapshotting.taken_since_round = 0;
+        let first = self.plan_step(ctx, peer, &targets, 0, taken);
+        match first {
+            Ok(None) => self.round_done(ctx, peer, taken, None),
+            Ok(Some((volume, step))) => {
+                let full = step.offer.from.is_none();
+                let round = Round {
+                    taken,
+                    targets,
+                    volume,
+                    step,
+                    full,
+                    stream_bytes: 0,
+                    wire_bytes: 0,
+                    frozen_ms,
+                    skipped,
+                    is_final,
+                };
+                if let Some(replica) = self.replicas.get_mut(&peer) {
+                    replica.state = State::Round(Box::new(round));
+                }
+                self.offer(ctx, peer);
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    /// The next volume that needs a send, from `first` on.
+    fn plan_step(
+        &self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        targets: &[Snapshot],
+        first: usize,
+        taken: Now,
+    ) -> Result<Option<(usize, Step)>, Failure> {
+        let lost = || Failure::new(Remedy::Replan, FailureCode::NoBase, "the inventory is stale");
+        let bases = self.replicas.get(&peer).and_then(|r| r.bases.as_ref()).ok_or_else(lost)?;
+        let ours = self.local.inventories.as_ref().ok_or_else(lost)?;
+        for volume in first..self.record.volumes.len() {
+            let to = targets.get(volume).ok_or_else(lost)?;
+            let base = bases.get(volume).copied().ok_or_else(lost)?;
+            if base == Some(to.guid) {
+                continue;
+            }
+            let inventory = ours.get(volume).ok_or_else(lost)?;
+            let from = match base {
+                None => None,
+                Some(guid) => Some(plan::find_base(inventory, guid).ok_or_else(lost)?.0),
+            };
+            let facts = &ctx.config.store;
+            let spec = SendSpec {
+                from,
+                to: to.name.clone(),
+                compressed: facts.compressed_send,
+                large_blocks: facts.large_block_send,
+                raw: false,
+            };
+            let offer = StepOffer {
+                transfer: ctx.new_transfer(),
+                volume: self.record.volumes[volume].id,
+                from: base,
+                to: to.guid,
+                to_short: to.name.short().to_owned(),
+                taken_wall_ms: taken.wall_ms,
+                estimate_bytes: None,
+                fuzzy: to.fuzzy,
+            };
+            let step = Step {
+                offer,
+                spec,
+                ask_at: 0,
+                accepted: false,
+                word_by: None,
+                local_failure: None,
+            };
+            return Ok(Some((volume, step)));
+        }
+        Ok(None)
+    }
+
+    fn offer(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Some(Replica { state: State::Round(round), .. }) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        round.step.ask_at = ctx.now.mono_ms + RESEND_MS;
+        let body = Body::Offer(round.step.offer.clone());
+        self.say(ctx, peer, body);
+    }
+
+    pub(crate) fn on_offer_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        transfer: TransferId,
+        answer: Result<(), Failure>,
+    ) {
+        let unit = self.record.id;
+        let Some(step) = self.step_mut(peer, transfer) else {
+            return;
+        };
+        if step.accepted {
+            return;
+        }
+        match answer {
+            Ok(()) => {
+                step.accepted = true;
+                let spec = step.spec.clone();
+                ctx.out.transfers.insert(transfer, unit);
+                ctx.push(Effect::StartSend { transfer, peer, unit, spec });
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    fn step_mut(&mut self, peer: Fingerprint, transfer: TransferId) -> Option<&mut Step> {
+        match self.replicas.get_mut(&peer) {
+            Some(Replica { state: State::Round(round), .. })
+                if round.step.offer.transfer == transfer =>
+            {
+                Some(&mut round.step)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn send_ended(
+        &mut self,
+        ctx: &mut Ctx,
+        transfer: TransferId,
+        outcome: Result<(), Failure>,
+        stream_bytes: u64,
+        wire_bytes: u64,
+    ) {
+        let now = ctx.now.mono_ms;
+        let round = self.replicas.values_mut().find_map(|r| match &mut r.state {
+            State::Round(round) if round.step.offer.transfer == transfer => Some(round),
+            _ => None,
+        });
+        let Some(round) = round else {
+            return;
+        };
+        round.stream_bytes += stream_bytes;
+        round.wire_bytes += wire_bytes;
+        match outcome {
+            Ok(()) => round.step.word_by = Some(now + WORD_MS),
+            Err(failure) => {
+                round.step.word_by = Some(now + CAUSE_MS);
+                round.step.local_failure = Some(failure);
+            }
+        }
+    }
+
+    pub(crate) fn on_step_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        transfer: TransferId,
+        outcome: Result<Guid, Failure>,
+    ) {
+        let Some(step) = self.step_mut(peer, transfer) else {
+            return;
+        };
+        match outcome {
+            Ok(guid) if guid == step.offer.to => self.step_done(ctx, peer, guid),
+            Ok(guid) => {
+                let text = format!(
+                    "{} committed the snapshot with guid {guid} instead of {}",
+                    ctx.peer_name(peer),
+                    step.offer.to
+                );
+                let failure = Failure::new(Remedy::Replan, FailureCode::BadStream, text);
+                self.round_failed(ctx, peer, failure);
+            }
+            // What broke here is the cause of what the standby saw, unless the standby knows more.
+            Err(theirs) => {
+                let ours = step.local_failure.take();
+                let failure = match ours {
+                    Some(ours) if theirs.code == FailureCode::ConnectionLost => ours,
+                    _ => theirs,
+                };
+                self.round_failed(ctx, peer, failure);
+            }
+        }
+    }
+
+    fn step_done(&mut self, ctx: &mut Ctx, peer: Fingerprint, guid: Guid) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        let State::Round(round) = &replica.state else {
+            return;
+        };
+        let (volume, taken, targets) = (round.volume, round.taken, round.targets.clone());
+        if let Some(base) = replica.bases.as_mut().and_then(|b| b.get_mut(volume)) {
+            *base = Some(guid);
+        }
+        match self.plan_step(ctx, peer, &targets, volume + 1, taken) {
+            Ok(Some((volume, step))) => {
+                if let Some(Replica { state: State::Round(round), .. }) =
+                    self.replicas.get_mut(&peer)
+                {
+                    round.volume = volume;
+                    round.step = step;
+                }
+                self.offer(ctx, peer);
+            }
+            Ok(None) => {
+                let Some(replica) = self.replicas.get_mut(&peer) else {
+                    return;
+                };
+                let State::Round(round) = std::mem::replace(&mut replica.state, State::Idle) else {
+                    return;
+                };
+                self.round_done(ctx, peer, taken, Some(&round));
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    fn round_done(&mut self, ctx: &mut Ctx, peer: Fingerprint, taken: Now, round: Option<&Round>) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        replica.state = State::Idle;
+        let lag_before_ms = replica.lag_ms(ctx.now);
+        replica.equal = Some(taken);
+        replica.failures = 0;
+        replica.failure = None;
+        self.upkeep.tidy_due = true;
+        let Some(round) = round else {
+            self.say(ctx, peer, Body::Equal { wall_ms: taken.wall_ms });
+            return self.cutover_round_done(ctx, peer, None);
+        };
+        let duration_ms = ctx.now.mono_ms.saturating_sub(taken.mono_ms);
+        replica.predicted_ms = (replica.predicted_ms * 3 + duration_ms).div_ceil(4);
+        replica.rounds += 1;
+        replica.stream_bytes += round.stream_bytes;
+        replica.wire_bytes += round.wire_bytes;
+        let report = RoundReport {
+            peer,
+            round: replica.rounds,
+            full: round.full,
+            stream_bytes: round.stream_bytes,
+            wire_bytes: round.wire_bytes,
+            duration_ms,
+            lag_before_ms,
+            frozen_ms: round.frozen_ms,
+            skipped: round.skipped,
+        };
+        replica.last = Some(report.clone());
+        ctx.report(self.record.id, &self.record.name, EventKind::Round(report.clone()));
+        self.clear_round_alarm(ctx);
+        self.cutover_round_done(ctx, peer, Some(report));
+    }
+
+    fn clear_round_alarm(&mut self, ctx: &mut Ctx) {
+        if self.replicas.values().all(|r| r.failure.is_none()) && self.fully_up() {
+            self.clear_alarm(ctx);
+        }
+    }
+
+    pub(crate) fn round_failed(&mut self, ctx: &mut Ctx, peer: Fingerprint, failure: Failure) {
+        let unit = self.record.id;
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        let was_final = replica.in_final_round();
+        replica.cancel_round(ctx, unit);
+        replica.wait(ctx.now, failure.clone());
+        self.local.inventories = None;
+        if self.cutover_target() == Some(peer) {
+            self.cutover_round_failed(ctx, was_final, failure);
+        } else if failure.code != FailureCode::Cancelled {
+            self.raise(ctx, failure);
+        }
+    }
+
+    // ---- snapshots ----------------------------------------------------------------------------
+
+    /// Names for one snapshot of every volume.
+    pub(crate) fn snapshot_names(&mut self) -> Vec<flocker_store::SnapshotName> {
+        let seq = self.snapshotting.next_seq();
+        let short = format!("{}e{}_{seq:06}", self.prefix(), self.record.epoch.number);
+        let names = self.record.volumes.iter().map(|v| v.dataset.snapshot(&short));
+        // A dataset whose name leaves no room for this was refused when protection began.
+        names.filter_map(Result::ok).collect()
+    }
+
+    fn take_snapshot(&mut self, ctx: &mut Ctx, since: Now) {
+        let names = self.snapshot_names();
+        let freeze = ctx.config.store.freeze_for_snapshot;
+        let action = Action::Snapshot { names, freeze, quiesced: false };
+        let op = ctx.run(self.id(), Op::Snapshot, action);
+        self.snapshotting.running = Some(Running { op, since });
+    }
+
+    pub(crate) fn changed_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some(since) = self.snapshotting_op(op) else {
+            return;
+        };
+        match outcome {
+            Ok(Outcome::Changed(Change::Unchanged)) => self.unchanged(ctx, since),
+            Ok(Outcome::Changed(Change::Changed { .. } | Change::Unknown)) => {
+                self.take_snapshot(ctx, ctx.now);
+            }
+            Ok(_) => unreachable!("asked whether it changed"),
+            Err(failure) => self.snapshot_failed(ctx, failure),
+        }
+    }
+
+    /// Nothing was written since the newest snapshot: who has that one is equal as of `since`.
+    fn unchanged(&mut self, ctx: &mut Ctx, since: Now) {
+        let Some(newest) = self.newest() else {
+            return;
+        };
+        for peer in self.idle_peers() {
+            self.begin_round(ctx, peer, newest.clone(), since, 0, false);
+        }
+    }
+
+    fn idle_peers(&self) -> Vec<Fingerprint> {
+        self.replicas.values().filter(|r| r.is_idle()).map(|r| r.peer).collect()
+    }
+
+    fn snapshotting_op(&mut self, op: OpId) -> Option<Now> {
+        match &self.snapshotting.running {
+            Some(running) if running.op == op => {
+                let since = running.since;
+                self.snapshotting.running = None;
+                Some(since)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn snapshot_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some(since) = self.snapshotting_op(op) else {
+            return;
+        };
+        match outcome {
+            Ok(Outcome::Snapshots { snapshots, frozen_ms }) => {
+                self.snapshotting.failures = 0;
+                self.snapshotting.taken_since_round += 1;
+                if !self.add_snapshots(&snapshots) {
+                    return;
+                }
+                for peer in self.idle_peers() {
+                    self.begin_round(ctx, peer, snapshots.clone(), since, frozen_ms, false);
+                }
+            }
+            Ok(_) => unreachable!("asked for snapshots"),
+            Err(failure) => self.snapshot_failed(ctx, failure),
+        }
+    }
+
+    /// Adds fresh snapshots to the inventory, if there is one.
+    pub(crate) fn add_snapshots(&mut self, snapshots: &[Snapshot]) -> bool {
+        let Some(inventories) = &mut self.local.inventories else {
+            return false;
+        };
+        for (inventory, snapshot) in inventories.iter_mut().zip(snapshots) {
+            inventory.snapshots.push(snapshot.clone());
+        }
+        true
+    }
+
+    fn snapshot_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+        self.snapshotting.failures += 1;
+        let tries = (self.snapshotting.failures - 1).min(10);
+        let pause = BACKOFF_FIRST_MS.saturating_mul(1 << tries).min(BACKOFF_LAST_MS);
+        self.snapshotting.retry_at = ctx.now.mono_ms + pause;
+        self.local.inventories = None;
+        if self.cutover_converging() {
+            self.cutover_round_failed(ctx, false, failure.clone());
+        }
+        self.raise(ctx, failure);
+    }
+
+    // ---- what is due --------------------------------------------------------------------------
+
+    pub(crate) fn advance_replication(&mut self, ctx: &mut Ctx) {
+        if !self.record.role.is_primary() {
+            return;
+        }
+        let peers: Vec<_> = self.replicas.keys().copied().collect();
+        for peer in peers {
+            self.advance_replica(ctx, peer);
+        }
+        if self.may_replicate() && !self.stopping_for_cutover() {
+            self.advance_snapshots(ctx);
+        }
+    }
+
+    fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let now = ctx.now.mono_ms;
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        if replica.protect_request.is_some() && now >= replica.protect_since + PROTECT_LIMIT_MS {
+            let text = format!("{} did not answer", ctx.peer_name(peer));
+            let failure = Failure::refused(FailureCode::TimedOut, text);
+            return self.refuse_protection(ctx, peer, failure);
+        }
+        match &mut replica.state {
+            State::Introducing { ask_at } if now >= *ask_at => {
+                *ask_at = now + RESEND_MS;
+                let body = self.intro(ctx);
+                self.say(ctx, peer, body);
+            }
+            State::Surveying { ask_at, theirs } => {
+                let ask = theirs.is_none() && now >= *ask_at;
+                let compare = theirs.is_some() && self.local.inventories.is_some();
+                if ask {
+                    *ask_at = now + RESEND_MS;
+                    self.say(ctx, peer, Body::Survey);
+                }
+                if self.local.inventories.is_none() {
+                    self.look(ctx);
+                }
+                if compare {
+                    self.compare(ctx, peer);
+                }
+            }
+            State::Round(round) => {
+                if let Some(by) = round.step.word_by {
+                    if now >= by {
+                        let silent = || {
+                            let text = format!("{} did not say how it went", ctx.peer_name(peer));
+                            Failure::new(Remedy::Retry, FailureCode::TimedOut, text)
+                        };
+                        let failure = round.step.local_failure.take().unwrap_or_else(silent);
+                        self.round_failed(ctx, peer, failure);
+                    }
+                } else if !round.step.accepted && now >= round.step.ask_at {
+                    self.offer(ctx, peer);
+                }
+            }
+            State::Waiting { until } if now >= *until => {
+                replica.state = State::Introducing { ask_at: now };
+                self.advance_replica(ctx, peer);
+            }
+            _ => {}
+        }
+    }
+
+    fn intro(&self, ctx: &Ctx) -> Body {
+        let volumes = self.record.volumes.iter().map(|v| VolumeIntro {
+            id: v.id,
+            leaf: v.dataset.leaf().to_owned(),
+            kind: v.kind,
+            modern_streams: ctx.config.store.modern_streams,
+        });
+        Body::Intro {
+            name: self.record.name.clone(),
+            volumes: volumes.collect(),
+            policy: self.record.policy,
+        }
+    }
+
+    fn advance_snapshots(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.mono_ms;
+        let Some(due) = self.next_due() else {
+            return;
+        };
+        if now < due {
+            return;
+        }
+        match self.newest() {
+            Some(newest) if !self.cutover_converging() => {
+                let since = newest.iter().map(|s| s.name.clone()).collect();
+                let op = ctx.run(self.id(), Op::Changed, Action::Changed { since });
+                self.snapshotting.running = Some(Running { op, since: ctx.now });
+            }
+            _ => self.take_snapshot(ctx, ctx.now),
+        }
+    }
+
+    /// When the next look for changes is due; `None`: there is nobody who would get them.
+    fn next_due(&self) -> Option<u64> {
+        if self.snapshotting.running.is_some() || self.local.inventories.is_none() {
+            return None;
+        }
+        let idle = self.replicas.values().filter(|r| r.is_idle());
+        let due = idle.map(|r| {
+            if self.cutover_converging() && self.cutover_target() == Some(r.peer) {
+                r.last_begun
+            } else {
+                r.due_at(self.record.policy)
+            }
+        });
+        Some(due.min()?.max(self.snapshotting.retry_at))
+    }
+
+    pub(crate) fn replication_timeout(&self, _ctx: &Ctx) -> Option<u64> {
+        if !self.record.role.is_primary() {
+            return None;
+        }
+        let states = self.replicas.values().flat_map(|r| {
+            let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
+            let state = match &r.state {
+                State::Introducing { ask_at } => Some(*ask_at),
+                State::Surveying { ask_at, theirs: None } => Some(*ask_at),
+                State::Round(round) => match round.step.word_by {
+                    Some(by) => Some(by),
+                    None => (!round.step.accepted).then_some(round.step.ask_at),
+                },
+                State::Waiting { until } => Some(*until),
+                State::Offline | State::Idle | State::Surveying { .. } => None,
+            };
+            [protect, state]
+        });
+        let snapshots = (self.may_replicate() && !self.stopping_for_cutover())
+            .then(|| self.next_due())
+            .flatten();
+        states.flatten().chain(snapshots).min()
+    }
+
+    /// Bytes and rounds for `status`.
+    pub(crate) fn backlog(&self, replica: &Replica) -> u64 {
+        let (Some(ours), Some(bases)) = (&self.local.inventories, &replica.bases) else {
+            return 0;
+        };
+        let count = |inventory: &Inventory, base: &Option<Guid>| {
+            let at = base.and_then(|g| inventory.snapshots.iter().position(|s| s.guid == g));
+            (inventory.snapshots.len() - at.map_or(0, |i| i + 1)) as u64
+        };
+        ours.iter().zip(bases).map(|(i, b)| count(i, b)).max().unwrap_or(0)
+    }
+}
+
+/// The newest snapshot of a standby's volume, if the primary can start from it.
+fn common_base(
+    ours: &Inventory,
+    theirs: Option<&Inventory>,
+) -> Result<Option<Guid>, plan::Conflict> {
+    let (Some(theirs), Some(newest)) = (theirs, ours.latest()) else {
+        // Nothing here to compare with: only a standby without the dataset can get a full send.
+        return match theirs {
+            None => Ok(None),
+            Some(i) => match i.latest() {
+                None => Err(plan::Conflict::Occupied),
+                Some(s) => match plan::find_base(ours, s.guid) {
+                    Some(_) => Ok(Some(s.guid)),
+                    None => Err(plan::Conflict::NoCommonBase { newest: s.name.to_string() }),
+                },
+            },
+        };
+    };
+    match plan::plan(ours, Some(theirs), newest.guid)? {
+        Plan::UpToDate => Ok(Some(newest.guid)),
+        Plan::Incremental { guid, .. } => Ok(Some(guid)),
+        Plan::Full => Ok(None),
+    }
+}

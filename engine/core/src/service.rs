@@ -1,0 +1,556 @@
+//! The start-up rule and the workload: when the unit's volumes are writable here, and what runs.
+//!
+//! ```text
+//!                    running            no standbys, or start_alone
+//!   New ─▶ Probing ──────────▶ Up ◀──┐  ┌──────────────┐
+//!             │ not running          │  │              ▼
+//!             └─────▶ Claiming ──────┼──┴─────▶ Activating ──▶ Up
+//!                      all answered  │             │  ▲ later
+//!                                    │             ▼  │
+//!   Halting ──▶ Halted               │           Failed
+//!     ▲  (standby, handed over:      │
+//!     │   stopped and fenced)        └── Stopped (a cutover has stopped and fenced)
+//! ```
+//!
+//! Postconditions. `Up`: the volumes are reachable and writable by this node's workload, and by
+//! nobody else's. `Halted`: no workload of this unit runs here and its volumes are fenced.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{AttemptId, Fingerprint, OpId, RequestId};
+use crate::io::{Action, EventKind, Outcome, Reply};
+use crate::limits::{BACKOFF_LAST_MS, CLAIM_ALARM_MS, RESEND_MS, RESTART_FIRST_MS, RETRY_MS};
+use crate::message::{ActivationTimes, Body};
+use crate::node::PlantedBug;
+use crate::record::{Role, WorkloadRecord};
+use crate::unit::{Op, Unit};
+
+/// Whether the volumes may be written here.
+#[derive(Debug)]
+pub(crate) enum Service {
+    /// Nothing begun.
+    New,
+    /// Is the workload still running from before?
+    Probing { op: OpId },
+    /// Asking the standbys whether they know better.
+    Claiming { since: u64, ask_at: u64, answered: BTreeSet<Fingerprint> },
+    /// Making the volumes reachable.
+    Activating { op: OpId, since: u64 },
+    /// Writable here.
+    Up { paths: Option<Vec<PathBuf>>, mount_ms: u64 },
+    /// Could not be made reachable.
+    Failed { retry_at: u64 },
+    /// A cutover stopped the workload; it goes on or takes it back.
+    Stopped,
+    /// Standby or handed over: making sure that nothing runs and nothing can be written.
+    Halting { op: OpId, fencing: bool },
+    /// Nothing runs, nothing can be written.
+    Halted,
+    /// Halting did not work; tried again.
+    HaltFailed { retry_at: u64 },
+}
+
+impl Service {
+    /// Whether anything may write the volumes in this state.
+    pub(crate) fn may_write(&self) -> bool {
+        match self {
+            Service::Activating { .. } | Service::Up { .. } => true,
+            Service::New
+            | Service::Probing { .. }
+            | Service::Claiming { .. }
+            | Service::Failed { .. }
+            | Service::Stopped
+            | Service::Halting { .. }
+            | Service::Halted
+            | Service::HaltFailed { .. } => false,
+        }
+    }
+}
+
+/// The workload here.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Not looked at yet.
+    Unknown,
+    /// None runs.
+    Stopped,
+    /// Being started; somebody may wait for it.
+    Starting { op: OpId, since: u64, request: Option<RequestId>, restarts: u32 },
+    /// It runs.
+    Running { start_ms: u64, restarts: u32 },
+    /// Being stopped on a person's request.
+    Stopping { op: OpId, request: Option<RequestId> },
+    /// It ended by itself, or could not be started.
+    Ended { status: String, again_at: Option<u64>, restarts: u32 },
+}
+
+fn backoff(first: u64, tries: u32) -> u64 {
+    first.saturating_mul(1 << tries.min(10)).min(BACKOFF_LAST_MS)
+}
+
+impl Unit {
+    /// Begins what the role demands: to serve, or to make sure that nothing is served.
+    pub(crate) fn enter_role(&mut self, ctx: &mut Ctx) {
+        match self.record.role {
+            Role::Serving | Role::Leaving { .. } => {
+                let op = ctx.run(self.id(), Op::Service, Action::ProbeWorkload);
+                self.service = Service::Probing { op };
+            }
+            Role::HandedOver { .. } | Role::Following { .. } | Role::Ready { .. } => {
+                self.halt(ctx);
+            }
+        }
+    }
+
+    fn halt(&mut self, ctx: &mut Ctx) {
+        let limit_ms = self.stop_limit_ms();
+        let op = ctx.run(self.id(), Op::Service, Action::StopWorkload { limit_ms });
+        self.service = Service::Halting { op, fencing: false };
+    }
+
+    pub(crate) fn stop_limit_ms(&self) -> u64 {
+        self.record.workload.as_ref().map_or(10_000, |w| w.stop_limit_ms)
+    }
+
+    /// Makes the volumes reachable: the start-up rule, or a proof as good, is satisfied.
+    pub(crate) fn activate(&mut self, ctx: &mut Ctx) {
+        let action = Action::Activate { datasets: self.datasets() };
+        let op = ctx.run(self.id(), Op::Service, action);
+        self.service = Service::Activating { op, since: ctx.now.mono_ms };
+    }
+
+    pub(crate) fn service_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        match &self.service {
+            Service::Probing { op: mine } if *mine == op => self.probed(ctx, outcome),
+            Service::Activating { op: mine, since } if *mine == op => {
+                let mount_ms = ctx.now.mono_ms - since;
+                self.activated(ctx, mount_ms, outcome);
+            }
+            Service::Halting { op: mine, fencing } if *mine == op => {
+                let fencing = *fencing;
+                self.halting_went_on(ctx, fencing, outcome);
+            }
+            // An answer to a state that is left already.
+            _ => {}
+        }
+    }
+
+    fn probed(&mut self, ctx: &mut Ctx, outcome: Result<Outcome, Failure>) {
+        match outcome {
+            Ok(Outcome::Probed { running: true }) => {
+                self.work = Work::Running { start_ms: 0, restarts: 0 };
+                if self.record.workload.as_ref().is_some_and(|w| !w.wanted) {
+                    // A stop was made durable and not carried out.
+                    self.work = Work::Stopped;
+                    self.stop_work(ctx, None);
+                }
+                // It runs already, so the volumes are in use whatever the standbys would answer;
+                // each is asked as it connects, and a newer epoch stops the workload then.
+                self.settle_leaving(ctx);
+                self.activate(ctx);
+            }
+            Ok(Outcome::Probed { running: false }) => {
+                self.work = Work::Stopped;
+                let alone = self.record.start_alone && !self.strict;
+                if self.record.standbys.is_empty()
+                    || alone
+                    || ctx.config.planted(PlantedBug::StartWithoutAsking)
+                {
+                    self.claims_settled(ctx);
+                } else {
+                    self.begin_claiming(ctx);
+                }
+            }
+            Ok(_) => unreachable!("a probe is answered by whether it runs"),
+            Err(failure) => {
+                self.raise(ctx, failure);
+                self.service = Service::Failed { retry_at: ctx.now.mono_ms + RETRY_MS };
+                self.work = Work::Unknown;
+            }
+        }
+    }
+
+    fn begin_claiming(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.mono_ms;
+        self.service = Service::Claiming { since: now, ask_at: now, answered: BTreeSet::new() };
+    }
+
+    /// Nobody knows a newer epoch: this node may serve.
+    fn claims_settled(&mut self, ctx: &mut Ctx) {
+        self.strict = false;
+        self.clear_alarm(ctx);
+        self.settle_leaving(ctx);
+        self.activate(ctx);
+    }
+
+    /// A restart in the middle of a cutover before its commit takes it back.
+    fn settle_leaving(&mut self, ctx: &mut Ctx) {
+        if let Role::Leaving { attempt, target } = self.record.role
+            && self.cutover.is_none()
+        {
+            self.set_role(ctx, Role::Serving);
+            self.say(ctx, target, Body::Abandon { attempt });
+            self.note(ctx, format!("migration attempt {attempt} was taken back at start"));
+        }
+    }
+
+    pub(crate) fn on_claim_reply(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Service::Claiming { answered, .. } = &mut self.service else {
+            return;
+        };
+        answered.insert(peer);
+        if self.record.standbys.iter().all(|s| answered.contains(s)) {
+            self.claims_settled(ctx);
+        }
+    }
+
+    pub(crate) fn service_peer_up(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if let Service::Claiming { ask_at, .. } = &mut self.service {
+            *ask_at = ctx.now.mono_ms;
+        } else if self.record.role.is_primary() && self.record.standbys.contains(&peer) {
+            // A workload that was adopted while the standby was away: does it know better?
+            self.say(ctx, peer, Body::Claim);
+        }
+    }
+
+    /// The operator's word, in place of the standbys'.
+    pub(crate) fn start_alone(&mut self, ctx: &mut Ctx) -> Result<(), Failure> {
+        if !matches!(self.service, Service::Claiming { .. }) {
+            return Err(Failure::refused(
+                FailureCode::BadRequest,
+                format!("{} is not waiting for its standbys", self.record.name),
+            ));
+        }
+        self.note(ctx, "made writable on the operator's word, without the standbys' answer");
+        self.claims_settled(ctx);
+        Ok(())
+    }
+
+    fn activated(&mut self, ctx: &mut Ctx, mount_ms: u64, outcome: Result<Outcome, Failure>) {
+        match outcome {
+            Ok(Outcome::Activated { paths }) => {
+                // A unit is at rest where any of its volumes has no path here.
+                let paths: Option<Vec<PathBuf>> = paths.into_iter().collect();
+                self.service = Service::Up { paths, mount_ms };
+                self.local.inventories = None;
+                self.local.looking = None;
+                self.look(ctx);
+                self.join_replicas(ctx);
+            }
+            Ok(_) => unreachable!("an activation is answered by paths"),
+            Err(failure) => {
+                self.service = Service::Failed { retry_at: ctx.now.mono_ms + RETRY_MS };
+                self.activation_failed(ctx, failure);
+            }
+        }
+    }
+
+    fn activation_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+        if let Some((attempt, source)) = self.standby.announce {
+            self.say(ctx, source, Body::ActivationFailed { attempt, failure: failure.clone() });
+        }
+        self.undo_finished(ctx, Some(&failure));
+        self.raise(ctx, failure);
+    }
+
+    fn halting_went_on(&mut self, ctx: &mut Ctx, fencing: bool, outcome: Result<Outcome, Failure>) {
+        match outcome {
+            Ok(_) if fencing => {
+                self.service = Service::Halted;
+            }
+            Ok(_) => {
+                self.work = Work::Stopped;
+                let action = Action::Fence { datasets: self.datasets() };
+                let op = ctx.run(self.id(), Op::Service, action);
+                self.service = Service::Halting { op, fencing: true };
+            }
+            // A replica that was not received yet cannot be written either.
+            Err(f) if fencing && f.code == FailureCode::NotFound => {
+                self.service = Service::Halted;
+            }
+            Err(failure) => {
+                self.service = Service::HaltFailed { retry_at: ctx.now.mono_ms + RETRY_MS };
+                self.raise(ctx, failure);
+            }
+        }
+    }
+
+    // ---- the workload -------------------------------------------------------------------------
+
+    fn wanted(&self) -> Option<WorkloadRecord> {
+        self.record.workload.clone().filter(|w| w.wanted)
+    }
+
+    /// Whether everything that should run here does.
+    pub(crate) fn fully_up(&self) -> bool {
+        matches!(self.service, Service::Up { .. })
+            && match self.work {
+                Work::Running { .. } => true,
+                Work::Stopped | Work::Ended { .. } => self.wanted().is_none(),
+                Work::Unknown | Work::Starting { .. } | Work::Stopping { .. } => false,
+            }
+    }
+
+    pub(crate) fn set_workload(
+        &mut self,
+        ctx: &mut Ctx,
+        request: RequestId,
+        workload: WorkloadRecord,
+    ) {
+        let running = matches!(self.work, Work::Running { .. } | Work::Starting { .. });
+        let same = self.record.workload.as_ref().is_some_and(|w| w.command == workload.command);
+        if self.record.role.is_primary() && running && !same {
+            let text =
+                format!("{} is running; stop it first: flocker-repl stop {0}", self.record.name);
+            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
+        }
+        if self.cutover.is_some() {
+            let text = format!("{} is being migrated; wait until it has ended", self.record.name);
+            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
+        }
+        self.record.workload = Some(workload);
+        self.persist(ctx);
+        match (&self.service, &self.work) {
+            (Service::Up { paths: None, .. }, _) => {
+                let text = format!(
+                    "{}: a {} has no path on {}; the command is kept for where it has one",
+                    self.record.name, self.record.volumes[0].kind, ctx.config.store.describe
+                );
+                ctx.reply(request, Err(Failure::refused(FailureCode::Unsupported, text)));
+            }
+            (Service::Up { .. }, Work::Stopped | Work::Ended { .. }) => {
+                self.start_work(ctx, Some(request), 0);
+            }
+            _ => ctx.reply(request, Ok(Reply::Done)),
+        }
+    }
+
+    fn start_work(&mut self, ctx: &mut Ctx, request: Option<RequestId>, restarts: u32) {
+        let (Some(workload), Service::Up { paths: Some(paths), .. }) =
+            (self.wanted(), &self.service)
+        else {
+            return;
+        };
+        let action = Action::StartWorkload { workload, paths: paths.clone() };
+        let op = ctx.run(self.id(), Op::Work, action);
+        self.work = Work::Starting { op, since: ctx.now.mono_ms, request, restarts };
+    }
+
+    /// Stops the workload and keeps it stopped.
+    pub(crate) fn stop_workload(&mut self, ctx: &mut Ctx, request: RequestId) {
+        if self.cutover.is_some() {
+            let text = format!("{} is being migrated; wait until it has ended", self.record.name);
+            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
+        }
+        let Some(workload) = &mut self.record.workload else {
+            let text = format!("{} has no workload here", self.record.name);
+            return ctx.reply(request, Err(Failure::refused(FailureCode::BadRequest, text)));
+        };
+        workload.wanted = false;
+        self.persist(ctx);
+        match self.work {
+            Work::Running { .. } | Work::Starting { .. } => self.stop_work(ctx, Some(request)),
+            Work::Unknown | Work::Stopped | Work::Stopping { .. } => {
+                ctx.reply(request, Ok(Reply::Done));
+            }
+            Work::Ended { .. } => {
+                self.work = Work::Stopped;
+                ctx.reply(request, Ok(Reply::Done));
+            }
+        }
+    }
+
+    fn stop_work(&mut self, ctx: &mut Ctx, request: Option<RequestId>) {
+        if let Work::Starting { request: Some(waiting), .. } = self.work {
+            let text = format!("{} was stopped while it was being started", self.record.name);
+            ctx.reply(waiting, Err(Failure::refused(FailureCode::Cancelled, text)));
+        }
+        let limit_ms = self.stop_limit_ms();
+        let op = ctx.run(self.id(), Op::Work, Action::StopWorkload { limit_ms });
+        self.work = Work::Stopping { op, request };
+    }
+
+    pub(crate) fn work_done(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
+        match self.work {
+            Work::Starting { op: mine, since, request, restarts } if mine == op => {
+                let answer = outcome.map(|_| Reply::Done);
+                if let Err(failure) = &answer {
+                    let again_at = Some(ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
+                    let status = failure.message.clone();
+                    self.work = Work::Ended { status, again_at, restarts: restarts + 1 };
+                    self.activation_failed(ctx, failure.clone());
+                } else {
+                    let start_ms = ctx.now.mono_ms - since;
+                    self.work = Work::Running { start_ms, restarts };
+                }
+                if let Some(request) = request {
+                    ctx.reply(request, answer);
+                }
+            }
+            Work::Stopping { op: mine, request } if mine == op => {
+                if let Err(failure) = &outcome {
+                    self.work = Work::Running { start_ms: 0, restarts: 0 };
+                    self.raise(ctx, failure.clone());
+                } else {
+                    self.work = Work::Stopped;
+                }
+                if let Some(request) = request {
+                    ctx.reply(request, outcome.map(|_| Reply::Done));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn workload_exited(&mut self, ctx: &mut Ctx, status: String, success: bool) {
+        let restarts = match self.work {
+            Work::Running { restarts, .. } => restarts,
+            // Stopped by us, or already known.
+            _ => return,
+        };
+        let again_at = (!success).then(|| ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
+        let text = format!("{}: the workload ended by itself: {status}", self.record.name);
+        if success {
+            ctx.report(self.record.id, &self.record.name, EventKind::Note(text));
+        } else {
+            self.raise(ctx, Failure::new(Remedy::Retry, FailureCode::Workload, text));
+        }
+        self.work = Work::Ended { status, again_at, restarts: restarts + 1 };
+    }
+
+    // ---- what is due --------------------------------------------------------------------------
+
+    pub(crate) fn advance_service(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.mono_ms;
+        match &mut self.service {
+            Service::Claiming { since, ask_at, answered } => {
+                let (since, due) = (*since, now >= *ask_at);
+                if due {
+                    *ask_at = now + RESEND_MS;
+                    let silent: Vec<_> = (self.record.standbys.iter().copied())
+                        .filter(|s| !answered.contains(s))
+                        .collect();
+                    for peer in &silent {
+                        self.say(ctx, *peer, Body::Claim);
+                    }
+                    if now >= since + CLAIM_ALARM_MS {
+                        self.alarm_unanswered(ctx, &silent);
+                    }
+                }
+            }
+            Service::Failed { retry_at, .. } if now >= *retry_at => {
+                if matches!(self.work, Work::Unknown) {
+                    self.enter_role(ctx);
+                } else {
+                    self.activate(ctx);
+                }
+            }
+            Service::HaltFailed { retry_at, .. } if now >= *retry_at => self.halt(ctx),
+            _ => {}
+        }
+        self.advance_work(ctx);
+        self.announce(ctx);
+    }
+
+    fn alarm_unanswered(&mut self, ctx: &mut Ctx, silent: &[Fingerprint]) {
+        let names: Vec<_> = silent.iter().map(|p| ctx.peer_name(*p)).collect();
+        let text = format!(
+            "{}: not started: {} did not say that no newer epoch is known there; \
+             if it is lost for good: flocker-repl start-alone {0}",
+            self.record.name,
+            names.join(", ")
+        );
+        self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::ConnectionLost, text));
+    }
+
+    fn advance_work(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.mono_ms;
+        if !matches!(self.service, Service::Up { .. }) || self.stopping_for_cutover() {
+            return;
+        }
+        match &self.work {
+            Work::Stopped => self.start_work(ctx, None, 0),
+            Work::Ended { again_at: Some(at), restarts, .. } if now >= *at => {
+                let restarts = *restarts;
+                self.start_work(ctx, None, restarts);
+                if let Work::Ended { again_at, .. } = &mut self.work {
+                    // Not wanted any more.
+                    *again_at = None;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A unit that came here by a cutover: tell the old primary once it runs.
+    fn announce(&mut self, ctx: &mut Ctx) {
+        let Some((attempt, source)) = self.standby.announce else {
+            return;
+        };
+        if self.fully_up() {
+            self.standby.announce = None;
+            self.standby.announced = Some((attempt, self.activation_times()));
+            self.clear_alarm(ctx);
+            self.say_activated(ctx, source, attempt);
+        }
+    }
+
+    fn activation_times(&self) -> ActivationTimes {
+        let mount_ms = match self.service {
+            Service::Up { mount_ms, .. } => mount_ms,
+            _ => 0,
+        };
+        let start_ms = match self.work {
+            Work::Running { start_ms, .. } => start_ms,
+            _ => 0,
+        };
+        ActivationTimes { mount_ms, start_ms }
+    }
+
+    pub(crate) fn say_activated(&self, ctx: &mut Ctx, source: Fingerprint, attempt: AttemptId) {
+        if let Some((announced, times)) = self.standby.announced
+            && announced == attempt
+        {
+            self.say(ctx, source, Body::Activated { attempt, times });
+        }
+    }
+
+    pub(crate) fn service_timeout(&self) -> Option<u64> {
+        let service = match &self.service {
+            Service::Claiming { ask_at, .. } => Some(*ask_at),
+            Service::Failed { retry_at, .. } | Service::HaltFailed { retry_at, .. } => {
+                Some(*retry_at)
+            }
+            _ => None,
+        };
+        let work = match &self.work {
+            Work::Ended { again_at, .. } if matches!(self.service, Service::Up { .. }) => *again_at,
+            _ => None,
+        };
+        service.into_iter().chain(work).min()
+    }
+
+    pub(crate) fn workload_word(&self) -> String {
+        match (&self.record.workload, &self.work) {
+            (None, _) => "none".into(),
+            (Some(_), _) if !self.record.role.is_primary() => "elsewhere".into(),
+            (_, Work::Unknown) => "unknown".into(),
+            (_, Work::Stopped) => "stopped".into(),
+            (_, Work::Starting { .. }) => "starting".into(),
+            (_, Work::Running { .. }) => "running".into(),
+            (_, Work::Stopping { .. }) => "stopping".into(),
+            (_, Work::Ended { status, again_at: Some(_), .. }) => {
+                format!("exited ({status}), to be started again")
+            }
+            (_, Work::Ended { status, .. }) => format!("exited ({status})"),
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! One unit on one node: its durable record, and the machines that work on it.
+//!
+//! Owns: routing of inputs to the machines, epochs, roles, and the local inventory. The machines:
+//! `service` (the start-up rule and the workload), `replicate` (a primary's side of replication),
+//! `standby` (the other side), `cutover` (the source's side of a move), `upkeep` (holds, snapshots
+//! to be destroyed, mirrors). Each input changes state; `advance` then begins whatever is due, so
+//! it does not matter in which order things became so.
+
+use std::collections::BTreeMap;
+
+use flocker_store::{Inventory, Snapshot, SnapshotName};
+
+use crate::ctx::Ctx;
+use crate::cutover::Cutover;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{EpochOrder, Fingerprint, OpId, RequestId, TransferId, UnitId};
+use crate::io::{Effect, EventKind, Outcome};
+use crate::message::{Body, Message};
+use crate::record::{JournalChange, Mirror, Role, UnitRecord};
+use crate::replicate::{Replica, Snapshotting};
+use crate::service::{Service, Work};
+use crate::standby::StandbyView;
+use crate::upkeep::Upkeep;
+
+/// What an action was handed out for. The machine's state holds the `OpId` and ignores others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    Service,
+    Work,
+    Changed,
+    Snapshot,
+    LocalInspect,
+    Cutover,
+    CutoverVerify,
+    Tidy,
+    Mirror,
+    Survey { peer: Fingerprint },
+    Room,
+    Prepare,
+    GiveBack,
+    NodeIntro { peer: Fingerprint, message: Box<Message> },
+    NodeProtect { request: RequestId, command: Box<crate::io::Command> },
+}
+
+/// A unit that is being let go.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) op: OpId,
+    pub(crate) request: Option<RequestId>,
+    /// What to answer: a protection that was refused, or nothing but `Done`.
+    pub(crate) refusal: Option<Failure>,
+}
+
+/// The snapshots of each volume here, as far as they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Local {
+    /// In the order of the record's volumes; `None`: to be looked at first.
+    pub(crate) inventories: Option<Vec<Inventory>>,
+    /// Whether each dataset exists.
+    pub(crate) exists: Vec<bool>,
+    /// A look is under way.
+    pub(crate) looking: Option<OpId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) record: UnitRecord,
+    /// The mirrors know more than the journal: nothing starts before every standby has answered.
+    pub(crate) strict: bool,
+    pub(crate) service: Service,
+    pub(crate) work: Work,
+    pub(crate) local: Local,
+    pub(crate) replicas: BTreeMap<Fingerprint, Replica>,
+    pub(crate) snapshotting: Snapshotting,
+    pub(crate) cutover: Option<Cutover>,
+    /// When `Settle` is due again, while the role is `HandedOver`.
+    pub(crate) settle_at: u64,
+    pub(crate) handed_over_at: u64,
+    pub(crate) standby: StandbyView,
+    pub(crate) upkeep: Upkeep,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) alarm: Option<Failure>,
+}
+
+impl Unit {
+    /// A unit with nothing known but its record.
+    pub(crate) fn new(record: UnitRecord) -> Self {
+        Self {
+            record,
+            strict: false,
+            service: Service::New,
+            work: Work::Unknown,
+            local: Local::default(),
+            replicas: BTreeMap::new(),
+            snapshotting: Snapshotting::default(),
+            cutover: None,
+            settle_at: 0,
+            handed_over_at: 0,
+            standby: StandbyView::default(),
+            upkeep: Upkeep::default(),
+            ending: None,
+            alarm: None,
+        }
+    }
+
+    /// After a start of the node: what the journal says, against what the mirrors say.
+    pub(crate) fn boot(&mut self, ctx: &mut Ctx, mirrors: &[Option<Mirror>]) {
+        let newer = mirrors
+            .iter()
+            .flatten()
+            .any(|m| m.unit == self.record.id && m.epoch.number > self.record.epoch.number);
+        if newer {
+            self.strict = true;
+            self.raise(
+                ctx,
+                Failure::new(
+                    Remedy::Operator,
+                    FailureCode::Conflict,
+                    format!(
+                        "{}: the journal is older than the dataset's own properties; \
+                     nothing is made writable before every standby has answered",
+                        self.record.name
+                    ),
+                ),
+            );
+        }
+        self.upkeep.mirror_due = true;
+        self.handed_over_at = ctx.now.mono_ms;
+        self.enter_role(ctx);
+    }
+
+    pub(crate) fn id(&self) -> UnitId {
+        self.record.id
+    }
+
+    /// The tag of our holds for this unit.
+    pub(crate) fn tag(&self) -> flocker_store::HoldTag {
+        flocker_store::HoldTag(format!("flocker-repl:{}", self.record.id.short()))
+    }
+
+    /// What the short names of our snapshots of this unit begin with.
+    pub(crate) fn prefix(&self) -> String {
+        format!("flocker_{}_", self.record.id.short())
+    }
+
+    pub(crate) fn is_ours(&self, name: &SnapshotName) -> bool {
+        name.short().starts_with(&self.prefix())
+    }
+
+    pub(crate) fn message(&self, body: Body) -> Message {
+        Message { unit: self.record.id, epoch: self.record.epoch, body }
+    }
+
+    pub(crate) fn say(&self, ctx: &mut Ctx, peer: Fingerprint, body: Body) {
+        let message = self.message(body);
+        ctx.send(peer, message);
+    }
+
+    pub(crate) fn persist(&self, ctx: &mut Ctx) {
+        ctx.push(Effect::Persist(vec![JournalChange::PutUnit(Box::new(self.record.clone()))]));
+    }
+
+    /// Makes a new role durable and begins what belongs to it.
+    pub(crate) fn set_role(&mut self, ctx: &mut Ctx, role: Role) {
+        let word = role.word();
+        self.record.role = role;
+        self.persist(ctx);
+        self.upkeep.mirror_due = true;
+        self.upkeep.tidy_due = true;
+        let kind = EventKind::Role { role: word.into(), epoch: self.record.epoch.number };
+        ctx.report(self.record.id, &self.record.name, kind);
+    }
+
+    /// Raises the unit's alarm, once for the same words.
+    pub(crate) fn raise(&mut self, ctx: &mut Ctx, failure: Failure) {
+        if self.alarm.as_ref() == Some(&failure) {
+            return;
+        }
+        self.alarm = Some(failure.clone());
+        ctx.report(self.record.id, &self.record.name, EventKind::Alarm { failure });
+    }
+
+    pub(crate) fn clear_alarm(&mut self, ctx: &mut Ctx) {
+        if self.alarm.take().is_some() {
+            ctx.report(self.record.id, &self.record.name, EventKind::Cleared);
+        }
+    }
+
+    pub(crate) fn note(&self, ctx: &mut Ctx, text: impl Into<String>) {
+        ctx.report(self.record.id, &self.record.name, EventKind::Note(text.into()));
+    }
+
+    /// The newest snapshot of each volume, where each has one.
+    pub(crate) fn newest(&self) -> Option<Vec<Snapshot>> {
+        self.local.inventories.as_ref()?.iter().map(|i| i.latest().cloned()).collect()
+    }
+
+    pub(crate) fn datasets(&self) -> Vec<flocker_store::DatasetName> {
+        self.record.volumes.iter().map(|v| v.dataset.clone()).collect()
+    }
+
+    // ---- inputs -------------------------------------------------------------------------------
+
+    pub(crate) fn handle_peer_up(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if let Some(replica) = self.replicas.get_mut(&peer) {
+            replica.up();
+        }
+        self.settle_at = ctx.now.mono_ms;
+        self.service_peer_up(ctx, peer);
+    }
+
+    pub(crate) fn handle_peer_down(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if let Some(replica) = self.replicas.get_mut(&peer) {
+            replica.down(ctx, self.record.id);
+        }
+        self.cutover_peer_down(ctx, peer);
+    }
+
+    pub(crate) fn handle_message(&mut self, ctx: &mut Ctx, peer: Fingerprint, message: Message) {
+        // The settling of an attempt crosses epochs by its nature, so it comes before the rule.
+        match message.body {
+            Body::Settle { attempt } => return self.on_settle(ctx, peer, attempt),
+            Body::SettleReply { attempt, answer, incarnation } => {
+                return self.on_settle_reply(ctx, peer, attempt, answer, incarnation);
+            }
+            Body::Stale => return self.on_newer(ctx, peer, &message),
+            Body::Unknown => return self.on_unknown(ctx, peer),
+            _ => {}
+        }
+        match self.record.epoch.judge(&message.epoch) {
+            EpochOrder::Same => self.on_body(ctx, peer, message.body),
+            EpochOrder::Stale if ctx.config.planted(crate::node::PlantedBug::AcceptStaleEpoch) => {
+                self.on_body(ctx, peer, message.body);
+            }
+            EpochOrder::Stale => {
+                if is_question(&message.body) {
+                    self.say(ctx, peer, Body::Stale);
+                }
+            }
+            EpochOrder::Newer => {
+                self.on_newer(ctx, peer, &message);
+                if self.record.epoch == message.epoch {
+                    self.on_body(ctx, peer, message.body);
+                }
+            }
+            EpochOrder::Conflict => {
+                let theirs = message.epoch;
+                let text = format!(
+                    "{}: {} claims epoch {theirs}, this node knows epoch {}: two owners of one epoch; \
+                     stop the workload on one side before going on",
+                    self.record.name,
+                    ctx.peer_name(peer),
+                    self.record.epoch
+                );
+                self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::Conflict, text));
+            }
+        }
+    }
+
+    fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, body: Body) {
+        match body {
+            Body::Intro { name, volumes, policy } => {
+                self.on_intro(ctx, peer, &name, &volumes, policy);
+            }
+            Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
+            Body::Survey => self.on_survey(ctx, peer),
+            Body::SurveyReply(answer) => self.on_survey_reply(ctx, peer, answer),
+            Body::Offer(offer) => self.on_offer(ctx, peer, offer),
+            Body::OfferReply { transfer, answer } => {
+                self.on_offer_reply(ctx, peer, transfer, answer);
+            }
+            Body::StepReply { transfer, outcome } => {
+                self.on_step_reply(ctx, peer, transfer, outcome);
+            }
+            Body::Equal { wall_ms } => self.on_equal(peer, wall_ms),
+            Body::Preflight { attempt, workload } => {
+                self.on_preflight(ctx, peer, attempt, workload);
+            }
+            Body::PreflightReply { attempt, answer } => {
+                self.on_preflight_reply(ctx, peer, attempt, answer);
+            }
+            Body::Prepare { attempt, next, finals, workload_wanted } => {
+                self.on_prepare(ctx, peer, attempt, next, finals, workload_wanted);
+            }
+            Body::PrepareReply { attempt, answer } => {
+                self.on_prepare_reply(ctx, peer, attempt, answer);
+            }
+            Body::Abandon { attempt } => self.on_abandon(ctx, peer, attempt),
+            Body::Activated { attempt, times } => self.on_activated(ctx, peer, attempt, times),
+            Body::ActivationFailed { attempt, failure } => {
+                self.on_activation_failed(ctx, peer, attempt, failure);
+            }
+            Body::Claim => self.say(ctx, peer, Body::ClaimReply { known: true }),
+            Body::ClaimReply { known: _ } => self.on_claim_reply(ctx, peer),
+            Body::Drop => self.on_drop(ctx, peer),
+            // Routed before the epoch rule.
+            Body::Settle { .. } | Body::SettleReply { .. } | Body::Stale | Body::Unknown => {}
+        }
+    }
+
+    /// A peer knows a newer epoch than we do: we missed a change of primary.
+    fn on_newer(&mut self, ctx: &mut Ctx, peer: Fingerprint, message: &Message) {
+        let theirs = message.epoch;
+        if self.record.epoch.judge(&theirs) != EpochOrder::Newer {
+            return;
+        }
+        match self.record.role.clone() {
+            Role::HandedOver { target, next, .. } => {
+                // The target owns `next`, or has moved on from it: it has taken.
+                if peer == target && (theirs == next || theirs.number > next.number) {
+                    self.taken_by_target(ctx, theirs);
+                } else {
+                    self.raise_unexpected(ctx, peer);
+                }
+            }
+            Role::Following { .. } | Role::Ready { .. } => {
+                if theirs.owner == peer {
+                    self.tombstone_if_ready();
+                    self.record.epoch = theirs;
+                    self.standby.source_changed();
+                    self.set_role(ctx, Role::Following { source: peer });
+                } else {
+                    self.raise_unexpected(ctx, peer);
+                }
+            }
+            Role::Serving | Role::Leaving { .. } => {
+                if theirs.owner == peer || self.record.standbys.contains(&peer) {
+                    self.superseded(ctx, theirs);
+                } else {
+                    self.raise_unexpected(ctx, peer);
+                }
+            }
+        }
+    }
+
+    fn raise_unexpected(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let text = format!(
+            "{}: {} speaks of a newer epoch which it does not own; not believed",
+            self.record.name,
+            ctx.peer_name(peer)
+        );
+        self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::Conflict, text));
+    }
+
+    /// Somebody else owns the unit by now: stop, fence, follow. What only we have is kept.
+    fn superseded(&mut self, ctx: &mut Ctx, theirs: crate::ids::Epoch) {
+        let text = format!(
+            "{}: {} owns it since epoch {}; stopped here",
+            self.record.name,
+            ctx.peer_name(theirs.owner),
+            theirs.number
+        );
+        let failure = Failure::new(Remedy::Operator, FailureCode::Conflict, text);
+        self.drop_replicas(ctx, &failure);
+        self.end_cutover(ctx, Err(failure.clone()));
+        self.record.epoch = theirs;
+        self.record.standbys.clear();
+        self.set_role(ctx, Role::Following { source: theirs.owner });
+        self.raise(ctx, failure);
+        self.enter_role(ctx);
+    }
+
+    pub(crate) fn drop_replicas(&mut self, ctx: &mut Ctx, failure: &Failure) {
+        for (_, mut replica) in std::mem::take(&mut self.replicas) {
+            replica.down(ctx, self.record.id);
+            if let Some(request) = replica.protect_request.take() {
+                ctx.reply(request, Err(failure.clone()));
+            }
+        }
+        self.snapshotting = Snapshotting::default();
+    }
+
+    pub(crate) fn handle_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        what: &Op,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        match what {
+            Op::Service => self.service_done(ctx, op, outcome),
+            Op::Work => self.work_done(ctx, op, outcome),
+            Op::Changed => self.changed_done(ctx, op, outcome),
+            Op::Snapshot => self.snapshot_done(ctx, op, outcome),
+            Op::LocalInspect => self.look_done(ctx, op, outcome),
+            Op::Cutover => self.cutover_done(ctx, op, outcome),
+            Op::CutoverVerify => self.verify_done(ctx, op, outcome),
+            Op::Tidy => self.tidy_done(ctx, op, outcome),
+            Op::Mirror => self.mirror_done(ctx, op, outcome),
+            Op::Survey { peer } => self.survey_done(ctx, op, *peer, outcome),
+            Op::Room => self.room_done(ctx, op, outcome),
+            Op::Prepare => self.prepare_done(ctx, op, outcome),
+            // Both end in the node, which owns the set of units.
+            Op::GiveBack | Op::NodeIntro { .. } | Op::NodeProtect { .. } => {}
+        }
+    }
+
+    pub(crate) fn handle_transfer_ended(
+        &mut self,
+        ctx: &mut Ctx,
+        transfer: TransferId,
+        outcome: Result<Option<Snapshot>, Failure>,
+        stream_bytes: u64,
+        wire_bytes: u64,
+    ) {
+        if self.standby.is_receiving(transfer) {
+            self.receive_ended(ctx, transfer, outcome);
+        } else {
+            self.send_ended(ctx, transfer, outcome.map(|_| ()), stream_bytes, wire_bytes);
+        }
+    }
+
+    /// Begins whatever is due now. Idempotent.
+    pub(crate) fn advance(&mut self, ctx: &mut Ctx) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.advance_service(ctx);
+        self.advance_cutover(ctx);
+        self.advance_replication(ctx);
+        self.advance_settle(ctx);
+        self.advance_upkeep(ctx);
+    }
+
+    /// When `advance` has something to do, monotonic milliseconds.
+    pub(crate) fn timeout(&self, ctx: &Ctx) -> Option<u64> {
+        if self.ending.is_some() {
+            return None;
+        }
+        [
+            self.service_timeout(),
+            self.cutover_timeout(),
+            self.replication_timeout(ctx),
+            matches!(self.record.role, Role::HandedOver { .. }).then_some(self.settle_at),
+            self.upkeep_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // ---- the local inventory ------------------------------------------------------------------
+
+    /// Looks at the volumes again, unless a look is under way.
+    pub(crate) fn look(&mut self, ctx: &mut Ctx) {
+        if self.local.looking.is_none() {
+            let action = crate::io::Action::Inspect { datasets: self.datasets() };
+            self.local.looking = Some(ctx.run(self.id(), Op::LocalInspect, action));
+        }
+    }
+
+    fn look_done(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
+        if self.local.looking != Some(op) {
+            return;
+        }
+        self.local.looking = None;
+        match outcome {
+            Ok(Outcome::Inspected(found)) if found.len() == self.record.volumes.len() => {
+                self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
+                let inventories: Vec<_> = found.into_iter().map(|f| f.inventory).collect();
+                self.snapshotting.learn(&self.prefix(), &inventories);
+                self.local.inventories = Some(inventories);
+            }
+            Ok(_) => unreachable!("an inspection is answered by one finding a dataset"),
+            Err(failure) => self.look_failed(ctx, failure),
+        }
+    }
+
+    fn look_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+        for replica in self.replicas.values_mut() {
+            replica.survey_failed(ctx.now, failure.clone());
+        }
+        self.raise(ctx, failure);
+    }
+
+    /// What must hold after every input, in production and in the simulator.
+    pub(crate) fn check_invariants(&self, config: &crate::node::NodeConfig) {
+        let me = config.fingerprint;
+        match &self.record.role {
+            Role::Serving | Role::Leaving { .. } | Role::HandedOver { .. } => {
+                assert_eq!(self.record.epoch.owner, me, "a primary owns its epoch");
+            }
+            Role::Following { source } | Role::Ready { source, .. } => {
+                assert_ne!(*source, me, "a standby does not follow itself");
+                assert_ne!(self.record.epoch.owner, me, "a standby does not own the epoch");
+                assert!(!self.service.may_write(), "a standby's volumes are not writable");
+                assert!(self.replicas.is_empty(), "a standby replicates to nobody");
+            }
+        }
+        if matches!(self.record.role, Role::HandedOver { .. }) {
+            assert!(!self.service.may_write(), "what was handed over stays fenced");
+        }
+        if let Role::Ready { attempt, .. } = &self.record.role {
+            assert!(!self.is_refused(*attempt), "an attempt is ready or refused, not both");
+        }
+        for replica in self.replicas.values() {
+            replica.check_invariants(self);
+        }
+    }
+}
+
+/// Whether a message wants an answer, so that a stale sender learns of its being stale.
+fn is_question(body: &Body) -> bool {
+    match body {
+        Body::Intro { .. }
+        | Body::Survey
+        | Body::Offer(_)
+        | Body::Equal { .. }
+        | Body::Preflight { .. }
+        | Body::Prepare { .. }
+        | Body::Claim
+        | Body::Drop => true,
+        Body::IntroReply(_)
+        | Body::SurveyReply(_)
+        | Body::OfferReply { .. }
+        | Body::StepReply { .. }
+        | Body::PreflightReply { .. }
+        | Body::PrepareReply { .. }
+        | Body::Settle { .. }
+        | Body::SettleReply { .. }
+        | Body::Abandon { .. }
+        | Body::Activated { .. }
+        | Body::ActivationFailed { .. }
+        | Body::ClaimReply { .. }
+        | Body::Stale
+        | Body::Unknown => false,
+    }
+}

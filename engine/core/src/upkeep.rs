@@ -1,0 +1,273 @@
+//! Bookkeeping off the critical path: holds, snapshots that nobody needs, mirrors, and the end.
+//!
+//! Every snapshot and hold that we make is decided here. New holds are put before old ones are
+//! taken off, and both before anything is destroyed; a snapshot that any standby starts from, that
+//! is on its way, or that is the newest, is never destroyed.
+
+use std::collections::BTreeSet;
+
+use flocker_store::{Guid, SnapshotName};
+
+use crate::ctx::Ctx;
+use crate::failure::Failure;
+use crate::ids::{OpId, RequestId};
+use crate::io::{Action, MirrorState, Outcome, Reply};
+use crate::limits::BACKOFF_LAST_MS;
+use crate::message::Body;
+use crate::node::PlantedBug;
+use crate::record::Role;
+use crate::unit::{Ending, Op, Unit};
+
+/// What is due, and what is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    pub(crate) tidy_due: bool,
+    pub(crate) mirror_due: bool,
+    tidying: Option<Tidying>,
+    mirroring: Option<OpId>,
+    /// After a failure, not before this.
+    retry_at: u64,
+    /// Guids we know to be held by us.
+    held: BTreeSet<Guid>,
+}
+
+#[derive(Debug)]
+struct Tidying {
+    op: OpId,
+    hold: Vec<Guid>,
+    destroy: BTreeSet<SnapshotName>,
+}
+
+impl Unit {
+    pub(crate) fn advance_upkeep(&mut self, ctx: &mut Ctx) {
+        if ctx.now.mono_ms < self.upkeep.retry_at {
+            return;
+        }
+        if self.upkeep.tidy_due && self.upkeep.tidying.is_none() {
+            self.tidy(ctx);
+        }
+        if self.upkeep.mirror_due && self.upkeep.mirroring.is_none() {
+            self.upkeep.mirror_due = false;
+            let epoch = self.record.epoch;
+            let state = self.record.role.word().to_owned();
+            let mirrors = self.record.volumes.iter().map(|v| {
+                let unit = self.record.id;
+                let mirror = MirrorState { unit, volume: v.id, epoch, state: state.clone() };
+                (v.dataset.clone(), mirror)
+            });
+            let action = Action::Mirror { mirrors: mirrors.collect() };
+            self.upkeep.mirroring = Some(ctx.run(self.id(), Op::Mirror, action));
+        }
+    }
+
+    pub(crate) fn upkeep_timeout(&self) -> Option<u64> {
+        let due = (self.upkeep.tidy_due && self.upkeep.tidying.is_none())
+            || (self.upkeep.mirror_due && self.upkeep.mirroring.is_none());
+        due.then_some(self.upkeep.retry_at)
+    }
+
+    fn tidy(&mut self, ctx: &mut Ctx) {
+        self.upkeep.tidy_due = false;
+        if matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. }) {
+            // Nothing is taken away while it is open who goes on; the next role makes it due again.
+            return;
+        }
+        let unsure = self.unsure();
+        let Some(inventories) = &self.local.inventories else {
+            return;
+        };
+        let (mut hold, mut release, mut destroy, mut held_now) = (vec![], vec![], vec![], vec![]);
+        for (at, inventory) in inventories.iter().enumerate() {
+            let needed = self.needed_here(ctx, at);
+            let bases = self.held_here(at);
+            for snapshot in &inventory.snapshots {
+                let (name, guid) = (&snapshot.name, snapshot.guid);
+                if bases.contains(&guid) {
+                    if ctx.config.store.holds && !self.upkeep.held.contains(&guid) {
+                        hold.push(name.clone());
+                        held_now.push(guid);
+                    }
+                } else if !unsure && (snapshot.holds > 0 || self.upkeep.held.contains(&guid)) {
+                    // Somebody else's hold keeps its own tag; releasing ours harms nobody.
+                    if !ctx.config.planted(PlantedBug::LeakHold) {
+                        release.push(name.clone());
+                    }
+                }
+                if self.is_ours(name) && !needed.contains(&guid) {
+                    destroy.push(name.clone());
+                }
+            }
+        }
+        if hold.is_empty() && release.is_empty() && destroy.is_empty() {
+            return;
+        }
+        let gone = destroy.iter().cloned().collect();
+        let action = Action::Tidy { tag: self.tag(), hold, release, destroy };
+        let op = ctx.run(self.id(), Op::Tidy, action);
+        self.upkeep.tidying = Some(Tidying { op, hold: held_now, destroy: gone });
+        // Destroyed or not, these are no bases any more: they leave the inventory at once.
+        self.forget_snapshots();
+    }
+
+    fn forget_snapshots(&mut self) {
+        let Some(Tidying { destroy, .. }) = &self.upkeep.tidying else {
+            return;
+        };
+        for inventory in self.local.inventories.iter_mut().flatten() {
+            inventory.snapshots.retain(|s| !destroy.contains(&s.name));
+        }
+    }
+
+    /// A standby that is not connected, or not compared yet, may start from any that it was known
+    /// to have.
+    fn unsure(&self) -> bool {
+        self.record.role.is_primary()
+            && (self.replicas.len() < self.record.standbys.len()
+                || self.replicas.values().any(|r| r.bases.is_none()))
+    }
+
+    /// What must not be destroyed here.
+    fn needed_here(&self, ctx: &Ctx, at: usize) -> BTreeSet<Guid> {
+        let volume = self.record.volumes[at].id;
+        let mut needed: BTreeSet<Guid> = BTreeSet::new();
+        if !ctx.config.planted(PlantedBug::DestroyBase) {
+            needed.extend(self.replicas.values().flat_map(|r| r.needed(at)));
+        }
+        needed.extend(self.standby.base_in_use(volume));
+        needed.extend(self.cutover_needs(at));
+        let unsure = self.unsure();
+        let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
+        for (n, snapshot) in inventory.iter().flat_map(|i| i.snapshots.iter().rev()).enumerate() {
+            let kept = n == 0
+                || (unsure
+                    && !ctx.config.planted(PlantedBug::DestroyBase)
+                    && (snapshot.holds > 0 || self.upkeep.held.contains(&snapshot.guid) || n < 2));
+            if kept {
+                needed.insert(snapshot.guid);
+            }
+        }
+        needed
+    }
+
+    /// What is held: what the other side is known to start from.
+    fn held_here(&self, at: usize) -> BTreeSet<Guid> {
+        let newest = || {
+            let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
+            inventory.and_then(|i| i.latest()).map(|s| s.guid)
+        };
+        match self.record.role {
+            Role::Serving | Role::Leaving { .. } => {
+                let bases = self.replicas.values();
+                let mut held: BTreeSet<Guid> = bases
+                    .filter_map(|r| r.bases.as_ref().and_then(|b| b.get(at).copied().flatten()))
+                    .collect();
+                if self.unsure() {
+                    held.extend(self.upkeep.held.iter().copied());
+                }
+                held
+            }
+            Role::HandedOver { .. } | Role::Following { .. } | Role::Ready { .. } => {
+                newest().into_iter().collect()
+            }
+        }
+    }
+
+    pub(crate) fn tidy_done(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
+        let Some(tidying) = self.upkeep.tidying.take_if(|t| t.op == op) else {
+            return;
+        };
+        match outcome {
+            Ok(_) => {
+                let present: BTreeSet<Guid> = (self.local.inventories.iter().flatten())
+                    .flat_map(|i| i.snapshots.iter().map(|s| s.guid))
+                    .collect();
+                self.upkeep.held.extend(tidying.hold);
+                self.upkeep.held.retain(|g| present.contains(g));
+            }
+            Err(failure) => {
+                // What was not destroyed is found again by the next look.
+                self.upkeep.retry_at = ctx.now.mono_ms + BACKOFF_LAST_MS;
+                self.note(ctx, format!("bookkeeping is tried again later: {failure}"));
+            }
+        }
+    }
+
+    pub(crate) fn mirror_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        if self.upkeep.mirroring.take_if(|m| *m == op).is_none() {
+            return;
+        }
+        if let Err(failure) = outcome {
+            if failure.code == crate::FailureCode::NotFound {
+                // A replica that was not received yet; its first receive makes it due again.
+                return;
+            }
+            self.upkeep.mirror_due = true;
+            self.upkeep.retry_at = ctx.now.mono_ms + BACKOFF_LAST_MS;
+            self.note(ctx, format!("the dataset's properties are written later: {failure}"));
+        }
+    }
+
+    // ---- the end ------------------------------------------------------------------------------
+
+    /// Lets the unit go: everything we made is taken back, the data stays. The node deletes the
+    /// record when that is done.
+    pub(crate) fn end(
+        &mut self,
+        ctx: &mut Ctx,
+        request: Option<RequestId>,
+        refusal: Option<Failure>,
+        keep_newest: bool,
+    ) {
+        for peer in self.record.standbys.clone() {
+            self.say(ctx, peer, Body::Drop);
+        }
+        let failure = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
+        self.drop_replicas(ctx, &failure);
+        let action = Action::GiveBack {
+            datasets: self.datasets(),
+            tag: self.tag(),
+            prefix: self.prefix(),
+            keep_newest,
+        };
+        let op = ctx.run(self.id(), Op::GiveBack, action);
+        self.ending = Some(Ending { op, request, refusal });
+    }
+
+    /// The answer to `GiveBack`; `true` when the record may be deleted.
+    pub(crate) fn end_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) -> bool {
+        let Some(ending) = self.ending.take_if(|e| e.op == op) else {
+            return false;
+        };
+        let gone = match outcome {
+            Ok(_) => true,
+            // Nothing was received yet: nothing to give back.
+            Err(ref f) if f.code == crate::FailureCode::NotFound => true,
+            Err(ref failure) => {
+                self.raise(ctx, failure.clone());
+                false
+            }
+        };
+        if let Some(request) = ending.request {
+            let answer = match (ending.refusal, outcome) {
+                (Some(refusal), _) => Err(refusal),
+                (None, Err(failure)) if !gone => Err(failure),
+                (None, _) => Ok(Reply::Done),
+            };
+            ctx.reply(request, answer);
+        }
+        if !gone {
+            self.join_replicas(ctx);
+        }
+        gone
+    }
+}
