@@ -2,11 +2,39 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// Hexadecimal digits where people or other programs read it (JSON knows no 128-bit number), the
+/// bare value on the wire and in the journal.
+macro_rules! hex_serde {
+    ($type:ident, $inner:ty) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    self.0.serialize(serializer)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+                } else {
+                    <$inner>::deserialize(deserializer).map(Self)
+                }
+            }
+        }
+    };
+}
 
 /// A node's identity: BLAKE3-256 of the SubjectPublicKeyInfo (DER) of its Ed25519 key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
+
+hex_serde!(Fingerprint, [u8; 32]);
 
 impl Fingerprint {
     /// The first four bytes in hexadecimal: enough to tell peers apart in a log, not to trust one.
@@ -53,8 +81,10 @@ pub struct FingerprintError {
 macro_rules! hex_id {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $type(pub u128);
+
+        hex_serde!($type, u128);
 
         impl $type {
             /// The first eight hexadecimal digits, for names and logs.
