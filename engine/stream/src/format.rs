@@ -111,11 +111,7 @@ pub mod objset {
 
 /// The byte order of a stream. ZFS sends in the sender's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "lowercase")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum Endian {
     /// Least significant byte first.
     #[default]
@@ -237,20 +233,12 @@ impl Features {
 
     /// The bits that no version of OpenZFS up to 2.4 defines.
     pub fn unknown(self) -> Self {
-        Self(
-            Self::NAMED
-                .iter()
-                .fold(self.0, |rest, (bit, _)| rest & !bit.0),
-        )
+        Self(Self::NAMED.iter().fold(self.0, |rest, (bit, _)| rest & !bit.0))
     }
 
     /// The names of the bits that are set and known, lowest bit first.
     pub fn names(self) -> Vec<&'static str> {
-        Self::NAMED
-            .iter()
-            .filter(|(bit, _)| self.contains(*bit))
-            .map(|(_, name)| *name)
-            .collect()
+        Self::NAMED.iter().filter(|(bit, _)| self.contains(*bit)).map(|(_, name)| *name).collect()
     }
 }
 

@@ -24,20 +24,14 @@ pub fn fuzz_one(data: &[u8]) {
     };
     let whole = read(stream, stream.len().max(1));
     let chopped = read(stream, step);
-    assert!(
-        whole == chopped,
-        "the same bytes in other pieces gave other items"
-    );
+    assert!(whole == chopped, "the same bytes in other pieces gave other items");
 
     let _ = NvList::unpack(stream);
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(token) = text.parse::<ResumeToken>()
         && token.unknown.is_empty()
     {
-        let again = token
-            .to_string()
-            .parse::<ResumeToken>()
-            .expect("a token that we wrote");
+        let again = token.to_string().parse::<ResumeToken>().expect("a token that we wrote");
         assert!(again == token, "a token came back changed");
     }
 }
@@ -87,8 +81,7 @@ struct Writers {
 
 impl Writers {
     fn write(&mut self, item: &crate::reader::Item<'_>) {
-        self.items
-            .push((item.record.clone(), *item.header(), item.payload().to_vec()));
+        self.items.push((item.record.clone(), *item.header(), item.payload().to_vec()));
         self.endian = item.endian;
         if matches!(item.part, Part::Body | Part::End) {
             self.seals.push(item.sealed);
@@ -100,11 +93,7 @@ impl Writers {
         if self.seals.iter().any(|sealed| *sealed != self.seals[0]) {
             return;
         }
-        let seal = if self.seals.first() == Some(&false) {
-            Seal::EndOnly
-        } else {
-            Seal::PerRecord
-        };
+        let seal = if self.seals.first() == Some(&false) { Seal::EndOnly } else { Seal::PerRecord };
         let mut writer = Writer::with_endian(seal, self.endian);
         let mut out = Vec::new();
         for (record, header, payload) in &self.items {

@@ -54,9 +54,7 @@ pub struct Grammar {
 
 impl Default for Grammar {
     fn default() -> Self {
-        Self {
-            state: State::Start,
-        }
+        Self { state: State::Start }
     }
 }
 
@@ -95,20 +93,13 @@ impl Grammar {
     /// [`Problem::Misplaced`], [`Problem::UnknownFeatures`], [`Problem::GuidMismatch`],
     /// [`Problem::Implausible`]. After an error the state is as before.
     pub fn admit(&mut self, record: &Record) -> Result<Part, Problem> {
-        let misplaced = |expected| Problem::Misplaced {
-            found: record.kind(),
-            expected,
-        };
+        let misplaced = |expected| Problem::Misplaced { found: record.kind(), expected };
         let (part, next) = match (&self.state, record) {
             (State::Start, Record::Begin(begin)) => match begin.header_type {
                 HeaderType::Compound => (Part::PackageBegin, State::PackageHeader(known(begin)?)),
-                HeaderType::Substream => (
-                    Part::Begin,
-                    State::Body {
-                        begin: known(begin)?,
-                        in_package: false,
-                    },
-                ),
+                HeaderType::Substream => {
+                    (Part::Begin, State::Body { begin: known(begin)?, in_package: false })
+                }
             },
             (State::Start, _) => return Err(misplaced("BEGIN")),
             (State::PackageHeader(begin), Record::End(_)) => {
@@ -121,13 +112,7 @@ impl Grammar {
             (State::Package, Record::Begin(begin))
                 if begin.header_type == HeaderType::Substream =>
             {
-                (
-                    Part::Begin,
-                    State::Body {
-                        begin: known(begin)?,
-                        in_package: true,
-                    },
-                )
+                (Part::Begin, State::Body { begin: known(begin)?, in_package: true })
             }
             (State::Package, Record::End(_)) => {
                 belongs(record, &Begin::default())?;
@@ -141,21 +126,12 @@ impl Grammar {
             }
             (State::Body { begin, in_package }, Record::End(_)) => {
                 belongs(record, begin)?;
-                (
-                    Part::End,
-                    if *in_package {
-                        State::Package
-                    } else {
-                        State::Done
-                    },
-                )
+                (Part::End, if *in_package { State::Package } else { State::Done })
             }
             (State::Body { begin, .. }, _) => {
                 belongs(record, begin)?;
-                plausible::check(record, begin).map_err(|nonsense| Problem::Implausible {
-                    kind: record.kind(),
-                    nonsense,
-                })?;
+                plausible::check(record, begin)
+                    .map_err(|nonsense| Problem::Implausible { kind: record.kind(), nonsense })?;
                 return Ok(Part::Body);
             }
             (State::Done, _) => return Err(Problem::TrailingBytes),
@@ -169,20 +145,14 @@ fn known(begin: &Begin) -> Result<Begin, Problem> {
     if plausible::features_known(begin) {
         Ok(begin.clone())
     } else {
-        Err(Problem::UnknownFeatures {
-            features: begin.features,
-        })
+        Err(Problem::UnknownFeatures { features: begin.features })
     }
 }
 
 fn belongs(record: &Record, begin: &Begin) -> Result<(), Problem> {
     match record.to_guid() {
         found if found == begin.to_guid => Ok(()),
-        found => Err(Problem::GuidMismatch {
-            kind: record.kind(),
-            begin: begin.to_guid,
-            found,
-        }),
+        found => Err(Problem::GuidMismatch { kind: record.kind(), begin: begin.to_guid, found }),
     }
 }
 
@@ -194,29 +164,14 @@ mod tests {
     const GUID: u64 = 7;
 
     fn begin(header_type: HeaderType) -> Record {
-        let to_guid = if header_type == HeaderType::Substream {
-            GUID
-        } else {
-            0
-        };
-        Record::Begin(Begin {
-            header_type,
-            to_guid,
-            ..Begin::default()
-        })
+        let to_guid = if header_type == HeaderType::Substream { GUID } else { 0 };
+        Record::Begin(Begin { header_type, to_guid, ..Begin::default() })
     }
     fn end(to_guid: u64) -> Record {
-        Record::End(End {
-            to_guid,
-            ..End::default()
-        })
+        Record::End(End { to_guid, ..End::default() })
     }
     fn free(to_guid: u64) -> Record {
-        Record::Free(Free {
-            object: 1,
-            to_guid,
-            ..Free::default()
-        })
+        Record::Free(Free { object: 1, to_guid, ..Free::default() })
     }
     /// One word per record: P package BEGIN, B substream BEGIN, f a body record, E its END, e a package END.
     fn check(records: &str, done: bool) -> Result<(), (usize, Problem)> {
@@ -284,10 +239,7 @@ mod tests {
         });
         assert!(matches!(
             grammar.admit(&embedded),
-            Err(Problem::Implausible {
-                kind: Kind::WriteEmbedded,
-                ..
-            })
+            Err(Problem::Implausible { kind: Kind::WriteEmbedded, .. })
         ));
     }
 }

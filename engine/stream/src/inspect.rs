@@ -253,10 +253,7 @@ impl Substream {
     fn new(begin: &Begin, payload: &[u8]) -> Self {
         let resumed = begin.features.contains(Features::RESUMING).then(|| {
             let list = NvList::unpack(payload).unwrap_or_default();
-            Resumed {
-                object: list.u64("resume_object"),
-                offset: list.u64("resume_offset"),
-            }
+            Resumed { object: list.u64("resume_object"), offset: list.u64("resume_offset") }
         });
         Self {
             to_name: begin.name().into_owned(),
@@ -279,10 +276,7 @@ impl Substream {
     }
 
     fn count(&mut self, item: &Item<'_>) {
-        self.records
-            .entry(item.record.kind())
-            .or_default()
-            .add(item);
+        self.records.entry(item.record.kind()).or_default().add(item);
         if item.part != Part::Begin {
             self.sealed = Some(item.sealed);
         }
@@ -301,15 +295,9 @@ impl Substream {
             | Record::Redact(_) => return,
         };
         // "as it is" and "off" are the same to whoever reads a report.
-        let compression = if compression == Compression::OFF {
-            Compression::NONE
-        } else {
-            compression
-        };
-        self.compressions
-            .entry(compression.to_string())
-            .or_default()
-            .add(item);
+        let compression =
+            if compression == Compression::OFF { Compression::NONE } else { compression };
+        self.compressions.entry(compression.to_string()).or_default().add(item);
         self.logical_bytes += logical;
     }
 }

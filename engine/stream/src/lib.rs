@@ -28,6 +28,11 @@
 //! Sources of the format: `include/sys/zfs_ioctl.h`, `module/zfs/dmu_send.c`, `module/zfs/dmu_recv.c` and
 //! `lib/libzfs/libzfs_sendrecv.c` of OpenZFS, read for facts; and real streams in `tests/golden`.
 
+/// The README, whose example is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 pub mod error;
 pub mod fletcher;
 pub mod format;

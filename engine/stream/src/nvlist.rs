@@ -91,10 +91,7 @@ impl NvList {
 
     /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.pairs
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value)
+        self.pairs.iter().find(|(n, _)| n == name).map(|(_, value)| value)
     }
 
     /// The value of `name`, if it is a number.
@@ -107,9 +104,7 @@ impl NvList {
 
     /// The pairs, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.pairs
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
+        self.pairs.iter().map(|(name, value)| (name.as_str(), value))
     }
 
     /// Reads a packed nvlist. Bytes behind its end are ignored, as ZFS does.
@@ -123,18 +118,11 @@ impl NvList {
         match packed.first_chunk::<4>() {
             Some([0, 1, _, _]) => {}
             Some([encoding, endian, _, _]) => {
-                return Err(NvError::Encoding {
-                    encoding: *encoding,
-                    endian: *endian,
-                });
+                return Err(NvError::Encoding { encoding: *encoding, endian: *endian });
             }
             None => return Err(NvError::Malformed { at: 0 }),
         }
-        let mut cursor = Cursor {
-            bytes: packed,
-            at: PREFIX_LEN,
-            pairs_left: MAX_PAIRS,
-        };
+        let mut cursor = Cursor { bytes: packed, at: PREFIX_LEN, pairs_left: MAX_PAIRS };
         cursor.list(0)
     }
 
@@ -164,9 +152,9 @@ impl NvList {
                     out.extend_from_slice(s.as_bytes());
                     out.push(0);
                 }
-                Value::U64Array(numbers) => numbers
-                    .iter()
-                    .for_each(|n| out.extend_from_slice(&n.to_le_bytes())),
+                Value::U64Array(numbers) => {
+                    numbers.iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()))
+                }
                 Value::List(_) => out.extend_from_slice(&[
                     0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                 ]),
@@ -191,9 +179,7 @@ impl Value {
             Self::String(_) => (TYPE_STRING, 1),
             Self::U64Array(numbers) => (TYPE_UINT64_ARRAY, numbers.len() as u32),
             Self::List(_) => (TYPE_NVLIST, 1),
-            Self::Other {
-                data_type, count, ..
-            } => (*data_type, *count),
+            Self::Other { data_type, count, .. } => (*data_type, *count),
         }
     }
 }
@@ -216,9 +202,7 @@ impl<'a> Cursor<'a> {
 
     fn u32_at(&self, at: usize) -> Result<u32, NvError> {
         let bytes = self.bytes.get(at..).and_then(|rest| rest.first_chunk());
-        bytes
-            .map(|b| u32::from_le_bytes(*b))
-            .ok_or(self.malformed())
+        bytes.map(|b| u32::from_le_bytes(*b)).ok_or(self.malformed())
     }
 
     fn list(&mut self, depth: usize) -> Result<NvList, NvError> {
@@ -251,24 +235,15 @@ impl<'a> Cursor<'a> {
         ]));
         let count = self.u32_at(self.at + 8)?;
         let data_type = self.u32_at(self.at + 12)?;
-        let name = pair
-            .get(PAIR_HEADER_LEN..PAIR_HEADER_LEN + name_len)
-            .ok_or(self.malformed())?;
-        let (0, name) = name
-            .split_last()
-            .map(|(last, name)| (*last, name))
-            .ok_or(self.malformed())?
+        let name = pair.get(PAIR_HEADER_LEN..PAIR_HEADER_LEN + name_len).ok_or(self.malformed())?;
+        let (0, name) =
+            name.split_last().map(|(last, name)| (*last, name)).ok_or(self.malformed())?
         else {
             return Err(self.malformed());
         };
         let value_at = (PAIR_HEADER_LEN + name_len).next_multiple_of(8);
         let value = pair.get(value_at..).ok_or(self.malformed())?;
-        Ok((
-            String::from_utf8_lossy(name).into_owned(),
-            data_type,
-            count,
-            value,
-        ))
+        Ok((String::from_utf8_lossy(name).into_owned(), data_type, count, value))
     }
 
     fn value(
@@ -296,11 +271,7 @@ impl<'a> Cursor<'a> {
             TYPE_NVLIST => Value::List(self.list(depth + 1)?),
             // No stream has one; its lists would follow and be taken for pairs.
             TYPE_NVLIST_ARRAY => return Err(self.malformed()),
-            _ => Value::Other {
-                data_type,
-                count,
-                bytes: value.to_vec(),
-            },
+            _ => Value::Other { data_type, count, bytes: value.to_vec() },
         })
     }
 }
@@ -354,10 +325,7 @@ mod tests {
     fn xdr_is_refused_by_name() {
         assert_eq!(
             NvList::unpack(&[1, 1, 0, 0, 0]),
-            Err(NvError::Encoding {
-                encoding: 1,
-                endian: 1
-            })
+            Err(NvError::Encoding { encoding: 1, endian: 1 })
         );
     }
 }

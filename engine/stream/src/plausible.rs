@@ -94,11 +94,7 @@ pub(crate) fn check(record: &Record, begin: &Begin) -> Result<(), Nonsense> {
         Record::Write(r) => check_write(r, features),
         Record::Free(r) => {
             object_number(r.object)?;
-            if r.length == TO_OBJECT_END {
-                Ok(())
-            } else {
-                range(r.offset, r.length)
-            }
+            if r.length == TO_OBJECT_END { Ok(()) } else { range(r.offset, r.length) }
         }
         Record::WriteByRef(r) => {
             object_number(r.object)?;
@@ -115,10 +111,7 @@ pub(crate) fn check(record: &Record, begin: &Begin) -> Result<(), Nonsense> {
             if aligned && r.first < MAX_OBJECT {
                 Ok(())
             } else {
-                Err(Nonsense::ObjectRange {
-                    first: r.first,
-                    slots: r.slots,
-                })
+                Err(Nonsense::ObjectRange { first: r.first, slots: r.slots })
             }
         }
         Record::Redact(r) => {
@@ -149,10 +142,7 @@ fn check_object(r: &Object, features: Features) -> Result<(), Nonsense> {
     }
     let room = u32::from(slots) * 512 - DNODE_BEFORE_BONUS;
     if u64::from(slots) > DNODES_PER_BLOCK || r.bonus_len > room || r.raw_bonus_len > room {
-        return Err(Nonsense::BonusTooLong {
-            bonus_len: r.bonus_len.max(r.raw_bonus_len),
-            slots,
-        });
+        return Err(Nonsense::BonusTooLong { bonus_len: r.bonus_len.max(r.raw_bonus_len), slots });
     }
     if r.raw_bonus_len != 0 {
         need(features, Features::RAW, "a raw bonus")?;
@@ -173,9 +163,7 @@ fn check_write(r: &Write, features: Features) -> Result<(), Nonsense> {
     range(r.offset, r.logical_size)?;
     if r.compression == Compression::NONE {
         if r.compressed_size != 0 {
-            return Err(Nonsense::CompressedSizeWithoutCompression(
-                r.compressed_size,
-            ));
+            return Err(Nonsense::CompressedSizeWithoutCompression(r.compressed_size));
         }
         return Ok(());
     }
@@ -192,11 +180,7 @@ fn check_spill(r: &Spill, features: Features) -> Result<(), Nonsense> {
     if r.compressed_size == 0 {
         return Ok(());
     }
-    need(
-        features,
-        Features::RAW,
-        "a spill block with a size of its own",
-    )?;
+    need(features, Features::RAW, "a spill block with a size of its own")?;
     shrinking(r.compressed_size, r.length)?;
     known(r.compression)
 }
@@ -218,17 +202,11 @@ fn check_embedded(r: &WriteEmbedded, features: Features) -> Result<(), Nonsense>
 }
 
 fn object_number(object: u64) -> Result<(), Nonsense> {
-    if (1..=MAX_OBJECT).contains(&object) {
-        Ok(())
-    } else {
-        Err(Nonsense::ObjectNumber(object))
-    }
+    if (1..=MAX_OBJECT).contains(&object) { Ok(()) } else { Err(Nonsense::ObjectNumber(object)) }
 }
 
 fn range(from: u64, length: u64) -> Result<(), Nonsense> {
-    from.checked_add(length)
-        .map(|_| ())
-        .ok_or(Nonsense::Range { from, length })
+    from.checked_add(length).map(|_| ()).ok_or(Nonsense::Range { from, length })
 }
 
 fn block_size(bytes: u64) -> Result<(), Nonsense> {
@@ -251,25 +229,14 @@ fn shrinking(compressed: u64, logical: u64) -> Result<(), Nonsense> {
     if (1..=logical).contains(&compressed) {
         Ok(())
     } else {
-        Err(Nonsense::Expanding {
-            compressed,
-            logical,
-        })
+        Err(Nonsense::Expanding { compressed, logical })
     }
 }
 
 fn known(compression: Compression) -> Result<(), Nonsense> {
-    if compression.is_known() {
-        Ok(())
-    } else {
-        Err(Nonsense::UnknownCompression(compression))
-    }
+    if compression.is_known() { Ok(()) } else { Err(Nonsense::UnknownCompression(compression)) }
 }
 
 fn need(features: Features, feature: Features, what: &'static str) -> Result<(), Nonsense> {
-    if features.contains(feature) {
-        Ok(())
-    } else {
-        Err(Nonsense::Unannounced { what, feature })
-    }
+    if features.contains(feature) { Ok(()) } else { Err(Nonsense::Unannounced { what, feature }) }
 }

@@ -20,12 +20,13 @@
 
 use crate::error::{Problem, StreamError};
 use crate::fletcher::{Checksum, Fletcher4};
-use crate::format::{Endian, HEADER_LEN, SEAL_OFFSET};
+use crate::format::{Endian, HEADER_LEN, MAX_BEGIN_PAYLOAD, MAX_PAYLOAD, SEAL_OFFSET};
 use crate::grammar::{Grammar, Part};
 use crate::record::{self, Begin, Header, Record};
 
-/// Room that the buffer keeps for the next record that straddles, bytes; more is given back.
-const BUFFER_KEEP: usize = 2 << 20;
+/// Room that the buffer keeps for the next record that straddles, bytes: the longest there is but for a
+/// package's nvlist, whose room is given back.
+const BUFFER_KEEP: usize = HEADER_LEN + MAX_PAYLOAD;
 
 /// One record with its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +55,7 @@ impl<'a> Item<'a> {
 
     /// The header's 312 bytes.
     pub fn header(&self) -> &'a Header {
-        self.bytes
-            .first_chunk()
-            .expect("an item begins with its header")
+        self.bytes.first_chunk().expect("an item begins with its header")
     }
 
     /// The payload, padding included.
@@ -82,8 +81,9 @@ struct Cut<'i> {
 }
 
 /// The sans-IO reader of a stream. See the [module](self) for its contract.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Reader {
+    begin_limit: usize,
     grammar: Grammar,
     sum: Fletcher4,
     endian: Endian,
@@ -101,10 +101,37 @@ pub struct Reader {
     failed: Option<StreamError>,
 }
 
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Reader {
     /// A reader at the beginning of a stream.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_begin_limit(MAX_BEGIN_PAYLOAD)
+    }
+
+    /// A reader that refuses a BEGIN whose nvlist is longer than `bytes`, for those who have less memory to
+    /// give than [`MAX_BEGIN_PAYLOAD`], which stays the limit if it is less. A stream of one snapshot needs
+    /// a few KiB (its encryption keys, its redaction list); only packages carry more.
+    pub fn with_begin_limit(bytes: usize) -> Self {
+        Self {
+            begin_limit: bytes.min(MAX_BEGIN_PAYLOAD),
+            grammar: Grammar::default(),
+            sum: Fletcher4::new(),
+            endian: Endian::default(),
+            sealing: None,
+            begin_offset: 0,
+            index: 0,
+            offset: 0,
+            unproven_from: 0,
+            buf: Vec::new(),
+            buf_spent: false,
+            pending: None,
+            failed: None,
+        }
     }
 
     /// Takes bytes from `input` and returns the next record, or `None` when it needs more. `input` is
@@ -144,10 +171,7 @@ impl Reader {
         if self.offset + have == 0 {
             return Err(self.fail(Problem::Empty));
         }
-        let need = self
-            .pending
-            .as_ref()
-            .map_or(HEADER_LEN, |pending| pending.total) as u64;
+        let need = self.pending.as_ref().map_or(HEADER_LEN, |pending| pending.total) as u64;
         Err(self.fail(Problem::Truncated { have, need }))
     }
 
@@ -177,11 +201,7 @@ impl Reader {
     }
 
     fn fail(&mut self, problem: Problem) -> StreamError {
-        let error = StreamError {
-            record: self.index,
-            offset: self.offset,
-            problem,
-        };
+        let error = StreamError { record: self.index, offset: self.offset, problem };
         self.failed = Some(error.clone());
         self.buf = Vec::new();
         error
@@ -199,11 +219,7 @@ impl Reader {
     /// Gathers the next record, or as much of it as there is.
     fn advance<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Cut<'i>>, Problem> {
         if self.grammar.is_done() {
-            return if input.is_empty() {
-                Ok(None)
-            } else {
-                Err(Problem::TrailingBytes)
-            };
+            return if input.is_empty() { Ok(None) } else { Err(Problem::TrailingBytes) };
         }
         if self.pending.is_none() && self.buf.is_empty() {
             let bytes: &'i [u8] = input;
@@ -211,10 +227,7 @@ impl Reader {
                 let pending = self.take_header(header)?;
                 if let Some((whole, rest)) = bytes.split_at_checked(pending.total) {
                     *input = rest;
-                    return Ok(Some(Cut {
-                        pending,
-                        whole: Some(whole),
-                    }));
+                    return Ok(Some(Cut { pending, whole: Some(whole) }));
                 }
                 self.pending = Some(pending);
             }
@@ -235,10 +248,7 @@ impl Reader {
             return Ok(None);
         }
         self.buf_spent = true;
-        Ok(Some(Cut {
-            pending,
-            whole: None,
-        }))
+        Ok(Some(Cut { pending, whole: None }))
     }
 
     /// Moves bytes from `input` to the buffer until it has `want`. Never reserves for bytes that are not
@@ -246,6 +256,12 @@ impl Reader {
     fn top_up(&mut self, input: &mut &[u8], want: usize) {
         let take = want.saturating_sub(self.buf.len()).min(input.len());
         let (head, rest) = input.split_at(take);
+        let have = self.buf.len();
+        if have + take > self.buf.capacity() {
+            // Doubling, as `Vec` does, but never beyond this record.
+            let room = (2 * have).clamp(have + take, want.max(have + take));
+            self.buf.reserve_exact(room - have);
+        }
         self.buf.extend_from_slice(head);
         *input = rest;
     }
@@ -260,22 +276,14 @@ impl Reader {
         // The seal comes first: in a damaged header no other field means anything.
         self.sum.update(&header[..SEAL_OFFSET], endian);
         let seal = record::seal(header, endian);
-        let sealed = if self.grammar.in_body() {
-            self.check_seal(seal)?
-        } else {
-            false
-        };
+        let sealed = if self.grammar.in_body() { self.check_seal(seal)? } else { false };
         self.sum.update(&header[SEAL_OFFSET..], endian);
 
         let record = Record::decode(header, endian)?;
-        let total = HEADER_LEN + record.payload_len()?;
+        let total = HEADER_LEN + self.payload_len(&record)?;
         let part = self.grammar.admit(&record)?;
         if let Record::End(end) = &record {
-            let computed = if part == Part::PackageEnd {
-                Checksum::default()
-            } else {
-                before
-            };
+            let computed = if part == Part::PackageEnd { Checksum::default() } else { before };
             if end.checksum != computed {
                 return Err(Problem::EndChecksumMismatch {
                     sealed,
@@ -288,13 +296,19 @@ impl Reader {
                 return Err(Problem::EndNotBare);
             }
         }
-        Ok(Pending {
-            record,
-            part,
-            sealed,
-            endian,
-            total,
-        })
+        Ok(Pending { record, part, sealed, endian, total })
+    }
+
+    fn payload_len(&self, record: &Record) -> Result<usize, Problem> {
+        let len = record.payload_len()?;
+        match record {
+            Record::Begin(_) if len > self.begin_limit => Err(Problem::PayloadTooLong {
+                kind: record.kind(),
+                bytes: len as u64,
+                limit: self.begin_limit as u64,
+            }),
+            _ => Ok(len),
+        }
     }
 
     /// Where a BEGIN may stand, finds out the byte order and starts a new sum.
@@ -303,10 +317,7 @@ impl Reader {
         match found {
             Some(endian) if self.grammar.at_start() => self.endian = endian,
             Some(endian) if endian != self.endian => {
-                return Err(Problem::MixedEndian {
-                    package: self.endian,
-                    found: endian,
-                });
+                return Err(Problem::MixedEndian { package: self.endian, found: endian });
             }
             Some(_) => {}
             None if self.grammar.at_start() => {
@@ -349,27 +360,13 @@ impl Reader {
 
     /// Counts the record in and makes the item.
     fn hand_out<'r>(&'r mut self, cut: Cut<'r>) -> Item<'r> {
-        let Pending {
-            record,
-            part,
-            sealed,
-            endian,
-            total,
-        } = cut.pending;
+        let Pending { record, part, sealed, endian, total } = cut.pending;
         let (index, offset) = (self.index, self.offset);
         self.index += 1;
         self.offset += total as u64;
         let bytes = cut.whole.unwrap_or(&self.buf);
         assert!(bytes.len() == total, "an item is handed out whole");
         self.sum.update(&bytes[HEADER_LEN..], endian);
-        Item {
-            record,
-            part,
-            index,
-            offset,
-            sealed,
-            endian,
-            bytes,
-        }
+        Item { record, part, index, offset, sealed, endian, bytes }
     }
 }

@@ -109,17 +109,12 @@ impl FromStr for ResumeToken {
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         if text.len() > MAX_TOKEN_LEN {
-            return Err(TokenError::TooLong {
-                len: text.len() as u64,
-                limit: MAX_TOKEN_LEN,
-            });
+            return Err(TokenError::TooLong { len: text.len() as u64, limit: MAX_TOKEN_LEN });
         }
         let mut parts = text.splitn(4, '-');
         let mut part = || parts.next().ok_or(malformed("it does not have four parts"));
         let (version, checksum, len, hex) = (part()?, part()?, part()?, part()?);
-        let found = version
-            .parse()
-            .map_err(|_| malformed("its version is not a number"))?;
+        let found = version.parse().map_err(|_| malformed("its version is not a number"))?;
         if found != VERSION {
             return Err(TokenError::Version { found });
         }
@@ -127,10 +122,7 @@ impl FromStr for ResumeToken {
         let stored = hex_u64(checksum).map_err(|_| malformed("its checksum is not hexadecimal"))?;
         let len = hex_u64(len).map_err(|_| malformed("its length is not hexadecimal"))?;
         if len > MAX_NVLIST_LEN as u64 {
-            return Err(TokenError::TooLong {
-                len,
-                limit: MAX_NVLIST_LEN,
-            });
+            return Err(TokenError::TooLong { len, limit: MAX_NVLIST_LEN });
         }
         let payload = unhex(hex)?;
         let computed = checksum_of(&payload);
@@ -145,12 +137,7 @@ impl fmt::Display for ResumeToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let packed = self.to_nvlist().pack();
         let payload = deflate(&packed).map_err(|_| fmt::Error)?;
-        write!(
-            f,
-            "{VERSION}-{:x}-{:x}-",
-            checksum_of(&payload),
-            packed.len()
-        )?;
+        write!(f, "{VERSION}-{:x}-{:x}-", checksum_of(&payload), packed.len())?;
         payload.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
@@ -215,10 +202,8 @@ impl ResumeToken {
         for (name, _) in flags.into_iter().filter(|(_, set)| *set) {
             list.push(name, Value::Boolean);
         }
-        let guids = [
-            ("redact_snaps", &self.redact_snaps),
-            ("book_redact_snaps", &self.book_redact_snaps),
-        ];
+        let guids =
+            [("redact_snaps", &self.redact_snaps), ("book_redact_snaps", &self.book_redact_snaps)];
         for (name, guids) in guids {
             if let Some(guids) = guids {
                 list.push(name, Value::U64Array(guids.clone()));
@@ -252,30 +237,20 @@ fn checksum_of(payload: &[u8]) -> u64 {
 }
 
 fn unhex(hex: &str) -> Result<Vec<u8>, TokenError> {
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
     if !rest.is_empty() {
         return Err(malformed("its payload has half a byte"));
     }
-    let bytes = pairs
-        .iter()
-        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-    bytes
-        .collect::<Option<_>>()
-        .ok_or(malformed("its payload is not hexadecimal"))
+    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
+    bytes.collect::<Option<_>>().ok_or(malformed("its payload is not hexadecimal"))
 }
 
 /// `len` is bounded by the caller.
 fn inflate(payload: &[u8], len: u64) -> Result<Vec<u8>, TokenError> {
     let mut packed = Vec::new();
     let mut decoder = flate2::read::ZlibDecoder::new(payload).take(len + 1);
-    decoder
-        .read_to_end(&mut packed)
-        .map_err(TokenError::Decompress)?;
+    decoder.read_to_end(&mut packed).map_err(TokenError::Decompress)?;
     if packed.len() as u64 != len {
         return Err(malformed("its payload does not have the length it states"));
     }
@@ -314,10 +289,7 @@ mod tests {
     #[test]
     fn the_list_in_a_token_is_packed_to_the_bytes_openzfs_packs() {
         let payload = unhex(REAL.trim().rsplit('-').next().expect("payload")).expect("hex");
-        assert_eq!(
-            full().to_nvlist().pack(),
-            inflate(&payload, 0xb8).expect("zlib")
-        );
+        assert_eq!(full().to_nvlist().pack(), inflate(&payload, 0xb8).expect("zlib"));
     }
 
     #[test]
@@ -333,10 +305,7 @@ mod tests {
             book_redact_snaps: Some(vec![1, u64::MAX]),
             ..full()
         };
-        assert_eq!(
-            token.to_string().parse::<ResumeToken>().expect("own token"),
-            token
-        );
+        assert_eq!(token.to_string().parse::<ResumeToken>().expect("own token"), token);
     }
 
     #[test]
@@ -354,34 +323,16 @@ mod tests {
     #[test]
     fn a_token_that_states_a_huge_length_is_refused_before_it_is_decompressed() {
         let text = "1-0-ffffffffffff-00";
-        assert!(matches!(
-            text.parse::<ResumeToken>(),
-            Err(TokenError::TooLong { .. })
-        ));
+        assert!(matches!(text.parse::<ResumeToken>(), Err(TokenError::TooLong { .. })));
     }
 
     #[test]
     fn what_is_no_token_says_why() {
         let why = |text: &str| text.parse::<ResumeToken>().expect_err(text).to_string();
-        assert_eq!(
-            why(""),
-            "resume token is malformed: it does not have four parts"
-        );
-        assert_eq!(
-            why("2-0-0-00"),
-            "resume token has version 2, only 1 is known"
-        );
-        assert_eq!(
-            why("1-x-0-00"),
-            "resume token is malformed: its checksum is not hexadecimal"
-        );
-        assert_eq!(
-            why("1-0-0-0"),
-            "resume token is malformed: its payload has half a byte"
-        );
-        assert_eq!(
-            why("1-1-0-00"),
-            "resume token is damaged: checksum 1, computed 0"
-        );
+        assert_eq!(why(""), "resume token is malformed: it does not have four parts");
+        assert_eq!(why("2-0-0-00"), "resume token has version 2, only 1 is known");
+        assert_eq!(why("1-x-0-00"), "resume token is malformed: its checksum is not hexadecimal");
+        assert_eq!(why("1-0-0-0"), "resume token is malformed: its payload has half a byte");
+        assert_eq!(why("1-1-0-00"), "resume token is damaged: checksum 1, computed 0");
     }
 }

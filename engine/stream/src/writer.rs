@@ -11,11 +11,7 @@ use crate::record::{self, End, Header, Record};
 
 /// Which records carry checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Seal {
     /// Every record but BEGIN is sealed, as OpenZFS does: damage is found at the next record.
     #[default]
@@ -60,19 +56,12 @@ pub struct Writer {
 impl Writer {
     /// A writer of little-endian streams.
     pub fn new(seal: Seal) -> Self {
-        Self {
-            seal,
-            ..Self::default()
-        }
+        Self { seal, ..Self::default() }
     }
 
     /// A writer of streams in the byte order `endian`. Payloads are the caller's in either case.
     pub fn with_endian(seal: Seal, endian: Endian) -> Self {
-        Self {
-            seal,
-            endian,
-            ..Self::default()
-        }
+        Self { seal, endian, ..Self::default() }
     }
 
     /// Whether the stream is complete.
@@ -141,11 +130,7 @@ impl Writer {
         let part = self.grammar.admit(record)?;
         let mut sum = if fresh { Fletcher4::new() } else { self.sum };
         if let Record::End(end) = record {
-            let checksum = if part == Part::PackageEnd {
-                Checksum::default()
-            } else {
-                sum.value()
-            };
+            let checksum = if part == Part::PackageEnd { Checksum::default() } else { sum.value() };
             Record::End(End { checksum, ..*end }).encode_over(&mut header, self.endian)?;
         }
         sum.update(&header[..SEAL_OFFSET], self.endian);

@@ -20,10 +20,7 @@ const END_ONLY: [&str; 3] = ["fuse-incr-empty", "fuse-incr-s1-s2", "fuse-package
 
 /// Positions over the whole stream, and some in every part of every header.
 fn positions(items: &[Owned], len: usize) -> Vec<usize> {
-    let headers = items
-        .iter()
-        .step_by(1 + items.len() / 40)
-        .chain(items.iter().rev().take(2));
+    let headers = items.iter().step_by(1 + items.len() / 40).chain(items.iter().rev().take(2));
     let mut at: Vec<usize> = headers
         .flat_map(|item| {
             let from = item.offset as usize;
@@ -46,10 +43,7 @@ fn flipped(stream: &mut [u8], at: usize, bit: u32) -> StreamError {
     stream[at] ^= 1 << bit;
     let end = verify(stream);
     stream[at] ^= 1 << bit;
-    end.expect_err(&format!(
-        "bit {bit} of byte {at} of {} flipped and not noticed",
-        stream.len()
-    ))
+    end.expect_err(&format!("bit {bit} of byte {at} of {} flipped and not noticed", stream.len()))
 }
 
 #[test]
@@ -65,11 +59,7 @@ fn a_flipped_bit_in_a_sealed_stream_is_found_at_its_record_or_at_the_next_seal()
             let error = flipped(&mut stream, at, n as u32 % 8);
             // BEGIN carries no seal and a payload is sealed by what follows: both show at the next record.
             let unsealed = matches!(items[record].part, Part::Begin | Part::PackageBegin);
-            let latest = if in_header && !unsealed {
-                record
-            } else {
-                record + 1
-            };
+            let latest = if in_header && !unsealed { record } else { record + 1 };
             assert!(
                 (record as u64..=latest as u64).contains(&error.record),
                 "{name}: byte {at} of record {record} flipped, found as: {error}"
@@ -78,12 +68,7 @@ fn a_flipped_bit_in_a_sealed_stream_is_found_at_its_record_or_at_the_next_seal()
                 error.offset, items[error.record as usize].offset,
                 "{name}: byte {at}: {error}"
             );
-            if let Problem::SealMismatch {
-                suspect_from,
-                suspect_to,
-                ..
-            } = error.problem
-            {
+            if let Problem::SealMismatch { suspect_from, suspect_to, .. } = error.problem {
                 assert!(
                     (suspect_from..suspect_to).contains(&(at as u64)),
                     "{name}: byte {at}: {error}"
@@ -107,10 +92,7 @@ fn a_flipped_bit_in_a_stream_with_one_checksum_is_found_before_its_end_is_accept
             let closing = items[record..]
                 .iter()
                 .position(|item| {
-                    matches!(
-                        item.part,
-                        Part::End | Part::PackageHeaderEnd | Part::PackageEnd
-                    )
+                    matches!(item.part, Part::End | Part::PackageHeaderEnd | Part::PackageEnd)
                 })
                 .expect("an END")
                 + record;
@@ -118,16 +100,8 @@ fn a_flipped_bit_in_a_stream_with_one_checksum_is_found_before_its_end_is_accept
                 error.record <= closing as u64,
                 "{name}: byte {at} of record {record}: {error}"
             );
-            if let Problem::EndChecksumMismatch {
-                sealed,
-                begin_offset,
-                ..
-            } = error.problem
-            {
-                assert!(
-                    !sealed && begin_offset <= at as u64,
-                    "{name}: byte {at}: {error}"
-                );
+            if let Problem::EndChecksumMismatch { sealed, begin_offset, .. } = error.problem {
+                assert!(!sealed && begin_offset <= at as u64, "{name}: byte {at}: {error}");
             }
         }
     }
@@ -181,10 +155,8 @@ fn records_left_out_repeated_or_swapped_are_noticed() {
             &stream[from..from + record_len(&items[n]) as usize]
         };
         for n in 1..items.len() - 1 {
-            let (before, after) = (
-                items[n].offset as usize,
-                (items[n].offset + record_len(&items[n])) as usize,
-            );
+            let (before, after) =
+                (items[n].offset as usize, (items[n].offset + record_len(&items[n])) as usize);
             let without = [&stream[..before], &stream[after..]].concat();
             assert!(verify(&without).is_err(), "{name} without record {n}");
             let twice = [&stream[..after], &stream[before..]].concat();
@@ -193,10 +165,7 @@ fn records_left_out_repeated_or_swapped_are_noticed() {
                 let behind = after + record_len(&items[n + 1]) as usize;
                 let swapped =
                     [&stream[..before], bytes(n + 1), bytes(n), &stream[behind..]].concat();
-                assert!(
-                    verify(&swapped).is_err(),
-                    "{name} with records {n} and the next swapped"
-                );
+                assert!(verify(&swapped).is_err(), "{name} with records {n} and the next swapped");
             }
         }
     }
@@ -219,12 +188,7 @@ fn what_is_no_stream_says_so() {
     let problem = |bytes: &[u8]| verify(bytes).expect_err("not a stream").problem;
     assert_eq!(problem(b""), Problem::Empty);
     assert_eq!(problem(b"hello"), Problem::Truncated { have: 5, need: 312 });
-    assert!(matches!(
-        problem(&[0x1F; 400]),
-        Problem::BadMagic {
-            found: 0x1F1F_1F1F_1F1F_1F1F
-        }
-    ));
+    assert!(matches!(problem(&[0x1F; 400]), Problem::BadMagic { found: 0x1F1F_1F1F_1F1F_1F1F }));
 }
 
 #[test]
@@ -242,15 +206,8 @@ fn an_error_names_record_byte_and_kind_of_damage() {
     }
     let mut stream = golden("zvol-incr");
     let items = read(&stream);
-    let victim = items
-        .iter()
-        .position(|item| item.payload.len() > 4096)
-        .expect("a WRITE");
-    let error = flipped(
-        &mut stream,
-        items[victim].offset as usize + HEADER_LEN + 1000,
-        3,
-    );
+    let victim = items.iter().position(|item| item.payload.len() > 4096).expect("a WRITE");
+    let error = flipped(&mut stream, items[victim].offset as usize + HEADER_LEN + 1000, 3);
     assert_eq!(
         error.to_string(),
         format!(

@@ -18,10 +18,7 @@ fn every_golden_stream_is_read_whole_and_written_again_to_the_byte() {
     for name in whole_names() {
         let stream = golden(&name);
         let items = read(&stream);
-        assert!(
-            write(&items, seal_of(&name)) == stream,
-            "{name} came back changed"
-        );
+        assert!(write(&items, seal_of(&name)) == stream, "{name} came back changed");
         let sealed = items
             .iter()
             .filter(|item| matches!(item.part, Part::Body | Part::End))
@@ -39,11 +36,7 @@ fn every_stream_of_a_named_directory_is_written_again_to_the_byte() {
     };
     for entry in std::fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();
-        let name = path
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         if name.ends_with(".zstream") && !name.contains("truncated") {
             let stream = std::fs::read(&path).expect("a file");
             let items = read(&stream);
@@ -66,10 +59,7 @@ fn an_interrupted_stream_is_truncated_where_it_was_cut() {
     }
     let (items, end) = read_cut(&golden("resume-part1-truncated"), std::iter::empty());
     let error = end.expect_err("half a stream");
-    assert!(
-        matches!(error.problem, Problem::Truncated { .. }),
-        "{error}"
-    );
+    assert!(matches!(error.problem, Problem::Truncated { .. }), "{error}");
     assert_eq!(error.record, items.len() as u64);
 }
 
@@ -79,9 +69,7 @@ fn records_and_payload_bytes_are_those_that_zstream_counts() {
         return;
     }
     let table = std::fs::read_to_string(golden_dir().join("totals.tsv")).expect("totals");
-    let mut lines = table
-        .lines()
-        .map(|line| line.split('\t').collect::<Vec<_>>());
+    let mut lines = table.lines().map(|line| line.split('\t').collect::<Vec<_>>());
     let columns = lines.next().expect("a head line");
     let mut checked = 0;
     for row in lines {
@@ -94,19 +82,11 @@ fn records_and_payload_bytes_are_those_that_zstream_counts() {
             let tally = summary.totals.get(&kind).copied().unwrap_or_default();
             let got = (tally.records.to_string(), tally.payload_bytes.to_string());
             let bytes = format!("{kind}_bytes");
-            let want = (
-                stated[kind.name()].to_string(),
-                stated[bytes.as_str()].to_string(),
-            );
+            let want = (stated[kind.name()].to_string(), stated[bytes.as_str()].to_string());
             assert_eq!(got, want, "{} {kind}", row[0]);
         }
         assert_eq!(summary.records.to_string(), stated["records"], "{}", row[0]);
-        assert_eq!(
-            summary.bytes.to_string(),
-            stated["stream_bytes"],
-            "{}",
-            row[0]
-        );
+        assert_eq!(summary.bytes.to_string(), stated["stream_bytes"], "{}", row[0]);
         checked += 1;
     }
     assert_eq!(checked, 38, "every stream that has a dump");
@@ -118,15 +98,9 @@ fn every_field_is_the_one_that_zstream_prints() {
         return;
     }
     let mut lines = 0;
-    for name in whole_names()
-        .iter()
-        .filter(|name| !name.starts_with("fuse-"))
-    {
+    for name in whole_names().iter().filter(|name| !name.starts_with("fuse-")) {
         let dump = String::from_utf8(unzstd(&format!("dumps/{name}.dump.txt.zst"))).expect("UTF-8");
-        let stated = dump
-            .lines()
-            .filter(|line| is_record_line(line))
-            .map(str::to_string);
+        let stated = dump.lines().filter(|line| is_record_line(line)).map(str::to_string);
         let got: String = read(&golden(name))
             .iter()
             .map(|item| dump_record(&item.record, item.payload.len()))
@@ -167,12 +141,7 @@ fn is_record_line(line: &str) -> bool {
 fn dump_record(record: &Record, payload: usize) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let crypt = |c: &zfs_stream::record::Crypt| {
-        format!(
-            "salt = {} iv = {} mac = {}",
-            hex(&c.salt),
-            hex(&c.iv),
-            hex(&c.mac)
-        )
+        format!("salt = {} iv = {} mac = {}", hex(&c.salt), hex(&c.iv), hex(&c.mac))
     };
     let mut out = String::new();
     match record {
@@ -186,23 +155,10 @@ fn dump_record(record: &Record, payload: usize) -> String {
                 "BEGIN record\n\thdrtype = {header_type}\n\tfeatures = {:x}",
                 r.features.0
             );
-            let _ = writeln!(
-                out,
-                "\tmagic = 2f5bacbac\n\tcreation_time = {:x}",
-                r.creation_time_s
-            );
+            let _ = writeln!(out, "\tmagic = 2f5bacbac\n\tcreation_time = {:x}", r.creation_time_s);
             let _ = writeln!(out, "\ttype = {}\n\tflags = 0x{:x}", r.objset_type, r.flags);
-            let _ = writeln!(
-                out,
-                "\ttoguid = {:x}\n\tfromguid = {:x}",
-                r.to_guid, r.from_guid
-            );
-            let _ = write!(
-                out,
-                "\ttoname = {}\n\tpayloadlen = {}",
-                r.name(),
-                r.payload_len
-            );
+            let _ = writeln!(out, "\ttoguid = {:x}\n\tfromguid = {:x}", r.to_guid, r.from_guid);
+            let _ = write!(out, "\ttoname = {}\n\tpayloadlen = {}", r.name(), r.payload_len);
         }
         Record::Object(r) => {
             let _ = write!(
@@ -224,11 +180,7 @@ fn dump_record(record: &Record, payload: usize) -> String {
             );
         }
         Record::FreeObjects(r) => {
-            let _ = write!(
-                out,
-                "FREEOBJECTS firstobj = {} numobjs = {}",
-                r.first, r.count
-            );
+            let _ = write!(out, "FREEOBJECTS firstobj = {} numobjs = {}", r.first, r.count);
         }
         Record::Write(r) => {
             let _ = write!(
@@ -321,11 +273,7 @@ fn the_golden_streams_cover_every_record_type_but_write_byref() {
             .for_each(|item| *seen.entry(item.record.kind()).or_default() += 1);
     }
     for kind in Kind::ALL {
-        assert_eq!(
-            seen.contains_key(&kind),
-            kind != Kind::WriteByRef,
-            "{kind}: {seen:?}"
-        );
+        assert_eq!(seen.contains_key(&kind), kind != Kind::WriteByRef, "{kind}: {seen:?}");
     }
 }
 
@@ -337,9 +285,7 @@ fn a_report_says_what_the_stream_is() {
     let report = |name: &str| inspect(&golden(name)[..]).expect("memory does not fail");
 
     let full = report("full-Lec");
-    let [substream] = &full.substreams[..] else {
-        panic!("one substream")
-    };
+    let [substream] = &full.substreams[..] else { panic!("one substream") };
     assert_eq!(substream.to_name, "tank/g/plain@s1");
     assert_eq!(substream.objset, "filesystem");
     assert_eq!(
@@ -350,46 +296,28 @@ fn a_report_says_what_the_stream_is() {
         substream.features.contains(&"embed_data") && substream.features.contains(&"compressed")
     );
     assert_eq!(substream.records[&Kind::WriteEmbedded].records, 44);
-    assert!(
-        substream.compressions.contains_key("lz4"),
-        "{:?}",
-        substream.compressions
-    );
+    assert!(substream.compressions.contains_key("lz4"), "{:?}", substream.compressions);
 
     let package = report("repl-R-incr-I");
     assert!(package.package);
     assert_eq!(package.substreams.len(), 6);
-    assert!(
-        package
-            .substreams
-            .iter()
-            .all(|s| s.from_guid.is_some() && s.complete)
-    );
+    assert!(package.substreams.iter().all(|s| s.from_guid.is_some() && s.complete));
 
-    let resumed = report("resume-part2").substreams[0]
-        .resumed
-        .expect("a resumed stream");
+    let resumed = report("resume-part2").substreams[0].resumed.expect("a resumed stream");
     assert_eq!((resumed.object, resumed.offset), (Some(2), Some(0x40000)));
 
     assert!(report("raw-full").substreams[0].raw);
     assert!(report("redacted").substreams[0].redacted);
     assert_eq!(report("zvol-full").substreams[0].objset, "volume");
     assert_eq!(report("fuse-full-s1").substreams[0].sealed, Some(false));
-    assert!(
-        report("comp-zstd-c").substreams[0]
-            .compressions
-            .contains_key("zstd")
-    );
+    assert!(report("comp-zstd-c").substreams[0].compressions.contains_key("zstd"));
 
     let half = report("resume-part1-truncated");
     assert!(!half.is_whole());
     assert!(!half.substreams[0].complete);
     assert_eq!(
         half.bytes,
-        half.totals
-            .values()
-            .map(|t| t.payload_bytes + 312 * t.records)
-            .sum::<u64>()
+        half.totals.values().map(|t| t.payload_bytes + 312 * t.records).sum::<u64>()
     );
 }
 
@@ -407,10 +335,7 @@ fn guids_are_those_of_the_snapshots() {
         .collect();
     let summary = inspect(&golden("fuse-incr-s1-s3")[..]).expect("memory");
     assert_eq!(summary.substreams[0].to_guid, guids["streampool/d@s3"]);
-    assert_eq!(
-        summary.substreams[0].from_guid,
-        Some(guids["streampool/d@s1"])
-    );
+    assert_eq!(summary.substreams[0].from_guid, Some(guids["streampool/d@s1"]));
 }
 
 #[test]
@@ -418,9 +343,7 @@ fn a_big_endian_stream_gives_the_same_records_and_comes_back_to_the_byte() {
     for name in whole_names() {
         let little = read(&golden(&name));
         let mut swapped = little.clone();
-        swapped
-            .iter_mut()
-            .for_each(|item| item.endian = Endian::Big);
+        swapped.iter_mut().for_each(|item| item.endian = Endian::Big);
         let big = write(&swapped, seal_of(&name));
         let items = read(&big);
         assert_eq!(items.len(), little.len());
@@ -442,12 +365,7 @@ fn features_of_every_golden_stream_are_known() {
     for name in whole_names() {
         for item in read(&golden(&name)) {
             if let Record::Begin(begin) = item.record {
-                assert_eq!(
-                    begin.features.unknown(),
-                    Features::NONE,
-                    "{name}: {}",
-                    begin.features
-                );
+                assert_eq!(begin.features.unknown(), Features::NONE, "{name}: {}", begin.features);
             }
         }
     }

@@ -13,7 +13,7 @@ use zfs_stream::record::{
     Redact, Spill, Write, WriteByRef, WriteEmbedded,
 };
 use zfs_stream::{
-    Compression, Endian, Features, HEADER_LEN, Kind, Part, Reader, Record, Seal, Writer,
+    Compression, Endian, Features, HEADER_LEN, Kind, Part, Problem, Reader, Record, Seal, Writer,
 };
 
 const GUID: u64 = 0x1234_5678_9ABC_DEF0;
@@ -95,11 +95,7 @@ fn write(raw: bool) -> impl Strategy<Value = Record> {
                 to_guid: GUID,
                 checksum_type,
                 flags,
-                compression: if compressed {
-                    Compression(algorithm)
-                } else {
-                    Compression::NONE
-                },
+                compression: if compressed { Compression(algorithm) } else { Compression::NONE },
                 key,
                 compressed_size: if compressed { u64::from(bytes) } else { 0 },
                 crypt,
@@ -109,27 +105,20 @@ fn write(raw: bool) -> impl Strategy<Value = Record> {
 }
 
 fn spill(raw: bool) -> impl Strategy<Value = Record> {
-    (
-        1u64..1 << 48,
-        words(1024),
-        any::<(u8, u32)>(),
-        0u8..17,
-        crypt(),
+    (1u64..1 << 48, words(1024), any::<(u8, u32)>(), 0u8..17, crypt()).prop_map(
+        move |(object, bytes, (flags, object_type), algorithm, crypt)| {
+            Record::Spill(Spill {
+                object,
+                length: u64::from(bytes) + 512,
+                to_guid: GUID,
+                flags,
+                compression: Compression(algorithm),
+                compressed_size: if raw { u64::from(bytes) } else { 0 },
+                crypt,
+                object_type,
+            })
+        },
     )
-        .prop_map(
-            move |(object, bytes, (flags, object_type), algorithm, crypt)| {
-                Record::Spill(Spill {
-                    object,
-                    length: u64::from(bytes) + 512,
-                    to_guid: GUID,
-                    flags,
-                    compression: Compression(algorithm),
-                    compressed_size: if raw { u64::from(bytes) } else { 0 },
-                    crypt,
-                    object_type,
-                })
-            },
-        )
 }
 
 fn embedded() -> impl Strategy<Value = Record> {
@@ -152,37 +141,16 @@ fn embedded() -> impl Strategy<Value = Record> {
 fn small(raw: bool) -> BoxedStrategy<Record> {
     let to_guid = GUID;
     let free = (place(), 0u64..1 << 60).prop_map(move |((object, offset), length)| {
-        Record::Free(Free {
-            object,
-            offset,
-            length,
-            to_guid,
-        })
+        Record::Free(Free { object, offset, length, to_guid })
     });
-    let free_objects = (0u64..1 << 48, 0u64..1 << 48).prop_map(move |(first, count)| {
-        Record::FreeObjects(FreeObjects {
-            first,
-            count,
-            to_guid,
-        })
-    });
+    let free_objects = (0u64..1 << 48, 0u64..1 << 48)
+        .prop_map(move |(first, count)| Record::FreeObjects(FreeObjects { first, count, to_guid }));
     let redact = (place(), 0u64..1 << 60).prop_map(move |((object, offset), length)| {
-        Record::Redact(Redact {
-            object,
-            offset,
-            length,
-            to_guid,
-        })
+        Record::Redact(Redact { object, offset, length, to_guid })
     });
     if raw {
         let range = (0u64..1 << 40, any::<u8>(), crypt()).prop_map(move |(block, flags, crypt)| {
-            Record::ObjectRange(ObjectRange {
-                first: block * 32,
-                slots: 32,
-                to_guid,
-                crypt,
-                flags,
-            })
+            Record::ObjectRange(ObjectRange { first: block * 32, slots: 32, to_guid, crypt, flags })
         });
         prop_oneof![free, free_objects, redact, range].boxed()
     } else {
@@ -207,11 +175,7 @@ fn small(raw: bool) -> BoxedStrategy<Record> {
 }
 
 fn body(raw: bool) -> BoxedStrategy<Record> {
-    let other = if raw {
-        write(raw).boxed()
-    } else {
-        embedded().boxed()
-    };
+    let other = if raw { write(raw).boxed() } else { embedded().boxed() };
     prop_oneof![object(raw), write(raw), spill(raw), other, small(raw)].boxed()
 }
 
@@ -223,11 +187,7 @@ fn begin(raw: bool) -> impl Strategy<Value = Record> {
             Record::Begin(Begin {
                 payload_len: payload * 4,
                 header_type: HeaderType::Substream,
-                features: if raw {
-                    all
-                } else {
-                    Features(all.0 & !Features::RAW.0)
-                },
+                features: if raw { all } else { Features(all.0 & !Features::RAW.0) },
                 creation_time_s,
                 objset_type,
                 flags,
@@ -249,22 +209,11 @@ struct Made {
 }
 
 fn stream() -> impl Strategy<Value = Made> {
-    let dialect = (
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<u8>(),
-    );
+    let dialect = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<u8>());
     dialect.prop_flat_map(|(raw, package, sealed, big, padding)| {
         let substream = (begin(raw), vec(body(raw), 0..8));
         vec(substream, if package { 0..3 } else { 1..2 }).prop_map(move |substreams| {
-            let end = |to_guid| {
-                Record::End(End {
-                    to_guid,
-                    ..End::default()
-                })
-            };
+            let end = |to_guid| Record::End(End { to_guid, ..End::default() });
             let mut records = Vec::new();
             if package {
                 let header_type = HeaderType::Compound;
@@ -283,32 +232,16 @@ fn stream() -> impl Strategy<Value = Made> {
             if package {
                 records.push(end(0));
             }
-            let paddings = records
-                .iter()
-                .map(|record| padding_of(record, padding))
-                .collect();
-            let seal = if sealed {
-                Seal::PerRecord
-            } else {
-                Seal::EndOnly
-            };
-            Made {
-                records,
-                paddings,
-                seal,
-                endian: if big { Endian::Big } else { Endian::Little },
-            }
+            let paddings = records.iter().map(|record| padding_of(record, padding)).collect();
+            let seal = if sealed { Seal::PerRecord } else { Seal::EndOnly };
+            Made { records, paddings, seal, endian: if big { Endian::Big } else { Endian::Little } }
         })
     })
 }
 
 /// END that nothing seals has to be bare; every other header may hold anything in its padding.
 fn padding_of(record: &Record, padding: u8) -> Header {
-    if record.kind() == Kind::End {
-        [0; HEADER_LEN]
-    } else {
-        [padding; HEADER_LEN]
-    }
+    if record.kind() == Kind::End { [0; HEADER_LEN] } else { [padding; HEADER_LEN] }
 }
 
 /// The bytes of a stream whose payloads are noise.
@@ -317,12 +250,8 @@ fn encode(made: &Made) -> Vec<u8> {
     let mut out = Vec::new();
     for (n, (record, padding)) in made.records.iter().zip(&made.paddings).enumerate() {
         let len = record.payload_len().expect("within limits");
-        let payload: Vec<u8> = (0..len)
-            .map(|i| (i * 31 + n * 17) as u8 ^ (i >> 3) as u8)
-            .collect();
-        writer
-            .record_over(record, padding, &payload, &mut out)
-            .expect("a valid stream");
+        let payload: Vec<u8> = (0..len).map(|i| (i * 31 + n * 17) as u8 ^ (i >> 3) as u8).collect();
+        writer.record_over(record, padding, &payload, &mut out).expect("a valid stream");
     }
     assert!(writer.is_done());
     out
@@ -437,11 +366,7 @@ fn survives(bytes: &[u8]) {
         room = room.max(reader.buffered_capacity());
     }
     let _ = reader.finish();
-    assert!(
-        room <= 2 * bytes.len() + 4096,
-        "{room} bytes of memory for {} of stream",
-        bytes.len()
-    );
+    assert!(room <= 2 * bytes.len() + 4096, "{room} bytes of memory for {} of stream", bytes.len());
 }
 
 /// Makes the seals and END's checksums right again, as someone would who wants to deceive us.
@@ -474,36 +399,20 @@ fn reseal(bytes: &mut [u8], items: &[Owned]) {
 #[test]
 fn a_claimed_length_is_not_believed_before_the_bytes_come() {
     let mut bytes = Vec::new();
-    let begin = Begin {
-        payload_len: 64 << 20,
-        to_guid: GUID,
-        ..Begin::default()
-    };
+    let begin = Begin { payload_len: 64 << 20, to_guid: GUID, ..Begin::default() };
     let mut header = [0; HEADER_LEN];
-    Record::Begin(begin)
-        .encode_over(&mut header, Endian::Little)
-        .expect("a BEGIN");
+    Record::Begin(begin).encode_over(&mut header, Endian::Little).expect("a BEGIN");
     bytes.extend_from_slice(&header);
     let mut reader = Reader::new();
-    assert!(
-        reader
-            .next(&mut &bytes[..])
-            .expect("so far so good")
-            .is_none()
-    );
+    assert!(reader.next(&mut &bytes[..]).expect("so far so good").is_none());
     assert!(reader.buffered_capacity() < 4096);
 }
 
 #[test]
 fn a_length_above_the_limit_is_refused_with_the_limit() {
-    let begin = Begin {
-        payload_len: (64 << 20) + 4,
-        ..Begin::default()
-    };
+    let begin = Begin { payload_len: (64 << 20) + 4, ..Begin::default() };
     let mut header = [0; HEADER_LEN];
-    Record::Begin(begin)
-        .encode_over(&mut header, Endian::Little)
-        .expect("a BEGIN");
+    Record::Begin(begin).encode_over(&mut header, Endian::Little).expect("a BEGIN");
     let error = Reader::new().next(&mut &header[..]).expect_err("too long");
     assert_eq!(
         error.to_string(),
@@ -512,49 +421,44 @@ fn a_length_above_the_limit_is_refused_with_the_limit() {
 }
 
 #[test]
+fn a_lower_limit_for_begin_is_kept_and_memory_never_exceeds_the_record() {
+    let begin =
+        |payload_len| Record::Begin(Begin { payload_len, to_guid: GUID, ..Begin::default() });
+    let mut bytes = Vec::new();
+    let payload = vec![7; 3 << 20];
+    Writer::new(Seal::PerRecord).record(&begin(3 << 20), &payload, &mut bytes).expect("BEGIN");
+
+    let mut small = Reader::with_begin_limit(1 << 20);
+    let error = small.next(&mut &bytes[..]).expect_err("above the limit");
+    assert!(matches!(error.problem, Problem::PayloadTooLong { limit: 1_048_576, .. }), "{error}");
+
+    let mut reader = Reader::new();
+    for mut piece in bytes.chunks(1000) {
+        reader.next(&mut piece).expect("valid so far");
+        assert!(reader.buffered_capacity() <= bytes.len());
+    }
+    assert_eq!(reader.records(), 1);
+}
+
+#[test]
 fn the_writer_refuses_what_the_reader_would_refuse_and_stays_as_it_was() {
     let mut writer = Writer::new(Seal::PerRecord);
     let mut out = Vec::new();
-    let begin = Record::Begin(Begin {
-        to_guid: GUID,
-        ..Begin::default()
-    });
-    let free = Record::Free(Free {
-        object: 1,
-        to_guid: GUID,
-        ..Free::default()
-    });
-    let stranger = Record::Free(Free {
-        object: 1,
-        to_guid: 1,
-        ..Free::default()
-    });
+    let begin = Record::Begin(Begin { to_guid: GUID, ..Begin::default() });
+    let free = Record::Free(Free { object: 1, to_guid: GUID, ..Free::default() });
+    let stranger = Record::Free(Free { object: 1, to_guid: 1, ..Free::default() });
     assert!(writer.record(&free, &[], &mut out).is_err());
     writer.record(&begin, &[], &mut out).expect("BEGIN");
     let before = out.clone();
     assert!(writer.record(&begin, &[], &mut out).is_err());
     assert!(writer.record(&stranger, &[], &mut out).is_err());
     assert!(writer.record(&free, &[0; 8], &mut out).is_err());
-    let long = Record::Begin(Begin {
-        to_name: vec![b'a'; 256],
-        ..Begin::default()
-    });
-    assert!(
-        Writer::new(Seal::PerRecord)
-            .record(&long, &[], &mut out)
-            .is_err()
-    );
+    let long = Record::Begin(Begin { to_name: vec![b'a'; 256], ..Begin::default() });
+    assert!(Writer::new(Seal::PerRecord).record(&long, &[], &mut out).is_err());
     assert_eq!(out, before);
     writer.record(&free, &[], &mut out).expect("FREE");
     writer
-        .record(
-            &Record::End(End {
-                to_guid: GUID,
-                ..End::default()
-            }),
-            &[],
-            &mut out,
-        )
+        .record(&Record::End(End { to_guid: GUID, ..End::default() }), &[], &mut out)
         .expect("END");
     common::verify(&out).expect("a whole stream");
 }

@@ -233,9 +233,7 @@ impl Record {
         let mut walk = Decode { header, endian };
         let mut number = 0;
         walk.u32(KIND_AT, &mut number);
-        let kind = usize::try_from(number)
-            .ok()
-            .and_then(|n| Kind::ALL.get(n).copied());
+        let kind = usize::try_from(number).ok().and_then(|n| Kind::ALL.get(n).copied());
         Ok(match kind.ok_or(Problem::UnknownRecordType { number })? {
             Kind::Begin => Self::Begin(decode_begin(walk)?),
             Kind::Object => Self::Object(filled(walk, object)),
@@ -290,18 +288,10 @@ fn decode_begin(mut walk: Decode<'_>) -> Result<Begin, Problem> {
         number => return Err(Problem::BadHeaderType { number }),
     };
     let name = &walk.header[NAME_AT..NAME_AT + NAME_LEN];
-    let len = name
-        .iter()
-        .position(|b| *b == 0)
-        .ok_or(Problem::NameNotTerminated)?;
+    let len = name.iter().position(|b| *b == 0).ok_or(Problem::NameNotTerminated)?;
     let to_name = name[..len].to_vec();
     let features = Features(version >> 2);
-    Ok(Begin {
-        header_type,
-        features,
-        to_name,
-        ..filled(walk, begin)
-    })
+    Ok(Begin { header_type, features, to_name, ..filled(walk, begin) })
 }
 
 fn encode_begin(mut r: Begin, mut walk: Encode<'_>) -> Result<(), Problem> {
@@ -309,9 +299,7 @@ fn encode_begin(mut r: Begin, mut walk: Encode<'_>) -> Result<(), Problem> {
         return Err(Problem::NameNotTerminated);
     }
     if r.features.0 >> 62 != 0 {
-        return Err(Problem::UnknownFeatures {
-            features: r.features,
-        });
+        return Err(Problem::UnknownFeatures { features: r.features });
     }
     let header_type = match r.header_type {
         HeaderType::Substream => 1,
@@ -341,10 +329,7 @@ pub(crate) fn set_seal(header: &mut Header, endian: Endian, mut seal: Checksum) 
 /// The byte order in which `header` is a BEGIN, if it is one in any.
 pub(crate) fn begin_endian(header: &Header) -> Option<Endian> {
     [Endian::Little, Endian::Big].into_iter().find(|endian| {
-        let mut walk = Decode {
-            header,
-            endian: *endian,
-        };
+        let mut walk = Decode { header, endian: *endian };
         let (mut number, mut magic) = (0, 0);
         walk.u32(KIND_AT, &mut number);
         walk.u64(MAGIC_AT, &mut magic);

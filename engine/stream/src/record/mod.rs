@@ -48,11 +48,7 @@ pub enum Record {
 
 /// The type of a record, with ZFS's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[repr(u32)]
 pub enum Kind {
     /// `DRR_BEGIN`
@@ -121,11 +117,7 @@ impl fmt::Display for Kind {
 
 /// What a BEGIN opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "lowercase")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum HeaderType {
     /// One snapshot: records follow, then END.
     #[default]
@@ -438,15 +430,12 @@ impl Record {
         };
         match usize::try_from(len) {
             Ok(fits) if fits <= limit && fits.is_multiple_of(4) => Ok(fits),
-            Ok(fits) if fits <= limit => Err(Problem::PayloadUnaligned {
-                kind: self.kind(),
-                bytes: len,
-            }),
-            _ => Err(Problem::PayloadTooLong {
-                kind: self.kind(),
-                bytes: len,
-                limit: limit as u64,
-            }),
+            Ok(fits) if fits <= limit => {
+                Err(Problem::PayloadUnaligned { kind: self.kind(), bytes: len })
+            }
+            _ => {
+                Err(Problem::PayloadTooLong { kind: self.kind(), bytes: len, limit: limit as u64 })
+            }
         }
     }
 }
@@ -462,20 +451,12 @@ impl Object {
 
 impl Write {
     fn payload_bytes(&self) -> u64 {
-        if self.compression == Compression::NONE {
-            self.logical_size
-        } else {
-            self.compressed_size
-        }
+        if self.compression == Compression::NONE { self.logical_size } else { self.compressed_size }
     }
 }
 
 impl Spill {
     fn payload_bytes(&self) -> u64 {
-        if self.compressed_size == 0 {
-            self.length
-        } else {
-            self.compressed_size
-        }
+        if self.compressed_size == 0 { self.length } else { self.compressed_size }
     }
 }

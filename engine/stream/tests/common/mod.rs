@@ -17,13 +17,7 @@ pub(crate) fn names() -> Vec<String> {
         return Vec::new();
     };
     let mut names: Vec<String> = dir
-        .map(|entry| {
-            entry
-                .expect("listing")
-                .file_name()
-                .into_string()
-                .expect("UTF-8")
-        })
+        .map(|entry| entry.expect("listing").file_name().into_string().expect("UTF-8"))
         .filter_map(|file| file.strip_suffix(".zstream.zst").map(String::from))
         .collect();
     names.sort();
@@ -33,10 +27,7 @@ pub(crate) fn names() -> Vec<String> {
 
 /// Those that are whole: all but the first part of an interrupted one.
 pub(crate) fn whole_names() -> Vec<String> {
-    names()
-        .into_iter()
-        .filter(|name| name != "resume-part1-truncated")
-        .collect()
+    names().into_iter().filter(|name| name != "resume-part1-truncated").collect()
 }
 
 pub(crate) fn golden(name: &str) -> Vec<u8> {
@@ -113,18 +104,12 @@ pub(crate) fn write(items: &[Owned], seal: Seal) -> Vec<u8> {
     let mut writer = Writer::with_endian(seal, endian);
     let mut out = Vec::new();
     for item in items {
-        writer
-            .record(&item.record, &item.payload, &mut out)
-            .expect("what was read can be written");
+        writer.record(&item.record, &item.payload, &mut out).expect("what was read can be written");
     }
     assert!(writer.is_done());
     out
 }
 
 pub(crate) fn seal_of(name: &str) -> Seal {
-    if name.starts_with("fuse-") {
-        Seal::EndOnly
-    } else {
-        Seal::PerRecord
-    }
+    if name.starts_with("fuse-") { Seal::EndOnly } else { Seal::PerRecord }
 }
