@@ -1,1 +1,7 @@
-//! flocker-tests
+//! flocker-tests proves the parts together: the simulator lives here, the tests beside it.
+//!
+//! Owns: [`sim`], which runs the very core that `serve` links against a model of network, stores,
+//! runtimes and people. Leaves to `tests/tests/`: what is run in every test run, and the tests on
+//! real stores and of the binary.
+
+pub mod sim;

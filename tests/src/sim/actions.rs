@@ -1,0 +1,358 @@
+//! What actions do to the model: stores, mounts, workloads.
+
+use flocker_core::failure::Remedy;
+use flocker_core::ids::{OpId, UnitId};
+use flocker_core::io::{Inspected, MirrorState};
+use flocker_core::record::{Mirror, WorkloadRecord};
+use flocker_core::{Action, Failure, FailureCode, Input, Outcome};
+use flocker_store::{Change, DatasetName, HoldTag, SnapshotName, StoreError};
+
+use super::check::Rule;
+use super::host::{Mishap, Workload};
+use super::store::path_of;
+use super::world::{Ev, World};
+
+type Done = Result<Outcome, Failure>;
+
+fn stored<T>(result: Result<T, StoreError>) -> Result<T, Failure> {
+    result.map_err(|error| Failure::from(&error))
+}
+
+fn injected(when: &str) -> Failure {
+    Failure::new(Remedy::Retry, FailureCode::Other, format!("a fault was injected {when}"))
+}
+
+impl World {
+    /// How long an action takes without a mishap, milliseconds.
+    pub(super) fn action_takes_ms(&mut self, node: usize, unit: UnitId, action: &Action) -> u64 {
+        match action {
+            Action::StopWorkload { limit_ms } => {
+                let runs = self.hosts[node].workloads.contains_key(&unit);
+                let stop_ms = self.scenario.stop_ms;
+                if runs { self.rng.range(1, stop_ms).min(*limit_ms) } else { 1 }
+            }
+            Action::StartWorkload { .. } => self.rng.range(1, 300),
+            Action::Snapshot { .. } | Action::Tidy { .. } | Action::Mirror { .. } => {
+                self.rng.range(1, 60)
+            }
+            Action::Inspect { .. }
+            | Action::Room { .. }
+            | Action::Changed { .. }
+            | Action::ProbeWorkload
+            | Action::Fence { .. }
+            | Action::VerifyUnwritten { .. }
+            | Action::Activate { .. }
+            | Action::GiveBack { .. } => self.rng.range(1, 25),
+        }
+    }
+
+    /// A directory's writers are frozen from the action's begin to its end.
+    pub(super) fn freeze_begins(&mut self, node: usize, unit: UnitId, action: &Action) {
+        if let Action::Snapshot { freeze: true, .. } = action
+            && let Some(workload) = self.hosts[node].workloads.get_mut(&unit)
+        {
+            workload.frozen = true;
+        }
+    }
+
+    pub(super) fn freeze_ends(&mut self, node: usize, unit: UnitId, action: &Action) {
+        if let Action::Snapshot { freeze: true, .. } = action
+            && let Some(workload) = self.hosts[node].workloads.get_mut(&unit)
+        {
+            workload.frozen = false;
+        }
+    }
+
+    pub(super) fn on_op_apply(&mut self, node: usize, boot: u64, op: OpId) {
+        let Some(life) = self.life_mut(node, boot) else { return };
+        let Some(state) = life.ops.get(&op) else { return };
+        let (unit, action, mishap) = (state.unit, state.action.clone(), state.mishap);
+        let outcome = match mishap {
+            None => self.apply(node, unit, &action),
+            Some(Mishap::Undone) => Err(injected("before it was done")),
+            Some(Mishap::DoneYetReported) => {
+                let done = self.apply(node, unit, &action);
+                done.and(Err(injected("after it was done")))
+            }
+        };
+        self.trace(|| format!("n{node} applied {op:?}: {outcome:?}"));
+        if let Some(state) = self.life_mut(node, boot).and_then(|life| life.ops.get_mut(&op)) {
+            state.outcome = Some(outcome);
+        }
+    }
+
+    /// Does it. Also called for what a crash left half done.
+    pub(super) fn apply(&mut self, node: usize, unit: UnitId, action: &Action) -> Done {
+        match action {
+            Action::Inspect { datasets } => Ok(self.inspect(node, datasets)),
+            Action::Room { root } => {
+                let store = &self.hosts[node].store;
+                let available_bytes = if store.full { 0 } else { 1 << 50 };
+                Ok(Outcome::Room { used_bytes: store.used_bytes(root), available_bytes })
+            }
+            Action::Snapshot { names, freeze, quiesced } => {
+                self.snapshot(node, unit, names, *freeze, *quiesced)
+            }
+            Action::Tidy { tag, hold, release, destroy } => {
+                self.tidy(node, tag, hold, release, destroy)
+            }
+            Action::Changed { since } => self.changed(node, since),
+            Action::ProbeWorkload => Ok(self.probe(node, unit)),
+            Action::StartWorkload { workload, paths } => {
+                let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
+                self.start_workload(node, unit, workload, paths.first())
+            }
+            Action::StopWorkload { .. } => {
+                self.hosts[node].workloads.remove(&unit);
+                Ok(Outcome::Nothing)
+            }
+            Action::Fence { datasets } => {
+                let runs = self.hosts[node].workloads.contains_key(&unit);
+                let store = &mut self.hosts[node].store;
+                for dataset in datasets {
+                    stored(store.fence(dataset, runs))?;
+                }
+                Ok(Outcome::Nothing)
+            }
+            Action::VerifyUnwritten { snapshots } => self.verify_unwritten(node, snapshots),
+            Action::Activate { datasets } => {
+                let store = &mut self.hosts[node].store;
+                let mut paths = Vec::new();
+                for dataset in datasets {
+                    paths.push(Some(stored(store.activate(dataset))?));
+                }
+                Ok(Outcome::Activated { paths })
+            }
+            Action::Mirror { mirrors } => self.write_mirrors(node, mirrors),
+            Action::GiveBack { datasets, tag, prefix, keep_newest } => {
+                self.give_back(node, datasets, tag, prefix, *keep_newest);
+                Ok(Outcome::Nothing)
+            }
+        }
+    }
+
+    fn inspect(&self, node: usize, datasets: &[DatasetName]) -> Outcome {
+        let store = &self.hosts[node].store;
+        let found = datasets.iter().map(|name| match store.inspect(name) {
+            Some((info, inventory, mirror)) => Inspected { info: Some(info), inventory, mirror },
+            None => Inspected { info: None, inventory: Default::default(), mirror: None },
+        });
+        Outcome::Inspected(found.collect())
+    }
+
+    fn snapshot(
+        &mut self,
+        node: usize,
+        unit: UnitId,
+        names: &[SnapshotName],
+        freeze: bool,
+        quiesced: bool,
+    ) -> Done {
+        let unix_s = self.hosts[node].now(self.now_ms).wall_ms / 1000;
+        let host = &mut self.hosts[node];
+        let runs = host.workloads.contains_key(&unit);
+        if quiesced && runs {
+            let text = format!("n{node} calls the unit quiesced while its workload runs");
+            self.violate(Rule::FinalSnapshot, text);
+            return Err(injected("never"));
+        }
+        let directory = self.scenario.kind == flocker_store::DatasetKind::Directory;
+        let fuzzy = directory && runs && !freeze;
+        let host = &mut self.hosts[node];
+        let snapshots = stored(host.store.take_snapshots(names, fuzzy, unix_s))?;
+        Ok(Outcome::Snapshots { snapshots, frozen_ms: u64::from(freeze) })
+    }
+
+    fn tidy(
+        &mut self,
+        node: usize,
+        tag: &HoldTag,
+        hold: &[SnapshotName],
+        release: &[SnapshotName],
+        destroy: &[SnapshotName],
+    ) -> Done {
+        for name in destroy {
+            self.check_destroy(node, name);
+        }
+        let store = &mut self.hosts[node].store;
+        for name in hold {
+            stored(store.hold(tag, name))?;
+        }
+        for name in release {
+            store.release(tag, name);
+        }
+        for name in destroy {
+            stored(store.destroy(name))?;
+        }
+        Ok(Outcome::Nothing)
+    }
+
+    fn changed(&self, node: usize, since: &[SnapshotName]) -> Done {
+        let mut total = 0;
+        let mut any = false;
+        for name in since {
+            match stored(self.hosts[node].store.changed_since(name))? {
+                Change::Unchanged => {}
+                Change::Changed { bytes } => {
+                    any = true;
+                    total += bytes;
+                }
+                Change::Unknown => return Ok(Outcome::Changed(Change::Unknown)),
+            }
+        }
+        let change = if any { Change::Changed { bytes: total } } else { Change::Unchanged };
+        Ok(Outcome::Changed(change))
+    }
+
+    fn probe(&mut self, node: usize, unit: UnitId) -> Outcome {
+        let boot = self.hosts[node].life.as_ref().map_or(0, |life| life.boot);
+        let running = match self.hosts[node].workloads.get_mut(&unit) {
+            Some(workload) => {
+                workload.known_to = boot;
+                workload.frozen = false;
+                true
+            }
+            None => false,
+        };
+        Outcome::Probed { running }
+    }
+
+    fn start_workload(
+        &mut self,
+        node: usize,
+        unit: UnitId,
+        record: &WorkloadRecord,
+        path: Option<&String>,
+    ) -> Done {
+        let refused = |words: &str| {
+            Err(Failure::new(Remedy::Operator, FailureCode::Workload, words.to_owned()))
+        };
+        if self.hosts[node].workloads.contains_key(&unit) {
+            return Ok(Outcome::Nothing); // Never a second one.
+        }
+        if !self.healing && self.rng.chance_ppm(self.scenario.start_fail_ppm) {
+            return refused("the program ends at once");
+        }
+        let store = &self.hosts[node].store;
+        let found = store
+            .datasets
+            .iter()
+            .find(|(name, _)| path.is_some_and(|p| path_of(name).display().to_string() == *p));
+        let Some((dataset, state)) = found else {
+            return refused("its working directory does not exist");
+        };
+        if !state.can_be_written() {
+            return refused("its working directory is read-only");
+        }
+        let dataset = dataset.clone();
+        self.lives += 1;
+        let life = self.lives;
+        let known_to = self.hosts[node].life.as_ref().map_or(0, |life| life.boot);
+        let workload = Workload { life, record: record.clone(), dataset, known_to, frozen: false };
+        self.hosts[node].workloads.insert(unit, workload);
+        let after = self.rng.range(1, self.scenario.write_every_ms * 2);
+        self.after(after, Ev::Write { node, unit, life });
+        Ok(Outcome::Nothing)
+    }
+
+    fn verify_unwritten(&self, node: usize, snapshots: &[SnapshotName]) -> Done {
+        for name in snapshots {
+            if let Change::Changed { .. } | Change::Unknown =
+                stored(self.hosts[node].store.changed_since(name))?
+            {
+                return stored(Err(StoreError::Modified {
+                    dataset: name.dataset().clone(),
+                    detail: format!("it was written after {name}"),
+                }));
+            }
+        }
+        Ok(Outcome::Nothing)
+    }
+
+    fn write_mirrors(&mut self, node: usize, mirrors: &[(DatasetName, MirrorState)]) -> Done {
+        for (name, state) in mirrors {
+            let Some(dataset) = self.hosts[node].store.datasets.get_mut(name) else {
+                return stored(Err(StoreError::NoDataset { dataset: name.clone() }));
+            };
+            dataset.mirror = Some(Mirror {
+                unit: state.unit,
+                volume: state.volume,
+                dataset_guid: dataset.guid,
+                epoch: state.epoch,
+                state: state.state.clone(),
+            });
+        }
+        Ok(Outcome::Nothing)
+    }
+
+    fn give_back(
+        &mut self,
+        node: usize,
+        datasets: &[DatasetName],
+        tag: &HoldTag,
+        prefix: &str,
+        keep_newest: bool,
+    ) {
+        for name in datasets {
+            let Some(dataset) = self.hosts[node].store.datasets.get_mut(name) else { continue };
+            let newest = dataset.snapshots.last().map(|s| s.guid);
+            for snap in dataset.snapshots.iter_mut() {
+                snap.holds.remove(tag);
+            }
+            dataset.snapshots.retain(|s| {
+                let kept = keep_newest && Some(s.guid) == newest;
+                kept || !s.holds.is_empty() || !s.short.starts_with(prefix)
+            });
+            dataset.mirror = None;
+        }
+    }
+
+    /// A workload's turn: it goes on from what it finds, and tells the client.
+    pub(super) fn on_write(&mut self, node: usize, unit: UnitId, life: u64) {
+        let Some(workload) = self.hosts[node].workloads.get(&unit) else { return };
+        if workload.life != life {
+            return;
+        }
+        let (dataset, frozen) = (workload.dataset.clone(), workload.frozen);
+        let every = self.scenario.write_every_ms;
+        let after = self.rng.range(1 + every / 2, 1 + every * 3 / 2);
+        self.after(after, Ev::Write { node, unit, life });
+        if !frozen && !self.clients_rest {
+            self.write_record(node, unit, &dataset);
+        }
+    }
+
+    fn write_record(&mut self, node: usize, unit: UnitId, dataset: &DatasetName) {
+        let Some(model) = self.unit_index(unit) else { return };
+        let next = self.units[model].acked + 1;
+        let Some(state) = self.hosts[node].store.datasets.get_mut(dataset) else { return };
+        if !state.can_be_written() {
+            return;
+        }
+        // The client sends again what was not acknowledged; the workload knows what it has.
+        if state.live.last() < next {
+            self.stamps += 1;
+            state.live.append(next, self.stamps, self.scenario.record_bytes);
+            let written_at = &mut self.units[model].written_at;
+            if (written_at.len() as u64) < next {
+                written_at.push(self.now_ms);
+            }
+            self.check_write(node, unit, dataset);
+        }
+        if self.healing || !self.rng.chance_ppm(self.scenario.ack_loss_ppm) {
+            self.units[model].acked = next;
+        }
+    }
+
+    /// A workload ends by itself.
+    pub(super) fn kill_workload(&mut self, node: usize, unit: UnitId) {
+        let Some(workload) = self.hosts[node].workloads.remove(&unit) else { return };
+        let known = self.hosts[node].life.as_ref().map(|life| life.boot) == Some(workload.known_to);
+        if known {
+            let success = self.rng.one_in(3);
+            let status = if success { "exit status 0" } else { "signal 9" };
+            let status = status.to_owned();
+            self.input(node, Input::WorkloadExited { unit, status, success });
+        }
+    }
+}

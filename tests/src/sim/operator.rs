@@ -1,0 +1,308 @@
+//! People: they pair, protect, configure, migrate, pause, stop, and ask again.
+
+use std::collections::BTreeSet;
+
+use flocker_core::ids::{RequestId, UnitId, VolumeId};
+use flocker_core::record::{Grant, PeerRecord, Role, UnitRecord, WorkloadKind, WorkloadRecord};
+use flocker_core::{Command, Failure, Input, Reply};
+use flocker_store::DatasetName;
+
+use super::check::Rule;
+use super::content::Content;
+use super::host::{Asked, dataset_name, fingerprint_of};
+use super::world::{Ev, World};
+
+/// How often people look whether something is still to be set up, milliseconds.
+const SETUP_EVERY_MS: u64 = 400;
+
+/// A unit as people and clients know it.
+#[derive(Debug, Clone)]
+pub struct UnitModel {
+    /// Its id, once it is protected.
+    pub id: UnitId,
+    /// Its volume's id.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Its dataset at the node where it began.
+    pub dataset: DatasetName,
+    /// Where it lives, by node, as journals last said.
+    pub datasets: Vec<Option<DatasetName>>,
+    /// Some journal has it.
+    pub protected: bool,
+    /// Newest record acknowledged to the client; the client sends the next one after it.
+    pub acked: u64,
+    /// When each record was first written, milliseconds; the first record is at 0.
+    pub written_at: Vec<u64>,
+    /// A journal that knew it was lost: from then on only safety is asked for.
+    pub tainted: bool,
+    /// A person took the risk of `start_alone`.
+    pub told_alone: bool,
+    /// The migration asked for after healing: its target, and the answer.
+    pub last_move: Option<(usize, Option<Result<(), Failure>>)>,
+}
+
+impl World {
+    /// One unit's dataset at node 0, with data, before anybody knows of it.
+    pub(super) fn make_unit(&mut self, index: usize) {
+        let dataset = dataset_name(&format!("n0/db{index}"));
+        self.stamps += 1;
+        let live = Content::preloaded(self.stamps, self.scenario.preload_bytes);
+        let kind = self.scenario.kind;
+        self.hosts[0].store.create(dataset.clone(), kind, live);
+        let mut datasets = vec![None; self.hosts.len()];
+        datasets[0] = Some(dataset.clone());
+        self.units.push(UnitModel {
+            id: UnitId(0),
+            volume: VolumeId(0),
+            name: format!("db{index}"),
+            dataset,
+            datasets,
+            protected: false,
+            acked: 0,
+            written_at: Vec::new(),
+            tainted: false,
+            told_alone: false,
+            last_move: None,
+        });
+    }
+
+    /// The model's unit with this id.
+    pub(super) fn unit_index(&self, unit: UnitId) -> Option<usize> {
+        self.units.iter().position(|u| u.protected && u.id == unit)
+    }
+
+    /// A journal has a unit: people learn its id, and where it lives on that node.
+    pub(super) fn learn_unit(&mut self, node: usize, record: &UnitRecord) {
+        let Some(model) = self.units.iter_mut().find(|u| u.name == record.name) else {
+            return;
+        };
+        if node == 0 && !model.protected {
+            model.protected = true;
+            model.id = record.id;
+            model.volume = record.volumes[0].id;
+        }
+        if model.id == record.id {
+            model.datasets[node] = record.volumes.first().map(|v| v.dataset.clone());
+        }
+    }
+
+    /// Asks a node something, if its daemon lives.
+    pub(super) fn ask(&mut self, node: usize, unit: usize, what: &'static str, command: Command) {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        let at_ms = self.now_ms;
+        let Some(life) = &mut self.hosts[node].life else {
+            return;
+        };
+        life.asked.insert(request, Asked { at_ms, what, unit });
+        self.input(node, Input::Command { request, command });
+    }
+
+    pub(super) fn replied(
+        &mut self,
+        node: usize,
+        request: RequestId,
+        reply: &Result<Reply, Failure>,
+    ) {
+        let asked = self.hosts[node].life.as_mut().and_then(|l| l.asked.remove(&request));
+        let Some(asked) = asked else {
+            let text = format!("n{node} answers {request:?}, which is not open");
+            return self.violate(Rule::Contract, text);
+        };
+        if asked.what != "migrate" {
+            return;
+        }
+        match reply {
+            Ok(Reply::Migrated(report)) => {
+                self.coverage.migrations.moved += 1;
+                let unit = self.units[asked.unit].id;
+                let taken = (0..self.hosts.len()).any(|n| {
+                    self.hosts[n].record(unit).is_some_and(|r| r.taken.contains(&report.attempt))
+                });
+                if !taken && !self.units[asked.unit].tainted {
+                    let text =
+                        format!("n{node} reports {} as moved; nobody took it", report.attempt);
+                    self.violate(Rule::Answers, text);
+                }
+            }
+            Ok(_) | Err(_) => self.coverage.migrations.refused += 1,
+        }
+        if self.healing
+            && let Some((_, answer)) = &mut self.units[asked.unit].last_move
+        {
+            *answer = Some(reply.as_ref().map(|_| ()).map_err(Clone::clone));
+        }
+    }
+
+    // ---- setting up, and setting up again -----------------------------------------------------
+
+    /// Brings about what should be configured; people do this until it stays so.
+    pub(super) fn on_setup(&mut self) {
+        self.after(SETUP_EVERY_MS, Ev::Setup);
+        for node in 0..self.hosts.len() {
+            for peer in 0..self.hosts.len() {
+                let known = self.hosts[node].durable.peers.contains_key(&fingerprint_of(peer));
+                if node != peer && !known && !self.is_open(node, "pair") {
+                    let command = Command::AddPeer(self.peer_record(node, peer));
+                    self.ask(node, 0, "pair", command);
+                }
+            }
+        }
+        for unit in 0..self.units.len() {
+            if self.units[unit].tainted {
+                continue;
+            }
+            if self.units[unit].protected {
+                self.add_standbys(unit);
+                self.configure_workload(unit);
+            } else if (1..self.hosts.len()).all(|peer| self.net.believes(0, peer)) {
+                self.protect(unit, 1);
+            }
+        }
+    }
+
+    fn is_open(&self, node: usize, what: &str) -> bool {
+        let life = self.hosts[node].life.as_ref();
+        life.is_none_or(|l| l.asked.values().any(|a| a.what == what))
+    }
+
+    fn peer_record(&self, node: usize, peer: usize) -> PeerRecord {
+        PeerRecord {
+            fingerprint: fingerprint_of(peer),
+            name: format!("n{peer}"),
+            addresses: vec![format!("10.0.0.{peer}:7001")],
+            grant: Some(Grant {
+                receive: dataset_name(&format!("n{node}/recv")),
+                quota_bytes: None,
+                workloads: BTreeSet::from([WorkloadKind::Process]),
+            }),
+        }
+    }
+
+    fn protect(&mut self, unit: usize, peer: usize) {
+        if self.is_open(0, "protect") {
+            return;
+        }
+        let id = UnitId(u128::from(self.rng.bits()) << 64 | u128::from(self.rng.bits()));
+        let volume = VolumeId(u128::from(self.rng.bits()) << 64 | u128::from(self.rng.bits()));
+        let model = &self.units[unit];
+        let command = Command::Protect {
+            unit: id,
+            volume,
+            dataset: model.dataset.clone(),
+            to: format!("n{peer}"),
+            name: Some(model.name.clone()),
+            policy: self.scenario.policy,
+        };
+        self.ask(0, unit, "protect", command);
+    }
+
+    /// With more than two nodes, the primary gets the others as standbys one by one.
+    fn add_standbys(&mut self, unit: usize) {
+        if self.hosts.len() == 2 {
+            return;
+        }
+        let Some(owner) = self.owner_of(unit) else { return };
+        let Some(record) = self.hosts[owner].record(self.units[unit].id).cloned() else { return };
+        let missing = (0..self.hosts.len())
+            .find(|n| *n != owner && !record.standbys.contains(&fingerprint_of(*n)));
+        let Some(peer) = missing else { return };
+        if record.role != Role::Serving || self.is_open(owner, "protect") {
+            return;
+        }
+        let command = Command::Protect {
+            unit: record.id,
+            volume: record.volumes[0].id,
+            dataset: record.volumes[0].dataset.clone(),
+            to: format!("n{peer}"),
+            name: Some(record.name.clone()),
+            policy: self.scenario.policy,
+        };
+        self.ask(owner, unit, "protect", command);
+    }
+
+    fn configure_workload(&mut self, unit: usize) {
+        for node in 0..self.hosts.len() {
+            let Some(record) = self.hosts[node].record(self.units[unit].id) else {
+                continue;
+            };
+            // During chaos a stopped workload is left so for a while: `wish` starts it again.
+            let missing = match &record.workload {
+                None => true,
+                Some(workload) => self.healing && !workload.wanted,
+            };
+            if missing && !self.is_open(node, "run") {
+                self.run_workload(node, unit);
+            }
+        }
+    }
+
+    fn run_workload(&mut self, node: usize, unit: usize) {
+        let workload = WorkloadRecord {
+            kind: WorkloadKind::Process,
+            command: vec!["append-records".into()],
+            stop_limit_ms: 5_000,
+            die_with_daemon: self.scenario.die_with_daemon,
+            wanted: true,
+        };
+        let name = self.units[unit].name.clone();
+        self.ask(node, unit, "run", Command::SetWorkload { name, workload });
+    }
+
+    // ---- wishes -------------------------------------------------------------------------------
+
+    /// The node that the journals call primary, if exactly one does.
+    pub(super) fn owner_of(&self, unit: usize) -> Option<usize> {
+        let id = self.units[unit].id;
+        let mut owners = (0..self.hosts.len())
+            .filter(|n| self.hosts[*n].record(id).is_some_and(|r| r.role.is_primary()));
+        let owner = owners.next()?;
+        owners.next().is_none().then_some(owner)
+    }
+
+    pub(super) fn on_wish(&mut self) {
+        let every = self.scenario.operator_every_ms;
+        let after = self.rng.range(1, every * 2);
+        self.after(after, Ev::Wish);
+        if self.healing {
+            return;
+        }
+        let unit = self.rng.below(self.units.len());
+        if !self.units[unit].protected {
+            return;
+        }
+        let name = self.units[unit].name.clone();
+        let anyone = self.rng.below(self.hosts.len());
+        let node = self.owner_of(unit).unwrap_or(anyone);
+        match self.rng.range(0, 19) {
+            0 => self.ask(node, unit, "pause", Command::Pause { name }),
+            1 | 2 => self.ask(node, unit, "resume", Command::Resume { name }),
+            3 => self.ask(node, unit, "stop", Command::StopWorkload { name }),
+            4 => self.run_workload(node, unit),
+            5 => self.migrate(anyone, unit),
+            6 if self.rng.one_in(4) => {
+                self.units[unit].told_alone = true;
+                self.ask(anyone, unit, "start alone", Command::StartAlone { name });
+            }
+            _ => self.migrate(node, unit),
+        }
+    }
+
+    /// Asks for a move to another node than the one that is asked.
+    pub(super) fn migrate(&mut self, node: usize, unit: usize) {
+        let others = self.hosts.len() - 1;
+        let target = (node + 1 + self.rng.below(others)) % self.hosts.len();
+        self.migrate_to(node, unit, target);
+    }
+
+    pub(super) fn migrate_to(&mut self, node: usize, unit: usize, target: usize) {
+        if self.hosts[node].life.is_none() {
+            return;
+        }
+        self.coverage.migrations.asked += 1;
+        let name = self.units[unit].name.clone();
+        let to = format!("n{target}");
+        self.ask(node, unit, "migrate", Command::Migrate { name, to });
+    }
+}

@@ -1,0 +1,188 @@
+//! What a seed stands for: the configuration and the kinds and rates of faults of one run.
+//!
+//! Rates are drawn once a run rather than fixed, so that quiet runs, in which whole migrations
+//! pass undisturbed, and wild ones both occur (swarm testing, Groce et al., ISSTA 2012).
+
+use flocker_core::node::PlantedBug;
+use flocker_core::record::Policy;
+use flocker_store::DatasetKind;
+
+use super::rng::Rng;
+
+/// How messages travel.
+#[derive(Debug, Clone)]
+pub struct NetScenario {
+    /// In order while a connection lasts, as QUIC does; otherwise they overtake each other.
+    pub orderly: bool,
+    /// Shortest way, milliseconds.
+    pub latency_ms: u64,
+    /// Added at random, at most, milliseconds.
+    pub jitter_ms: u64,
+    /// Lost while the connection stands.
+    pub loss_ppm: u32,
+    /// Delivered twice.
+    pub repeat_ppm: u32,
+    /// Delayed by up to `late_ms` more.
+    pub late_ppm: u32,
+    /// See `late_ppm`, milliseconds.
+    pub late_ms: u64,
+    /// How long a side takes to notice a dead connection, at most, milliseconds.
+    pub idle_ms: u64,
+    /// Bytes per millisecond of a bulk stream.
+    pub bytes_per_ms: u64,
+    /// A bulk stream breaks on its way.
+    pub bulk_break_ppm: u32,
+}
+
+/// What goes wrong, and how often.
+#[derive(Debug, Clone)]
+pub struct FaultScenario {
+    /// Mean time between faults at random moments, milliseconds; `None`: none.
+    pub every_ms: Option<u64>,
+    /// A phase of a cutover, once entered, is hit by a fault.
+    pub phase_ppm: u32,
+    /// A daemon dies between two effects.
+    pub effect_crash_ppm: u32,
+    /// An action fails.
+    pub op_fail_ppm: u32,
+    /// An action takes very long.
+    pub op_slow_ppm: u32,
+    /// A crash takes the whole host, rather than the daemon alone.
+    pub host_crash_percent: u64,
+    /// A crash loses the journal as well.
+    pub journal_loss_ppm: u32,
+    /// Longest time a node stays down, milliseconds.
+    pub down_ms: u64,
+    /// Longest partition, milliseconds.
+    pub partition_ms: u64,
+}
+
+/// Everything about a run that its seed decides beforehand.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// The seed.
+    pub seed: u64,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many units.
+    pub units: usize,
+    /// What the stores keep live.
+    pub kind: DatasetKind,
+    /// Whether it can hold snapshots.
+    pub holds: bool,
+    /// When units are replicated.
+    pub policy: Policy,
+    /// Bytes in a volume before the workload starts.
+    pub preload_bytes: u64,
+    /// Bytes of one record.
+    pub record_bytes: u64,
+    /// Time between two writes of a workload, milliseconds.
+    pub write_every_ms: u64,
+    /// An acknowledgement does not reach the client.
+    pub ack_loss_ppm: u32,
+    /// The workload ends with its daemon.
+    pub die_with_daemon: bool,
+    /// How long a workload takes to stop, at most, milliseconds.
+    pub stop_ms: u64,
+    /// A workload cannot be started.
+    pub start_fail_ppm: u32,
+    /// Mean time between two wishes of the operator, milliseconds.
+    pub operator_every_ms: u64,
+    /// The wall clocks differ by up to this, milliseconds.
+    pub skew_ms: u64,
+    /// How messages travel.
+    pub net: NetScenario,
+    /// What goes wrong.
+    pub faults: FaultScenario,
+    /// Until when faults happen, milliseconds.
+    pub chaos_ms: u64,
+    /// After that, how long everything has to become well, milliseconds.
+    pub heal_ms: u64,
+    /// After that, how long one more migration may take, milliseconds.
+    pub move_ms: u64,
+    /// After that, with nothing written, how long until both sides are equal, beyond the RPO.
+    pub rest_ms: u64,
+    /// A bug in the core, to see that the checkers are not asleep.
+    pub planted: Option<PlantedBug>,
+}
+
+fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.below(choices.len())]
+}
+
+impl Scenario {
+    /// The run that `seed` stands for, with this many nodes.
+    pub fn from_seed(seed: u64, nodes: usize) -> Self {
+        let mut rng = Rng::new(seed ^ 0x5ce7_a210);
+        let rng = &mut rng;
+        let calm = rng.one_in(6);
+        let record_bytes = one_of(rng, &[512, 4096, 65_536]);
+        let rpo = rng.log_range(500, 12_000);
+        Self {
+            seed,
+            nodes,
+            units: if rng.one_in(4) { 2 } else { 1 },
+            kind: one_of(rng, &[DatasetKind::Filesystem, DatasetKind::Directory]),
+            holds: !rng.one_in(8),
+            policy: if rng.one_in(4) { Policy::Every(rpo) } else { Policy::Rpo(rpo) },
+            preload_bytes: rng.log_range(1_000, 400_000_000),
+            record_bytes,
+            write_every_ms: rng.log_range(20, 800),
+            ack_loss_ppm: one_of(rng, &[0, 10_000, 200_000]),
+            die_with_daemon: rng.one_in(2),
+            stop_ms: rng.log_range(1, 4_000),
+            start_fail_ppm: one_of(rng, &[0, 0, 20_000, 200_000]),
+            operator_every_ms: rng.log_range(3_000, 20_000),
+            skew_ms: one_of(rng, &[0, 50, 3_000]),
+            net: NetScenario::draw(rng, calm),
+            faults: FaultScenario::draw(rng, calm),
+            chaos_ms: 120_000,
+            heal_ms: 100_000,
+            move_ms: 60_000,
+            rest_ms: 40_000,
+            planted: None,
+        }
+    }
+
+    /// The same run on a core with this bug.
+    pub fn with_planted(mut self, bug: PlantedBug) -> Self {
+        self.planted = Some(bug);
+        self
+    }
+}
+
+impl NetScenario {
+    fn draw(rng: &mut Rng, calm: bool) -> Self {
+        let orderly = calm || rng.one_in(2);
+        let rate = |rng: &mut Rng, choices: &[u32]| if calm { 0 } else { one_of(rng, choices) };
+        Self {
+            orderly,
+            latency_ms: rng.log_range(1, 60),
+            jitter_ms: rng.log_range(1, 80),
+            loss_ppm: rate(rng, &[0, 5_000, 50_000, 150_000]),
+            repeat_ppm: rate(rng, &[0, 20_000, 150_000]),
+            late_ppm: if orderly { 0 } else { rate(rng, &[0, 20_000, 80_000]) },
+            late_ms: rng.log_range(200, 40_000),
+            idle_ms: rng.log_range(100, 12_000),
+            bytes_per_ms: rng.log_range(20_000, 800_000),
+            bulk_break_ppm: rate(rng, &[0, 10_000, 80_000]),
+        }
+    }
+}
+
+impl FaultScenario {
+    fn draw(rng: &mut Rng, calm: bool) -> Self {
+        let rate = |rng: &mut Rng, choices: &[u32]| if calm { 0 } else { one_of(rng, choices) };
+        Self {
+            every_ms: (!calm).then(|| rng.log_range(1_500, 40_000)),
+            phase_ppm: rate(rng, &[0, 50_000, 150_000, 300_000]),
+            effect_crash_ppm: rate(rng, &[0, 300, 1_500]),
+            op_fail_ppm: rate(rng, &[0, 5_000, 40_000]),
+            op_slow_ppm: rate(rng, &[0, 2_000, 10_000]),
+            host_crash_percent: one_of(rng, &[0, 30, 70, 100]),
+            journal_loss_ppm: rate(rng, &[0, 0, 0, 0, 60_000]),
+            down_ms: rng.log_range(200, 30_000),
+            partition_ms: rng.log_range(300, 40_000),
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! The model of a store: datasets with live data, snapshots, holds, local properties.
+//!
+//! It answers as the `Store` trait and ZFS do: a receive needs its base to be the newest snapshot
+//! and the live data to be untouched; what was received in part is gone; a held snapshot cannot be
+//! destroyed; a fence is refused while somebody holds the dataset. It survives every crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use flocker_core::record::Mirror;
+use flocker_store::{
+    Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder, Inventory, ReceiveSpec,
+    SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
+};
+
+use super::content::Content;
+
+/// Bytes of a stream besides its data.
+const STREAM_OVERHEAD_BYTES: u64 = 624;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// A snapshot in the model.
+#[derive(Debug, Clone)]
+pub struct Snap {
+    /// The part behind the `@`.
+    pub short: String,
+    /// The same wherever it was received.
+    pub guid: Guid,
+    /// Orders snapshots of this store.
+    pub createtxg: u64,
+    /// By this store's clock.
+    pub creation_unix_s: i64,
+    /// See `flocker_store::Snapshot::fuzzy`.
+    pub fuzzy: bool,
+    /// Tags that keep it.
+    pub holds: BTreeSet<HoldTag>,
+    /// Its data.
+    pub content: Content,
+}
+
+/// A dataset in the model.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Its own guid in this store.
+    pub guid: Guid,
+    /// What it is.
+    pub kind: DatasetKind,
+    /// Its live data.
+    pub live: Content,
+    /// Not read-only; durable.
+    pub writable: bool,
+    /// Reachable; a filesystem's mount does not survive its host.
+    pub mounted: bool,
+    /// Oldest first.
+    pub snapshots: Vec<Snap>,
+    /// Our local properties.
+    pub mirror: Option<Mirror>,
+    /// A process that is not the workload holds it open.
+    pub foreign_holder: bool,
+}
+
+impl Dataset {
+    /// Whether anybody could write it now.
+    pub fn can_be_written(&self) -> bool {
+        self.writable && self.mounted
+    }
+
+    /// The snapshot with this guid.
+    pub fn snapshot(&self, guid: Guid) -> Option<&Snap> {
+        self.snapshots.iter().find(|s| s.guid == guid)
+    }
+
+    fn named(&self, short: &str) -> Option<&Snap> {
+        self.snapshots.iter().find(|s| s.short == short)
+    }
+}
+
+/// A whole stream as it arrives.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// The base's guid; `None`: full.
+    pub from: Option<Guid>,
+    /// The snapshot it carries.
+    pub to: Guid,
+    /// What it is.
+    pub kind: DatasetKind,
+    /// Whether the snapshot is fuzzy; a received one stays so.
+    pub fuzzy: bool,
+    /// The data it ends in.
+    pub content: Content,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// One node's store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// By name.
+    pub datasets: BTreeMap<DatasetName, Dataset>,
+    /// Nothing more fits.
+    pub full: bool,
+    next_guid: u64,
+    txg: u64,
+}
+
+fn no_dataset(dataset: &DatasetName) -> StoreError {
+    StoreError::NoDataset { dataset: dataset.clone() }
+}
+
+fn no_snapshot(name: &SnapshotName) -> StoreError {
+    StoreError::NoSnapshot { name: name.to_string() }
+}
+
+impl Store {
+    /// An empty store whose guids begin with `guid_base`, so that no two stores share one.
+    pub fn new(guid_base: u64) -> Self {
+        Self { datasets: BTreeMap::new(), full: false, next_guid: guid_base, txg: 1 }
+    }
+
+    fn fresh_guid(&mut self) -> Guid {
+        self.next_guid += 1;
+        Guid(self.next_guid)
+    }
+
+    fn dataset(&self, name: &DatasetName) -> Result<&Dataset> {
+        self.datasets.get(name).ok_or_else(|| no_dataset(name))
+    }
+
+    fn dataset_mut(&mut self, name: &DatasetName) -> Result<&mut Dataset> {
+        self.datasets.get_mut(name).ok_or_else(|| no_dataset(name))
+    }
+
+    fn room(&self, dataset: &DatasetName) -> Result<()> {
+        if self.full {
+            return Err(StoreError::NoSpace {
+                dataset: dataset.clone(),
+                detail: "the disk is full".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// A dataset as a person made it: mounted, writable, with data.
+    pub fn create(&mut self, name: DatasetName, kind: DatasetKind, live: Content) {
+        let dataset = Dataset {
+            guid: self.fresh_guid(),
+            kind,
+            live,
+            writable: true,
+            mounted: true,
+            snapshots: Vec::new(),
+            mirror: None,
+            foreign_holder: false,
+        };
+        self.datasets.insert(name, dataset);
+    }
+
+    /// The host lost its power: mounts are gone, data and properties are not.
+    pub fn host_crashed(&mut self) {
+        for dataset in self.datasets.values_mut() {
+            dataset.foreign_holder = false;
+            if dataset.kind != DatasetKind::Directory {
+                dataset.mounted = false;
+            }
+        }
+    }
+
+    fn snapshot_as_reported(name: &DatasetName, snap: &Snap) -> Option<Snapshot> {
+        Some(Snapshot {
+            name: name.snapshot(&snap.short).ok()?,
+            guid: snap.guid,
+            createtxg: snap.createtxg,
+            creation_unix_s: snap.creation_unix_s,
+            fuzzy: snap.fuzzy,
+            holds: snap.holds.len() as u32,
+        })
+    }
+
+    /// What `Action::Inspect` reports of a dataset that exists.
+    pub fn inspect(&self, name: &DatasetName) -> Option<(DatasetInfo, Inventory, Option<Mirror>)> {
+        let dataset = self.datasets.get(name)?;
+        let info = DatasetInfo {
+            name: name.clone(),
+            guid: dataset.guid,
+            kind: dataset.kind,
+            used_bytes: dataset.live.bytes(),
+            referenced_bytes: dataset.live.bytes(),
+            mounted_at: dataset.mounted.then(|| path_of(name)),
+            writable: dataset.can_be_written(),
+        };
+        let inventory = Inventory {
+            snapshots: dataset
+                .snapshots
+                .iter()
+                .filter_map(|s| Self::snapshot_as_reported(name, s))
+                .collect(),
+            ..Inventory::default()
+        };
+        Some((info, inventory, self.claim(name)))
+    }
+
+    /// The mirror on a dataset, where it is bound to that dataset.
+    pub fn claim(&self, name: &DatasetName) -> Option<Mirror> {
+        let dataset = self.datasets.get(name)?;
+        dataset.mirror.clone().filter(|m| m.dataset_guid == dataset.guid)
+    }
+
+    /// Bytes used by everything within `root`.
+    pub fn used_bytes(&self, root: &DatasetName) -> u64 {
+        self.datasets
+            .iter()
+            .filter(|(name, _)| name.is_within(root))
+            .map(|(_, d)| d.live.bytes())
+            .sum()
+    }
+
+    /// Takes snapshots as one: all or none.
+    ///
+    /// # Errors
+    /// No such dataset, the name is taken, no space.
+    pub fn take_snapshots(
+        &mut self,
+        names: &[SnapshotName],
+        fuzzy: bool,
+        unix_s: i64,
+    ) -> Result<Vec<Snapshot>> {
+        for name in names {
+            self.room(name.dataset())?;
+            if self.dataset(name.dataset())?.named(name.short()).is_some() {
+                return Err(StoreError::Exists { name: name.to_string() });
+            }
+        }
+        self.txg += 1;
+        let mut taken = Vec::new();
+        for name in names {
+            let snap = Snap {
+                short: name.short().to_owned(),
+                guid: self.fresh_guid(),
+                createtxg: self.txg,
+                creation_unix_s: unix_s,
+                fuzzy,
+                holds: BTreeSet::new(),
+                content: self.dataset(name.dataset())?.live.clone(),
+            };
+            taken.extend(Self::snapshot_as_reported(name.dataset(), &snap));
+            self.dataset_mut(name.dataset())?.snapshots.push(snap);
+        }
+        Ok(taken)
+    }
+
+    /// Puts a hold; one that is there already is fine.
+    ///
+    /// # Errors
+    /// No such snapshot.
+    pub fn hold(&mut self, tag: &HoldTag, name: &SnapshotName) -> Result<()> {
+        let snap = self
+            .dataset_mut(name.dataset())
+            .ok()
+            .and_then(|d| d.snapshots.iter_mut().find(|s| s.short == name.short()));
+        match snap {
+            Some(snap) => {
+                snap.holds.insert(tag.clone());
+                Ok(())
+            }
+            None => Err(no_snapshot(name)),
+        }
+    }
+
+    /// Takes a hold off; one that is not there is fine.
+    pub fn release(&mut self, tag: &HoldTag, name: &SnapshotName) {
+        if let Some(dataset) = self.datasets.get_mut(name.dataset()) {
+            for snap in dataset.snapshots.iter_mut() {
+                if snap.short == name.short() {
+                    snap.holds.remove(tag);
+                }
+            }
+        }
+    }
+
+    /// Destroys a snapshot; one that is not there is fine.
+    ///
+    /// # Errors
+    /// It is held.
+    pub fn destroy(&mut self, name: &SnapshotName) -> Result<()> {
+        let Some(dataset) = self.datasets.get_mut(name.dataset()) else {
+            return Ok(());
+        };
+        if let Some(snap) = dataset.named(name.short())
+            && !snap.holds.is_empty()
+        {
+            let tags: Vec<String> = snap.holds.iter().map(ToString::to_string).collect();
+            return Err(StoreError::Kept { name: name.to_string(), by: tags.join(", ") });
+        }
+        dataset.snapshots.retain(|s| s.short != name.short());
+        Ok(())
+    }
+
+    /// Whether the live data differs from a snapshot's.
+    ///
+    /// # Errors
+    /// No such snapshot.
+    pub fn changed_since(&self, name: &SnapshotName) -> Result<Change> {
+        let dataset = self.dataset(name.dataset())?;
+        let snap = dataset.named(name.short()).ok_or_else(|| no_snapshot(name))?;
+        if snap.content.stamp() == dataset.live.stamp() {
+            Ok(Change::Unchanged)
+        } else {
+            Ok(Change::Changed { bytes: dataset.live.bytes().saturating_sub(snap.content.bytes()) })
+        }
+    }
+
+    /// Makes a dataset impossible to write.
+    ///
+    /// # Errors
+    /// Somebody holds it (`workload_runs` counts as that); then nothing is changed.
+    pub fn fence(&mut self, name: &DatasetName, workload_runs: bool) -> Result<()> {
+        let dataset = self.dataset_mut(name)?;
+        if dataset.foreign_holder || workload_runs {
+            let (pid, command) = if workload_runs { (2, "workload") } else { (1, "vi") };
+            return Err(StoreError::Busy {
+                dataset: name.clone(),
+                holders: vec![Holder { pid, command: command.into(), what: "open file".into() }],
+            });
+        }
+        dataset.writable = false;
+        dataset.mounted = dataset.kind == DatasetKind::Directory;
+        Ok(())
+    }
+
+    /// Makes a dataset reachable and writable.
+    ///
+    /// # Errors
+    /// No such dataset.
+    pub fn activate(&mut self, name: &DatasetName) -> Result<PathBuf> {
+        let dataset = self.dataset_mut(name)?;
+        dataset.writable = true;
+        dataset.mounted = true;
+        Ok(path_of(name))
+    }
+
+    /// The stream that a send would produce now.
+    ///
+    /// # Errors
+    /// The base or the target snapshot does not exist.
+    pub fn send(&self, spec: &SendSpec) -> Result<Stream> {
+        let dataset = self.dataset(spec.to.dataset())?;
+        let to = dataset.named(spec.to.short()).ok_or_else(|| no_snapshot(&spec.to))?;
+        let base = match &spec.from {
+            None => None,
+            Some(SendBase::Snapshot(name)) => {
+                Some(dataset.named(name.short()).ok_or_else(|| no_snapshot(name))?)
+            }
+            Some(SendBase::Bookmark(name)) => {
+                return Err(StoreError::NotCapable {
+                    store: "the model".into(),
+                    what: format!("a send from the bookmark {name}"),
+                });
+            }
+        };
+        let before = base.map_or(0, |b| b.content.bytes());
+        Ok(Stream {
+            from: base.map(|b| b.guid),
+            to: to.guid,
+            kind: dataset.kind,
+            fuzzy: to.fuzzy,
+            content: to.content.clone(),
+            bytes: STREAM_OVERHEAD_BYTES + to.content.bytes().saturating_sub(before),
+        })
+    }
+
+    /// What a receive checks before it begins and once more at its end.
+    ///
+    /// # Errors
+    /// As `Store::receive`.
+    pub fn check_receive(&self, spec: &ReceiveSpec, stream: &Stream) -> Result<()> {
+        let damaged = |detail: &str| StoreError::BadStream {
+            dataset: spec.dataset.clone(),
+            detail: detail.into(),
+        };
+        if stream.to != spec.to_guid {
+            return Err(damaged("it carries another snapshot than announced"));
+        }
+        if stream.from != spec.from_guid {
+            return Err(damaged("it starts from another base than announced"));
+        }
+        self.room(&spec.dataset)?;
+        match (self.datasets.get(&spec.dataset), stream.from) {
+            (None, None) => Ok(()),
+            (Some(_), None) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
+            (None, Some(_)) => Err(no_dataset(&spec.dataset)),
+            (Some(dataset), Some(base)) => check_increment(spec, dataset, base),
+        }
+    }
+
+    /// Commits a whole stream.
+    ///
+    /// # Errors
+    /// As [`Store::check_receive`]; the dataset is then at its last good snapshot.
+    pub fn commit_receive(
+        &mut self,
+        spec: &ReceiveSpec,
+        stream: &Stream,
+        unix_s: i64,
+    ) -> Result<Snapshot> {
+        self.check_receive(spec, stream)?;
+        self.txg += 1;
+        let snap = Snap {
+            short: spec.snapshot.short().to_owned(),
+            guid: stream.to,
+            createtxg: self.txg,
+            creation_unix_s: unix_s,
+            fuzzy: stream.fuzzy,
+            holds: BTreeSet::new(),
+            content: stream.content.clone(),
+        };
+        let reported = Self::snapshot_as_reported(&spec.dataset, &snap);
+        if !self.datasets.contains_key(&spec.dataset) {
+            let mut dataset = Dataset {
+                guid: self.fresh_guid(),
+                kind: stream.kind,
+                live: Content::default(),
+                writable: false,
+                mounted: false,
+                snapshots: Vec::new(),
+                mirror: None,
+                foreign_holder: false,
+            };
+            dataset.mounted = dataset.kind == DatasetKind::Directory;
+            self.datasets.insert(spec.dataset.clone(), dataset);
+        }
+        let dataset = self.dataset_mut(&spec.dataset)?;
+        dataset.live = stream.content.clone();
+        dataset.snapshots.push(snap);
+        reported.ok_or_else(|| no_snapshot(&spec.snapshot))
+    }
+}
+
+fn check_increment(spec: &ReceiveSpec, dataset: &Dataset, base: Guid) -> Result<()> {
+    let modified = |detail: String| StoreError::Modified { dataset: spec.dataset.clone(), detail };
+    if dataset.snapshot(base).is_none() {
+        return Err(StoreError::NoBase { dataset: spec.dataset.clone(), base });
+    }
+    if dataset.named(spec.snapshot.short()).is_some() {
+        return Err(StoreError::Exists { name: spec.snapshot.to_string() });
+    }
+    match dataset.snapshots.last() {
+        Some(newest) if newest.guid != base => {
+            Err(modified(format!("{} is newer than the base", newest.short)))
+        }
+        Some(newest) if newest.content.stamp() != dataset.live.stamp() => {
+            Err(modified("its live data was written".into()))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Where a dataset is reachable in the model.
+pub fn path_of(name: &DatasetName) -> PathBuf {
+    PathBuf::from(format!("/{name}"))
+}
