@@ -121,7 +121,9 @@ impl World {
             if new.role.is_primary()
                 && let Some(life) = &mut self.hosts[node].life
             {
-                life.satisfied.insert(new.id); // A new protection: nobody else knows of it yet.
+                // A new protection: nobody else knows of it yet, and nothing of it can run.
+                life.satisfied.insert(new.id);
+                life.probed.insert(new.id);
             }
             return;
         };

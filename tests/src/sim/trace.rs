@@ -26,7 +26,8 @@ impl Trace {
     }
 
     /// One more line.
-    pub fn push(&mut self, line: String) {
+    pub fn push(&mut self, line: &str) {
+        let line = shorten(line);
         for byte in line.bytes() {
             // FNV-1a: enough to see whether two runs were the same.
             self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -50,4 +51,35 @@ impl Trace {
         let skip = self.lines.len().saturating_sub(count);
         self.lines.iter().skip(skip).cloned().collect()
     }
+}
+
+/// What `Debug` prints of our types, as a person would say it.
+fn shorten(line: &str) -> String {
+    let mut text = line.to_owned();
+    for index in 0..4u8 {
+        let long = format!("Fingerprint({0:02x}{0:02x}{0:02x}{0:02x})", index + 1);
+        text = text.replace(&long, &format!("n{index}"));
+        let long = format!("AttemptId({0:02x}{0:02x}{0:02x}{0:02x}.", index + 1);
+        text = text.replace(&long, &format!("attempt(n{index}."));
+    }
+    const SHORT: [(&str, &str); 14] = [
+        ("Message { peer:", "{ from:"),
+        ("message: Message {", "{"),
+        ("Failure { remedy: Retry, code: Other, message: \"a fault was injected", "Failure { \""),
+        ("DatasetName(", "("),
+        ("resume_token: None", ""),
+        ("bookmarks: [], ", ""),
+        ("kind: Filesystem, ", ""),
+        ("kind: Directory, ", ""),
+        ("createtxg", "txg"),
+        ("Snapshot { name: SnapshotName", "{ "),
+        ("UnitId", "unit"),
+        ("VolumeId", "volume"),
+        ("dataset: ", ""),
+        ("Inventory ", ""),
+    ];
+    for (long, short) in SHORT {
+        text = text.replace(long, short);
+    }
+    text
 }

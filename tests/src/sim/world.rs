@@ -248,7 +248,7 @@ impl World {
     pub(super) fn trace(&mut self, line: impl FnOnce() -> String) {
         if self.lines.is_on() {
             let line = format!("{:>7} {}", self.now_ms, line());
-            self.lines.push(line);
+            self.lines.push(&line);
         }
     }
 
