@@ -1,0 +1,172 @@
+//! From the commit on: the one question, its answers, and the target's word that it runs.
+
+use super::Phase;
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation};
+use crate::io::{MigrationReport, Reply};
+use crate::limits::{RESEND_MS, SETTLE_ALARM_MS};
+use crate::message::{ActivationTimes, Body};
+use crate::node::PlantedBug;
+use crate::record::{Answer, Role};
+use crate::unit::Unit;
+
+impl Unit {
+    /// The one question, asked until it is answered; by the role alone, so also after a restart.
+    pub(crate) fn advance_settle(&mut self, ctx: &mut Ctx) {
+        let Role::HandedOver { attempt, target, .. } = self.record.role else {
+            return;
+        };
+        let now = ctx.now.mono_ms;
+        if now < self.settle_at {
+            return;
+        }
+        self.settle_at = now + RESEND_MS;
+        self.say(ctx, target, Body::Settle { attempt });
+        if now >= self.handed_over_at + SETTLE_ALARM_MS {
+            if ctx.config.planted(PlantedBug::ResumeWithoutRefusal) {
+                return self.refused_by_target(ctx);
+            }
+            let text = format!(
+                "{}: {} was asked to take over (attempt {attempt}) and has not answered; this side \
+                 stays fenced until it does",
+                self.record.name,
+                ctx.peer_name(target)
+            );
+            self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::ConnectionLost, text));
+        }
+    }
+
+    pub(crate) fn on_settle_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        answer: Answer,
+        incarnation: Incarnation,
+    ) {
+        let Role::HandedOver { attempt: mine, target, incarnation: ready, next } = self.record.role
+        else {
+            return;
+        };
+        if peer != target || attempt != mine {
+            return;
+        }
+        match answer {
+            Answer::Taken => self.taken_by_target(ctx, next),
+            Answer::Refused
+                if incarnation == ready || ctx.config.planted(PlantedBug::IgnoreIncarnation) =>
+            {
+                self.refused_by_target(ctx);
+            }
+            Answer::Refused => {
+                let text = format!(
+                    "{}: {} has lost the journal in which it was ready (attempt {attempt}); its \
+                     refusal proves nothing, so this side stays fenced",
+                    self.record.name,
+                    ctx.peer_name(peer)
+                );
+                self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::Conflict, text));
+            }
+        }
+    }
+
+    /// The target owns the unit: this node becomes its standby, from the held final snapshot.
+    pub(crate) fn taken_by_target(&mut self, ctx: &mut Ctx, epoch: Epoch) {
+        let Role::HandedOver { target, .. } = self.record.role else {
+            return;
+        };
+        let left: Vec<_> = (self.record.standbys.iter())
+            .filter(|s| **s != target)
+            .map(|s| ctx.peer_name(*s))
+            .collect();
+        self.record.epoch = epoch;
+        self.record.standbys.clear();
+        self.set_role(ctx, Role::Following { source: target });
+        self.clear_alarm(ctx);
+        self.local.inventories = None;
+        self.standby.equal_wall_ms = Some(ctx.now.wall_ms);
+        if let Some(c) = &mut self.cutover {
+            if !left.is_empty() {
+                c.notes.push(format!(
+                    "{} no longer follow: run `flocker-repl protect` on the new primary",
+                    left.join(", ")
+                ));
+            }
+            self.enter(ctx, Phase::Activating { ask_at: ctx.now.mono_ms + RESEND_MS });
+        }
+    }
+
+    pub(super) fn refused_by_target(&mut self, ctx: &mut Ctx) {
+        self.set_role(ctx, Role::Serving);
+        self.clear_alarm(ctx);
+        let reason = Failure::new(
+            Remedy::Retry,
+            FailureCode::Cancelled,
+            format!("{}: the target refused at the commit; nothing has moved", self.record.name),
+        );
+        if self.cutover.is_some() {
+            self.enter(ctx, Phase::Undo { reason });
+        }
+        // What is fenced here has been nobody else's: no need to ask anybody.
+        self.activate(ctx);
+    }
+
+    pub(crate) fn on_activated(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        times: ActivationTimes,
+    ) {
+        let now = ctx.now.mono_ms;
+        let Some(c) = &mut self.cutover else {
+            return;
+        };
+        if c.target != peer || c.attempt != attempt {
+            return;
+        }
+        let Phase::Activating { .. } = c.phase else {
+            return;
+        };
+        let total = now - c.since;
+        let notice = total.saturating_sub(times.mount_ms + times.start_ms);
+        c.parts.push(("mount".into(), times.mount_ms));
+        c.parts.push(("start".into(), times.start_ms));
+        c.parts.push(("notice".into(), notice));
+        let report = MigrationReport {
+            name: self.record.name.clone(),
+            source: ctx.config.fingerprint,
+            target: c.target,
+            attempt,
+            epoch: self.record.epoch.number,
+            rounds: std::mem::take(&mut c.rounds),
+            downtime_ms: std::mem::take(&mut c.parts),
+            downtime_total_ms: c.stopped_at.map_or(0, |at| now - at),
+            total_ms: now - c.begun,
+            notes: std::mem::take(&mut c.notes),
+        };
+        self.end_cutover(ctx, Ok(Reply::Migrated(Box::new(report))));
+    }
+
+    pub(crate) fn on_activation_failed(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        failure: Failure,
+    ) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        if c.target == peer && c.attempt == attempt {
+            let text = format!(
+                "{} has moved to {}, which could not bring it up yet and goes on trying: {}",
+                self.record.name,
+                ctx.peer_name(peer),
+                failure.message
+            );
+            self.end_cutover(ctx, Err(Failure::new(Remedy::Operator, FailureCode::Workload, text)));
+        }
+    }
+}

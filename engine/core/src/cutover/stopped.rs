@@ -1,0 +1,158 @@
+//! The part of a cutover in which the workload is stopped: fence, final snapshot, final transfer, the
+//! target's promise. Any failure here is undone here.
+
+use super::{Cutover, Phase};
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode};
+use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId};
+use crate::io::{Action, Outcome};
+use crate::node::PlantedBug;
+use crate::record::Role;
+use crate::service::{Service, Work};
+use crate::unit::{Op, Unit};
+use flocker_store::Snapshot;
+
+impl Unit {
+    pub(super) fn quiesce(&mut self, ctx: &mut Ctx) {
+        let limit_ms = self.stop_limit_ms();
+        let op = ctx.run(self.id(), Op::Cutover, Action::StopWorkload { limit_ms });
+        if let Some(c) = &mut self.cutover {
+            c.stopped_at = Some(ctx.now.mono_ms);
+        }
+        self.enter(ctx, Phase::Quiesce { op });
+    }
+
+    pub(super) fn fence(&mut self, ctx: &mut Ctx) {
+        self.work = Work::Stopped;
+        self.service = Service::Stopped;
+        if ctx.config.planted(PlantedBug::SkipFence) {
+            return self.final_snapshot(ctx);
+        }
+        let op = ctx.run(self.id(), Op::Cutover, Action::Fence { datasets: self.datasets() });
+        self.enter(ctx, Phase::Fence { op });
+    }
+
+    pub(super) fn final_snapshot(&mut self, ctx: &mut Ctx) {
+        let taken = ctx.now;
+        if ctx.config.planted(PlantedBug::NoFinalSnapshotAfterFence)
+            && let Some(finals) = self.newest()
+        {
+            let phase = Phase::Transfer { finals, taken, verify: None, begun: false, sent: false };
+            return self.enter(ctx, phase);
+        }
+        let names = self.snapshot_names();
+        let action = Action::Snapshot { names, freeze: false, quiesced: true };
+        let op = ctx.run(self.id(), Op::Cutover, action);
+        self.enter(ctx, Phase::Snapshot { op, taken });
+    }
+
+    pub(crate) fn cutover_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        match &c.phase {
+            Phase::Quiesce { op: mine } if *mine == op => match outcome {
+                Ok(_) => self.fence(ctx),
+                Err(failure) => self.undo(ctx, failure),
+            },
+            Phase::Fence { op: mine } if *mine == op => match outcome {
+                Ok(_) => self.final_snapshot(ctx),
+                Err(failure) => self.undo(ctx, failure),
+            },
+            Phase::Snapshot { op: mine, taken } if *mine == op => {
+                let taken = *taken;
+                match outcome {
+                    Ok(Outcome::Snapshots { snapshots, .. }) => {
+                        self.begin_transfer(ctx, snapshots, taken);
+                    }
+                    Ok(_) => unreachable!("asked for snapshots"),
+                    Err(failure) => self.undo(ctx, failure),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn begin_transfer(&mut self, ctx: &mut Ctx, finals: Vec<Snapshot>, taken: Now) {
+        if !self.add_snapshots(&finals) {
+            self.look(ctx);
+        }
+        let snapshots = finals.iter().map(|s| s.name.clone()).collect();
+        let verify = ctx.run(self.id(), Op::CutoverVerify, Action::VerifyUnwritten { snapshots });
+        let verify = Some(verify);
+        self.enter(ctx, Phase::Transfer { finals, taken, verify, begun: false, sent: false });
+    }
+
+    pub(crate) fn verify_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some(Cutover { phase: Phase::Transfer { verify, .. }, .. }) = &mut self.cutover else {
+            return;
+        };
+        if *verify != Some(op) {
+            return;
+        }
+        match outcome {
+            Ok(_) => {
+                *verify = None;
+                self.transfer_went_on(ctx);
+            }
+            Err(failure) => self.undo(ctx, failure),
+        }
+    }
+
+    /// Both are needed: the final snapshot is over there, and nothing was written since here.
+    pub(super) fn transfer_went_on(&mut self, ctx: &mut Ctx) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        if let Phase::Transfer { finals, verify: None, sent: true, .. } = &c.phase {
+            let finals = finals.clone();
+            self.enter(ctx, Phase::Prepare { finals, ask_at: ctx.now.mono_ms });
+        }
+    }
+
+    pub(super) fn next_epoch(&self, attempt: AttemptId, target: Fingerprint) -> Epoch {
+        Epoch { number: self.record.epoch.number + 1, owner: target, attempt }
+    }
+
+    pub(crate) fn on_prepare_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        answer: Result<Incarnation, Failure>,
+    ) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        if c.target != peer || c.attempt != attempt || !matches!(c.phase, Phase::Prepare { .. }) {
+            return;
+        }
+        match answer {
+            Ok(incarnation) => {
+                let (target, next) = (c.target, self.next_epoch(attempt, c.target));
+                self.service = Service::Halted;
+                self.drop_other_replicas(ctx);
+                self.set_role(ctx, Role::HandedOver { attempt, target, incarnation, next });
+                self.handed_over_at = ctx.now.mono_ms;
+                self.settle_at = ctx.now.mono_ms;
+                self.enter(ctx, Phase::Commit);
+            }
+            Err(failure) => self.undo(ctx, failure),
+        }
+    }
+
+    pub(super) fn drop_other_replicas(&mut self, ctx: &mut Ctx) {
+        let failure = Failure::refused(FailureCode::Cancelled, "the unit was handed over");
+        self.drop_replicas(ctx, &failure);
+    }
+}

@@ -1,0 +1,378 @@
+//! What a person can ask for, and what a peer's introduction leads to.
+
+use super::{Node, Peer};
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode};
+use crate::ids::{AttemptId, Epoch, Fingerprint, Now, RequestId, UnitId};
+use crate::io::{Action, Command, Effect, Inspected, Outcome, Reply};
+use crate::record::{Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord};
+use crate::replicate::Replica;
+use crate::unit::{Op, Unit};
+use std::collections::BTreeMap;
+
+impl Node {
+    pub(super) fn command(&mut self, now: Now, request: RequestId, command: Command) {
+        let mut ctx = ctx!(self, now);
+        let answer = match command {
+            Command::AddPeer(record) => self.add_peer(now, record),
+            Command::SetGrant { peer, grant } => self.set_grant(&peer, grant),
+            Command::RemovePeer { peer } => self.remove_peer(now, &peer),
+            Command::Protect { .. } => match self.begin_protect(now, request, command) {
+                Ok(()) => return,
+                Err(failure) => Err(failure),
+            },
+            Command::SetWorkload { name, workload } => match find(&mut self.units, &name) {
+                Ok(unit) => return unit.set_workload(&mut ctx, request, workload),
+                Err(failure) => Err(failure),
+            },
+            Command::StopWorkload { name } => match find(&mut self.units, &name) {
+                Ok(unit) => return unit.stop_workload(&mut ctx, request),
+                Err(failure) => Err(failure),
+            },
+            Command::Migrate { name, to } => {
+                let target = find_peer(&self.peers, &to);
+                match (find(&mut self.units, &name), target) {
+                    (Ok(unit), Ok(target)) => return unit.migrate(&mut ctx, request, target),
+                    (Err(failure), _) | (_, Err(failure)) => Err(failure),
+                }
+            }
+            Command::Pause { name } => self.set_paused(now, &name, true),
+            Command::Resume { name } => self.set_paused(now, &name, false),
+            Command::Unprotect { name } => match self.unprotect(now, request, &name) {
+                Ok(()) => return,
+                Err(failure) => Err(failure),
+            },
+            Command::StartAlone { name } => {
+                find(&mut self.units, &name).and_then(|u| u.start_alone(&mut ctx))
+            }
+        };
+        self.out.effects.push_back(Effect::Reply { request, reply: answer.map(|()| Reply::Done) });
+    }
+
+    pub(super) fn add_peer(&mut self, now: Now, mut record: PeerRecord) -> Result<(), Failure> {
+        if record.fingerprint == self.config.fingerprint {
+            let text = "a node cannot be its own peer";
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        let same_name =
+            |p: &Peer| p.record.name == record.name && p.record.fingerprint != record.fingerprint;
+        if self.peers.values().any(same_name) {
+            // Two peers of one name could not be told apart in commands.
+            record.name = format!("{}-{}", record.name, record.fingerprint.short());
+        }
+        let known = self.peers.get(&record.fingerprint);
+        if record.grant.is_none() {
+            record.grant = known.and_then(|p| p.record.grant.clone());
+        }
+        let connected = known.is_some_and(|p| p.connected);
+        let change = JournalChange::PutPeer(record.clone());
+        self.out.effects.push_back(Effect::Persist(vec![change]));
+        self.peers.insert(record.fingerprint, Peer { record, connected });
+        self.peers_changed();
+        let _ = now;
+        Ok(())
+    }
+
+    pub(super) fn peers_changed(&mut self) {
+        let peers = self.peers.values().map(|p| p.record.clone()).collect();
+        self.out.effects.push_back(Effect::PeersChanged(peers));
+    }
+
+    pub(super) fn set_grant(&mut self, peer: &str, grant: Option<Grant>) -> Result<(), Failure> {
+        if let Some(grant) = &grant {
+            let root = &self.config.store.root;
+            if !grant.receive.is_within(root) {
+                let text = format!(
+                    "{} is not within {root}, where this node's store works",
+                    grant.receive
+                );
+                return Err(Failure::refused(FailureCode::BadRequest, text));
+            }
+        }
+        let fingerprint = find_peer(&self.peers, peer)?;
+        let Some(known) = self.peers.get_mut(&fingerprint) else {
+            unreachable!("just found");
+        };
+        known.record.grant = grant;
+        let change = JournalChange::PutPeer(known.record.clone());
+        self.out.effects.push_back(Effect::Persist(vec![change]));
+        Ok(())
+    }
+
+    pub(super) fn remove_peer(&mut self, now: Now, peer: &str) -> Result<(), Failure> {
+        let fingerprint = find_peer(&self.peers, peer)?;
+        let needs = |u: &&Unit| {
+            u.record.standbys.contains(&fingerprint)
+                || match u.record.role {
+                    Role::Following { source } | Role::Ready { source, .. } => {
+                        source == fingerprint
+                    }
+                    Role::Leaving { target, .. } | Role::HandedOver { target, .. } => {
+                        target == fingerprint
+                    }
+                    Role::Serving => false,
+                }
+        };
+        let names: Vec<_> =
+            self.units.values().filter(needs).map(|u| u.record.name.clone()).collect();
+        if !names.is_empty() {
+            let text = format!(
+                "{peer} is needed by {}: run `flocker-repl unprotect` for each first",
+                names.join(", ")
+            );
+            return Err(Failure::refused(FailureCode::Busy, text));
+        }
+        self.peer_down(now, fingerprint);
+        self.peers.remove(&fingerprint);
+        let change = JournalChange::DeletePeer(fingerprint);
+        self.out.effects.push_back(Effect::Persist(vec![change]));
+        self.peers_changed();
+        Ok(())
+    }
+
+    pub(super) fn set_paused(&mut self, now: Now, name: &str, paused: bool) -> Result<(), Failure> {
+        let unit = find(&mut self.units, name)?;
+        if !unit.record.role.is_primary() {
+            let text = format!("{name} is not primary here; pause and resume it where it is");
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        if unit.cutover.is_some() {
+            let text = format!("{name} is being migrated; wait until it has ended");
+            return Err(Failure::refused(FailureCode::Busy, text));
+        }
+        unit.record.paused = paused;
+        unit.persist(&mut ctx!(self, now));
+        Ok(())
+    }
+
+    pub(super) fn unprotect(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        name: &str,
+    ) -> Result<(), Failure> {
+        let peers = &self.peers;
+        let unit = find(&mut self.units, name)?;
+        if unit.ending.is_some() {
+            let text = format!("{name} is being let go already");
+            return Err(Failure::refused(FailureCode::Busy, text));
+        }
+        let keep_newest = match unit.record.role {
+            Role::Serving if unit.cutover.is_none() => {
+                if unit.fully_up() && unit.record.workload.as_ref().is_some_and(|w| w.wanted) {
+                    let text = format!(
+                        "{name} has a running workload; stop it first: flocker-repl stop {name}"
+                    );
+                    return Err(Failure::refused(FailureCode::Busy, text));
+                }
+                false
+            }
+            Role::Following { source } => {
+                if peers.get(&source).is_some_and(|p| p.connected) {
+                    let text = format!(
+                        "{name} is a standby of {}; run `flocker-repl unprotect {name}` there",
+                        peers.get(&source).map_or_else(String::new, |p| p.record.name.clone())
+                    );
+                    return Err(Failure::refused(FailureCode::BadRequest, text));
+                }
+                true
+            }
+            Role::Serving | Role::Leaving { .. } | Role::HandedOver { .. } | Role::Ready { .. } => {
+                let text = format!("{name} is being migrated; wait until it has ended");
+                return Err(Failure::refused(FailureCode::Busy, text));
+            }
+        };
+        unit.end(&mut ctx!(self, now), Some(request), None, keep_newest);
+        Ok(())
+    }
+
+    pub(super) fn begin_protect(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        command: Command,
+    ) -> Result<(), Failure> {
+        let Command::Protect { unit, dataset, to, .. } = &command else {
+            unreachable!("only called for it");
+        };
+        let peer = find_peer(&self.peers, to)?;
+        if !self.peers.get(&peer).is_some_and(|p| p.connected) {
+            let text = format!("{to} is not connected; is its daemon running and reachable?");
+            return Err(Failure::refused(FailureCode::ConnectionLost, text));
+        }
+        if !dataset.is_within(&self.config.store.root) {
+            let text = format!(
+                "{dataset} is not within {}, where this node's store works",
+                self.config.store.root
+            );
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        let (unit, datasets) = (*unit, vec![dataset.clone()]);
+        let op = Op::NodeProtect { request, command: Box::new(command) };
+        ctx!(self, now).run(unit, op, Action::Inspect { datasets });
+        Ok(())
+    }
+
+    pub(super) fn protect_inspected(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        command: Command,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        if let Err(failure) = self.protect(now, request, command, outcome) {
+            self.out.effects.push_back(Effect::Reply { request, reply: Err(failure) });
+        }
+    }
+
+    pub(super) fn protect(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        command: Command,
+        outcome: Result<Outcome, Failure>,
+    ) -> Result<(), Failure> {
+        let Command::Protect { unit, volume, dataset, to, name, policy } = command else {
+            unreachable!("only called for it");
+        };
+        let peer = find_peer(&self.peers, &to)?;
+        let refuse = |code, text: String| Err(Failure::refused(code, text));
+        let Outcome::Inspected(found) = outcome? else {
+            unreachable!("asked for an inspection");
+        };
+        let Some(Inspected { info: Some(info), mirror, .. }) = found.into_iter().next() else {
+            return refuse(FailureCode::NotFound, format!("dataset {dataset} does not exist"));
+        };
+        if let Some(existing) =
+            self.units.values_mut().find(|u| u.record.volumes.iter().any(|v| v.dataset == dataset))
+        {
+            let mut ctx = ctx!(self, now);
+            return existing.add_standby(&mut ctx, request, peer, policy);
+        }
+        if let Some(mirror) = mirror {
+            let text = format!(
+                "{dataset} says that it belongs to unit {}, which this node's journal does not know",
+                mirror.unit
+            );
+            return refuse(FailureCode::Conflict, text);
+        }
+        let name = name.unwrap_or_else(|| dataset.leaf().to_owned());
+        if let Err(e) = flocker_store::DatasetName::new(name.clone()) {
+            return refuse(FailureCode::BadRequest, format!("a unit cannot be named so: {e}"));
+        }
+        if name.contains('/') {
+            return refuse(FailureCode::BadRequest, "a unit's name has no `/`".into());
+        }
+        if self.units.values().any(|u| u.record.name == name) {
+            return refuse(FailureCode::Exists, format!("there is a unit named {name} already"));
+        }
+        let attempt = AttemptId { issuer: self.config.fingerprint, number: 0 };
+        let record = UnitRecord {
+            id: unit,
+            name,
+            volumes: vec![VolumeRecord { id: volume, dataset, kind: info.kind }],
+            policy,
+            epoch: Epoch { number: 1, owner: self.config.fingerprint, attempt },
+            role: Role::Serving,
+            standbys: vec![peer],
+            workload: None,
+            own: true,
+            paused: false,
+            start_alone: false,
+            last_attempt: 0,
+            refused_up_to: BTreeMap::new(),
+            taken: Vec::new(),
+        };
+        self.serve_new(now, record, request, peer);
+        Ok(())
+    }
+
+    pub(super) fn serve_new(
+        &mut self,
+        now: Now,
+        record: UnitRecord,
+        request: RequestId,
+        peer: Fingerprint,
+    ) {
+        let mut unit = Unit::new(record);
+        let mut ctx = ctx!(self, now);
+        unit.persist(&mut ctx);
+        unit.upkeep.mirror_due = true;
+        unit.work = crate::service::Work::Stopped;
+        unit.activate(&mut ctx);
+        unit.expect_protection(&ctx, request, peer);
+        self.units.insert(unit.id(), unit);
+    }
+}
+
+pub(super) fn find<'a>(
+    units: &'a mut BTreeMap<UnitId, Unit>,
+    name: &str,
+) -> Result<&'a mut Unit, Failure> {
+    let known: Vec<_> = units.values().map(|u| u.record.name.clone()).collect();
+    let found = units.values_mut().find(|u| u.record.name == name && u.ending.is_none());
+    found.ok_or_else(|| {
+        let text = match known.as_slice() {
+            [] => format!("there is no unit named {name}; none is protected here yet"),
+            _ => format!("there is no unit named {name}; there are: {}", known.join(", ")),
+        };
+        Failure::refused(FailureCode::NotFound, text)
+    })
+}
+
+pub(super) fn find_peer(
+    peers: &BTreeMap<Fingerprint, Peer>,
+    text: &str,
+) -> Result<Fingerprint, Failure> {
+    if let Ok(fingerprint) = text.parse::<Fingerprint>()
+        && peers.contains_key(&fingerprint)
+    {
+        return Ok(fingerprint);
+    }
+    if let Some(peer) = peers.values().find(|p| p.record.name == text) {
+        return Ok(peer.record.fingerprint);
+    }
+    let names: Vec<_> = peers.values().map(|p| p.record.name.as_str()).collect();
+    let text = match names.as_slice() {
+        [] => format!("{text} is not paired with this node; run `flocker-repl pair` first"),
+        _ => format!("{text} is not paired with this node; peers: {}", names.join(", ")),
+    };
+    Err(Failure::refused(FailureCode::NotFound, text))
+}
+
+impl Unit {
+    /// `protect` is answered when the standby has.
+    pub(super) fn expect_protection(&mut self, ctx: &Ctx, request: RequestId, peer: Fingerprint) {
+        let mut replica = Replica::new(peer);
+        replica.protect_request = Some(request);
+        replica.protect_since = ctx.now.mono_ms;
+        replica.up();
+        self.replicas.insert(peer, replica);
+    }
+
+    pub(super) fn add_standby(
+        &mut self,
+        ctx: &mut Ctx,
+        request: RequestId,
+        peer: Fingerprint,
+        policy: Policy,
+    ) -> Result<(), Failure> {
+        let name = self.record.name.clone();
+        if self.record.role != Role::Serving {
+            let text = format!("{name} is not primary here; protect it where it is");
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        if self.record.standbys.contains(&peer) {
+            // Already protected: the promise may have changed.
+            self.record.policy = policy;
+            self.persist(ctx);
+            let unit = self.record.id;
+            ctx.reply(request, Ok(Reply::Protected { name, unit }));
+            return Ok(());
+        }
+        self.record.standbys.push(peer);
+        self.persist(ctx);
+        self.expect_protection(ctx, request, peer);
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! The node: peers, grants, and every unit's machine behind one entry.
+//!
+//! Owns: the set of units and peers, names, and the routing of inputs. Leaves to others: what a
+//! unit does (`unit` and its machines). The contract with whoever performs the effects is in
+//! [`crate::io`].
+
+/// Borrows the node's parts for a unit's machine.
+macro_rules! ctx {
+    ($node:expr, $now:expr) => {
+        Ctx { now: $now, config: &$node.config, peers: &$node.peers, out: &mut $node.out }
+    };
+}
+
+mod commands;
+mod introductions;
+mod picture;
+
+use std::collections::BTreeMap;
+
+use crate::ctx::{Ctx, Out};
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{Fingerprint, Incarnation, Now, UnitId};
+use crate::io::{Action, Boot, Effect, Event, EventKind, Input, StoreFacts};
+use crate::message::{Body, Message};
+use crate::record::{Mirror, PeerRecord};
+use crate::unit::{Op, Unit};
+
+use introductions::intro_datasets;
+
+/// A bug put in on purpose: the simulator must catch each one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlantedBug {
+    /// The source resumes when its commit stays unanswered.
+    ResumeWithoutRefusal,
+    /// A refusal from a target that lost its journal is believed.
+    IgnoreIncarnation,
+    /// The target takes an attempt that it has refused.
+    ForgetTombstone,
+    /// `Ready` is said before it is durable.
+    PersistAfterSend,
+    /// The final snapshot is taken without a fence.
+    SkipFence,
+    /// The newest snapshot there was is taken for the final one.
+    NoFinalSnapshotAfterFence,
+    /// What a standby starts from is destroyed.
+    DestroyBase,
+    /// An owner starts without asking its standbys.
+    StartWithoutAsking,
+    /// Messages of older epochs are believed.
+    AcceptStaleEpoch,
+    /// Holds are not taken off.
+    LeakHold,
+}
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its identity.
+    pub fingerprint: Fingerprint,
+    /// This life of its journal.
+    pub incarnation: Incarnation,
+    /// A random number for this start of the process.
+    pub boot: u64,
+    /// What the local store can do.
+    pub store: StoreFacts,
+    #[cfg(feature = "planted-bugs")]
+    planted: Option<PlantedBug>,
+}
+
+impl NodeConfig {
+    /// A node without planted bugs.
+    pub fn new(
+        fingerprint: Fingerprint,
+        incarnation: Incarnation,
+        boot: u64,
+        store: StoreFacts,
+    ) -> Self {
+        Self {
+            fingerprint,
+            incarnation,
+            boot,
+            store,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+
+    /// The same node with a bug in it.
+    #[cfg(feature = "planted-bugs")]
+    #[must_use]
+    pub fn with_planted(mut self, bug: Option<PlantedBug>) -> Self {
+        self.planted = bug;
+        self
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn planted(&self, bug: PlantedBug) -> bool {
+        self.planted == Some(bug)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(crate) fn planted(&self, _bug: PlantedBug) -> bool {
+        false
+    }
+}
+
+/// A peer, and whether it is there.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) record: PeerRecord,
+    pub(crate) connected: bool,
+}
+
+/// The core of one node.
+#[derive(Debug)]
+pub struct Node {
+    config: NodeConfig,
+    peers: BTreeMap<Fingerprint, Peer>,
+    units: BTreeMap<UnitId, Unit>,
+    orphans: BTreeMap<flocker_store::DatasetName, Mirror>,
+    out: Out,
+}
+
+impl Node {
+    /// Starts from what the journal and the stores say. Effects are waiting to be polled.
+    pub fn new(config: NodeConfig, boot: Boot, now: Now) -> Self {
+        let peers = boot
+            .peers
+            .into_iter()
+            .map(|record| (record.fingerprint, Peer { record, connected: false }));
+        let mut node = Self {
+            config,
+            peers: peers.collect(),
+            units: BTreeMap::new(),
+            orphans: boot.orphans,
+            out: Out::default(),
+        };
+        for (record, mirrors) in boot.units {
+            let mut unit = Unit::new(record);
+            let mut ctx = ctx!(node, now);
+            unit.boot(&mut ctx, &mirrors);
+            node.units.insert(unit.id(), unit);
+        }
+        for (dataset, mirror) in &node.orphans {
+            let text = format!(
+                "{dataset} says that it belongs to unit {}, which this journal does not know; it \
+                 stays as it is",
+                mirror.unit
+            );
+            let failure = Failure::new(Remedy::Operator, FailureCode::Conflict, text);
+            let event = Event { unit: None, name: None, kind: EventKind::Alarm { failure } };
+            node.out.effects.push_back(Effect::Report(event));
+        }
+        node.after(now);
+        node
+    }
+
+    /// Takes an input in.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Tick => {}
+            Input::PeerUp { peer } => self.peer_up(now, peer),
+            Input::PeerDown { peer } => self.peer_down(now, peer),
+            Input::Message { peer, message } => self.message(now, peer, message),
+            Input::Command { request, command } => self.command(now, request, command),
+            Input::Done { op, outcome } => self.done(now, op, outcome),
+            Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes } => {
+                let unit = self.out.transfers.remove(&transfer);
+                if let Some(unit) = unit.and_then(|id| self.units.get_mut(&id)) {
+                    let mut ctx = ctx!(self, now);
+                    unit.handle_transfer_ended(
+                        &mut ctx,
+                        transfer,
+                        outcome,
+                        stream_bytes,
+                        wire_bytes,
+                    );
+                }
+            }
+            Input::WorkloadExited { unit, status, success } => {
+                if let Some(unit) = self.units.get_mut(&unit) {
+                    unit.workload_exited(&mut ctx!(self, now), status, success);
+                }
+            }
+        }
+        self.after(now);
+    }
+
+    /// Hands the next effect out; effects are performed in this order.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.out.effects.pop_front()
+    }
+
+    /// When `handle(Input::Tick)` is due at the latest, on the monotonic clock, milliseconds.
+    pub fn poll_timeout(&mut self) -> Option<u64> {
+        let now = Now { mono_ms: 0, wall_ms: 0 };
+        let ctx = ctx!(self, now);
+        self.units.values().filter_map(|u| u.timeout(&ctx)).min()
+    }
+
+    /// What must hold after every input; called by `handle` itself as well.
+    ///
+    /// # Panics
+    /// On a bug of ours.
+    pub fn check_invariants(&self) {
+        for unit in self.units.values() {
+            unit.check_invariants(&self.config);
+        }
+        let mut names: Vec<_> = self.units.values().map(|u| &u.record.name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), self.units.len(), "unit names are unique on a node");
+    }
+
+    fn after(&mut self, now: Now) {
+        for unit in self.units.values_mut() {
+            let mut ctx = ctx!(self, now);
+            unit.advance(&mut ctx);
+        }
+        self.check_invariants();
+    }
+
+    // ---- peers --------------------------------------------------------------------------------
+
+    fn peer_up(&mut self, now: Now, peer: Fingerprint) {
+        let Some(known) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        known.connected = true;
+        for unit in self.units.values_mut() {
+            unit.handle_peer_up(&mut ctx!(self, now), peer);
+        }
+    }
+
+    fn peer_down(&mut self, now: Now, peer: Fingerprint) {
+        let Some(known) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        known.connected = false;
+        for unit in self.units.values_mut() {
+            unit.handle_peer_down(&mut ctx!(self, now), peer);
+        }
+    }
+
+    fn message(&mut self, now: Now, peer: Fingerprint, message: Message) {
+        if !self.peers.contains_key(&peer) {
+            return;
+        }
+        if let Some(unit) = self.units.get_mut(&message.unit) {
+            if unit.ending.is_none() {
+                unit.handle_message(&mut ctx!(self, now), peer, message);
+            }
+            return;
+        }
+        self.message_for_unknown(now, peer, message);
+    }
+
+    fn message_for_unknown(&mut self, now: Now, peer: Fingerprint, message: Message) {
+        let mut ctx = ctx!(self, now);
+        match &message.body {
+            Body::Intro { name, volumes, .. } => {
+                let datasets = intro_datasets(&ctx, peer, name, volumes);
+                match datasets {
+                    Ok(datasets) => {
+                        let unit = message.unit;
+                        let op = Op::NodeIntro { peer, message: Box::new(message) };
+                        ctx.run(unit, op, Action::Inspect { datasets });
+                    }
+                    Err(failure) => {
+                        let body = Body::IntroReply(Err(failure));
+                        ctx.send(peer, Message { body, ..message });
+                    }
+                }
+            }
+            Body::Claim => {
+                let body = Body::ClaimReply { known: false };
+                ctx.send(peer, Message { body, ..message });
+            }
+            Body::Survey
+            | Body::Offer(_)
+            | Body::Equal { .. }
+            | Body::Preflight { .. }
+            | Body::Prepare { .. }
+            | Body::Settle { .. } => {
+                ctx.send(peer, Message { body: Body::Unknown, ..message });
+            }
+            Body::IntroReply(_)
+            | Body::SurveyReply(_)
+            | Body::OfferReply { .. }
+            | Body::StepReply { .. }
+            | Body::PreflightReply { .. }
+            | Body::PrepareReply { .. }
+            | Body::SettleReply { .. }
+            | Body::Abandon { .. }
+            | Body::Activated { .. }
+            | Body::ActivationFailed { .. }
+            | Body::ClaimReply { .. }
+            | Body::Drop
+            | Body::Stale
+            | Body::Unknown => {}
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Rounds: offers, steps, the standby's word, and what happens when one fails.
+
+use super::{Replica, Round, State, Step};
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{Fingerprint, Now, TransferId};
+use crate::io::{Effect, EventKind, RoundReport};
+use crate::limits::{CAUSE_MS, RESEND_MS, WORD_MS};
+use crate::message::{Body, StepOffer};
+use crate::plan::{self};
+use crate::unit::Unit;
+use flocker_store::{Guid, SendSpec, Snapshot};
+
+impl Unit {
+    /// Begins a round to these snapshots; `false` if there was nothing to send.
+    pub(crate) fn begin_round(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        targets: Vec<Snapshot>,
+        taken: Now,
+        frozen_ms: u64,
+        is_final: bool,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        replica.last_begun = ctx.now.mono_ms;
+        let skipped = self.snapshotting.taken_since_round.saturating_sub(1);
+        self.snapshotting.taken_since_round = 0;
+        let first = self.plan_step(ctx, peer, &targets, 0, taken);
+        match first {
+            Ok(None) => self.round_done(ctx, peer, taken, None),
+            Ok(Some((volume, step))) => {
+                let full = step.offer.from.is_none();
+                let round = Round {
+                    taken,
+                    targets,
+                    volume,
+                    step,
+                    full,
+                    stream_bytes: 0,
+                    wire_bytes: 0,
+                    frozen_ms,
+                    skipped,
+                    is_final,
+                };
+                if let Some(replica) = self.replicas.get_mut(&peer) {
+                    replica.state = State::Round(Box::new(round));
+                }
+                self.offer(ctx, peer);
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    /// The next volume that needs a send, from `first` on.
+    pub(super) fn plan_step(
+        &self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        targets: &[Snapshot],
+        first: usize,
+        taken: Now,
+    ) -> Result<Option<(usize, Step)>, Failure> {
+        let lost = || Failure::new(Remedy::Replan, FailureCode::NoBase, "the inventory is stale");
+        let bases = self.replicas.get(&peer).and_then(|r| r.bases.as_ref()).ok_or_else(lost)?;
+        let ours = self.local.inventories.as_ref().ok_or_else(lost)?;
+        for volume in first..self.record.volumes.len() {
+            let to = targets.get(volume).ok_or_else(lost)?;
+            let base = bases.get(volume).copied().ok_or_else(lost)?;
+            if base == Some(to.guid) {
+                continue;
+            }
+            let inventory = ours.get(volume).ok_or_else(lost)?;
+            let from = match base {
+                None => None,
+                Some(guid) => Some(plan::find_base(inventory, guid).ok_or_else(lost)?.0),
+            };
+            let facts = &ctx.config.store;
+            let spec = SendSpec {
+                from,
+                to: to.name.clone(),
+                compressed: facts.compressed_send,
+                large_blocks: facts.large_block_send,
+                raw: false,
+            };
+            let offer = StepOffer {
+                transfer: ctx.new_transfer(),
+                volume: self.record.volumes[volume].id,
+                from: base,
+                to: to.guid,
+                to_short: to.name.short().to_owned(),
+                taken_wall_ms: taken.wall_ms,
+                estimate_bytes: None,
+                fuzzy: to.fuzzy,
+            };
+            let step = Step {
+                offer,
+                spec,
+                ask_at: 0,
+                accepted: false,
+                word_by: None,
+                local_failure: None,
+            };
+            return Ok(Some((volume, step)));
+        }
+        Ok(None)
+    }
+
+    pub(super) fn offer(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Some(Replica { state: State::Round(round), .. }) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        round.step.ask_at = ctx.now.mono_ms + RESEND_MS;
+        let body = Body::Offer(round.step.offer.clone());
+        self.say(ctx, peer, body);
+    }
+
+    pub(crate) fn on_offer_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        transfer: TransferId,
+        answer: Result<(), Failure>,
+    ) {
+        let unit = self.record.id;
+        let Some(step) = self.step_mut(peer, transfer) else {
+            return;
+        };
+        if step.accepted {
+            return;
+        }
+        match answer {
+            Ok(()) => {
+                step.accepted = true;
+                let spec = step.spec.clone();
+                ctx.out.transfers.insert(transfer, unit);
+                ctx.push(Effect::StartSend { transfer, peer, unit, spec });
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    pub(super) fn step_mut(
+        &mut self,
+        peer: Fingerprint,
+        transfer: TransferId,
+    ) -> Option<&mut Step> {
+        match self.replicas.get_mut(&peer) {
+            Some(Replica { state: State::Round(round), .. })
+                if round.step.offer.transfer == transfer =>
+            {
+                Some(&mut round.step)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn send_ended(
+        &mut self,
+        ctx: &mut Ctx,
+        transfer: TransferId,
+        outcome: Result<(), Failure>,
+        stream_bytes: u64,
+        wire_bytes: u64,
+    ) {
+        let now = ctx.now.mono_ms;
+        let round = self.replicas.values_mut().find_map(|r| match &mut r.state {
+            State::Round(round) if round.step.offer.transfer == transfer => Some(round),
+            _ => None,
+        });
+        let Some(round) = round else {
+            return;
+        };
+        round.stream_bytes += stream_bytes;
+        round.wire_bytes += wire_bytes;
+        match outcome {
+            Ok(()) => round.step.word_by = Some(now + WORD_MS),
+            Err(failure) => {
+                round.step.word_by = Some(now + CAUSE_MS);
+                round.step.local_failure = Some(failure);
+            }
+        }
+    }
+
+    pub(crate) fn on_step_reply(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        transfer: TransferId,
+        outcome: Result<Guid, Failure>,
+    ) {
+        let Some(step) = self.step_mut(peer, transfer) else {
+            return;
+        };
+        match outcome {
+            Ok(guid) if guid == step.offer.to => self.step_done(ctx, peer, guid),
+            Ok(guid) => {
+                let text = format!(
+                    "{} committed the snapshot with guid {guid} instead of {}",
+                    ctx.peer_name(peer),
+                    step.offer.to
+                );
+                let failure = Failure::new(Remedy::Replan, FailureCode::BadStream, text);
+                self.round_failed(ctx, peer, failure);
+            }
+            // What broke here is the cause of what the standby saw, unless the standby knows more.
+            Err(theirs) => {
+                let ours = step.local_failure.take();
+                let failure = match ours {
+                    Some(ours) if theirs.code == FailureCode::ConnectionLost => ours,
+                    _ => theirs,
+                };
+                self.round_failed(ctx, peer, failure);
+            }
+        }
+    }
+
+    pub(super) fn step_done(&mut self, ctx: &mut Ctx, peer: Fingerprint, guid: Guid) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        let State::Round(round) = &replica.state else {
+            return;
+        };
+        let (volume, taken, targets) = (round.volume, round.taken, round.targets.clone());
+        if let Some(base) = replica.bases.as_mut().and_then(|b| b.get_mut(volume)) {
+            *base = Some(guid);
+        }
+        match self.plan_step(ctx, peer, &targets, volume + 1, taken) {
+            Ok(Some((volume, step))) => {
+                if let Some(Replica { state: State::Round(round), .. }) =
+                    self.replicas.get_mut(&peer)
+                {
+                    round.volume = volume;
+                    round.step = step;
+                }
+                self.offer(ctx, peer);
+            }
+            Ok(None) => {
+                let Some(replica) = self.replicas.get_mut(&peer) else {
+                    return;
+                };
+                let State::Round(round) = std::mem::replace(&mut replica.state, State::Idle) else {
+                    return;
+                };
+                self.round_done(ctx, peer, taken, Some(&round));
+            }
+            Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    pub(super) fn round_done(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        taken: Now,
+        round: Option<&Round>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        replica.state = State::Idle;
+        let lag_before_ms = replica.lag_ms(ctx.now);
+        replica.equal = Some(taken);
+        replica.failures = 0;
+        replica.failure = None;
+        self.upkeep.tidy_due = true;
+        let Some(round) = round else {
+            self.say(ctx, peer, Body::Equal { wall_ms: taken.wall_ms });
+            return self.cutover_round_done(ctx, peer, None);
+        };
+        let duration_ms = ctx.now.mono_ms.saturating_sub(taken.mono_ms);
+        replica.predicted_ms = (replica.predicted_ms * 3 + duration_ms).div_ceil(4);
+        replica.rounds += 1;
+        replica.stream_bytes += round.stream_bytes;
+        replica.wire_bytes += round.wire_bytes;
+        let report = RoundReport {
+            peer,
+            round: replica.rounds,
+            full: round.full,
+            stream_bytes: round.stream_bytes,
+            wire_bytes: round.wire_bytes,
+            duration_ms,
+            lag_before_ms,
+            frozen_ms: round.frozen_ms,
+            skipped: round.skipped,
+        };
+        replica.last = Some(report.clone());
+        ctx.report(self.record.id, &self.record.name, EventKind::Round(report.clone()));
+        self.clear_round_alarm(ctx);
+        self.cutover_round_done(ctx, peer, Some(report));
+    }
+
+    pub(super) fn clear_round_alarm(&mut self, ctx: &mut Ctx) {
+        if self.replicas.values().all(|r| r.failure.is_none()) && self.fully_up() {
+            self.clear_alarm(ctx);
+        }
+    }
+
+    pub(crate) fn round_failed(&mut self, ctx: &mut Ctx, peer: Fingerprint, failure: Failure) {
+        let unit = self.record.id;
+        let Some(replica) = self.replicas.get_mut(&peer) else {
+            return;
+        };
+        let was_final = replica.in_final_round();
+        replica.cancel_round(ctx, unit);
+        replica.wait(ctx.now, failure.clone());
+        self.local.inventories = None;
+        if self.cutover_target() == Some(peer) {
+            self.cutover_round_failed(ctx, was_final, failure);
+        } else if failure.code != FailureCode::Cancelled {
+            self.raise(ctx, failure);
+        }
+    }
+}

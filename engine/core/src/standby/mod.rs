@@ -1,0 +1,233 @@
+//! A standby's side: what it lets in, what it promises, and how it settles.
+//!
+//! Postconditions. A receive that ends well: the snapshot is there as the store reports it, and the
+//! primary is told its guid. One that fails: the replica is at its last good snapshot. `Ready` is
+//! durable before it is said; so are `Taken` and `Refused`; neither is ever changed.
+
+mod steps;
+mod takeover;
+
+use std::collections::BTreeMap;
+
+use flocker_store::{DatasetKind, DatasetName, Guid};
+
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode};
+use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, TransferId, VolumeId};
+use crate::io::{Action, Outcome};
+use crate::message::{ActivationTimes, Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::record::{Grant, Policy, Role};
+use crate::unit::{Op, Unit};
+
+/// What a standby knows beyond its record; lost at a restart, and asked for again.
+#[derive(Debug, Default)]
+pub(crate) struct StandbyView {
+    receiving: Option<Receiving>,
+    /// Wall clock of the primary at the latest moment at which this replica equalled it.
+    pub(crate) equal_wall_ms: Option<i64>,
+    /// The newest snapshot of a volume is fuzzy: not a moment that ever was.
+    fuzzy: BTreeMap<VolumeId, bool>,
+    surveying: BTreeMap<Fingerprint, OpId>,
+    preparing: Option<Preparing>,
+    /// This unit came here by this attempt, from this node, which wants to know when it runs.
+    pub(crate) announce: Option<(AttemptId, Fingerprint)>,
+    /// It runs, and this is how long that took.
+    pub(crate) announced: Option<(AttemptId, ActivationTimes)>,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    peer: Fingerprint,
+    offer: StepOffer,
+    /// Looking whether there is room; afterwards `None`.
+    checking: Option<OpId>,
+}
+
+#[derive(Debug)]
+struct Preparing {
+    op: OpId,
+    peer: Fingerprint,
+    attempt: AttemptId,
+    next: Epoch,
+    finals: Vec<(VolumeId, Guid)>,
+    workload_wanted: bool,
+}
+
+impl StandbyView {
+    pub(crate) fn is_receiving(&self, transfer: TransferId) -> bool {
+        self.receiving.as_ref().is_some_and(|r| r.offer.transfer == transfer)
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.receiving.is_some()
+    }
+
+    pub(crate) fn source_changed(&mut self) {
+        self.preparing = None;
+    }
+
+    /// The base of the receive in flight, if it is of this volume.
+    pub(crate) fn base_in_use(&self, volume: VolumeId) -> Option<Guid> {
+        self.receiving.as_ref().filter(|r| r.offer.volume == volume).and_then(|r| r.offer.from)
+    }
+}
+
+/// Whether what is introduced could be kept here at all.
+///
+/// # Errors
+/// The reason, in words for the person who asked for protection.
+pub(crate) fn check_intro(
+    ctx: &Ctx,
+    peer: Fingerprint,
+    own: bool,
+    volumes: &[VolumeIntro],
+) -> Result<(), Failure> {
+    let refuse = |code, text: String| Err(Failure::refused(code, text));
+    let me = &ctx.config.store;
+    if !own && grant_of(ctx, peer).is_none() {
+        let text = format!(
+            "this node has granted nothing to {0}: run `flocker-repl grant {0} --receive DATASET` here",
+            ctx.peer_name(peer)
+        );
+        return refuse(FailureCode::NotGranted, text);
+    }
+    for volume in volumes {
+        if !me.replica_kinds.contains(&volume.kind) {
+            let text = format!("{} cannot keep a {} ({})", me.describe, volume.kind, volume.leaf);
+            return refuse(FailureCode::Unsupported, text);
+        }
+        let modern = volume.modern_streams && volume.kind == DatasetKind::Filesystem;
+        if modern && !me.receives_modern {
+            let text = format!("{} cannot receive an OpenZFS filesystem", me.describe);
+            return refuse(FailureCode::Unsupported, text);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn grant_of(ctx: &Ctx, peer: Fingerprint) -> Option<Grant> {
+    ctx.peers.get(&peer)?.record.grant.clone()
+}
+
+/// Where a peer's unit is kept: below what it was granted.
+pub(crate) fn replica_dataset(
+    grant: &Grant,
+    unit: &str,
+    volumes: usize,
+    leaf: &str,
+) -> Result<DatasetName, Failure> {
+    let named = grant.receive.child(unit);
+    let named = if volumes > 1 { named.and_then(|n| n.child(leaf)) } else { named };
+    // Our snapshots' names have up to 40 bytes.
+    let room = named.and_then(|n| n.snapshot(&"x".repeat(40)).map(|s| s.dataset().clone()));
+    room.map_err(|e| Failure::refused(FailureCode::BadRequest, e.to_string()))
+}
+
+impl Unit {
+    /// The primary this unit follows, if that is `peer`.
+    fn follows(&self, peer: Fingerprint) -> bool {
+        match &self.record.role {
+            Role::Following { source } | Role::Ready { source, .. } => *source == peer,
+            Role::Serving | Role::Leaving { .. } | Role::HandedOver { .. } => false,
+        }
+    }
+
+    fn not_following(&self, ctx: &Ctx, peer: Fingerprint) -> Failure {
+        let text = format!(
+            "{}: this node is {} and does not follow {}",
+            self.record.name,
+            self.record.role.word(),
+            ctx.peer_name(peer)
+        );
+        Failure::refused(FailureCode::Conflict, text)
+    }
+
+    pub(crate) fn on_intro(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        name: &str,
+        volumes: &[VolumeIntro],
+        policy: Policy,
+    ) {
+        let answer = if self.follows(peer) {
+            check_intro(ctx, peer, self.record.own, volumes)
+        } else {
+            Err(self.not_following(ctx, peer))
+        };
+        if answer.is_ok() && (self.record.policy != policy || self.record.name != name) {
+            // The name stays: it is this node's. The promise is the primary's.
+            self.record.policy = policy;
+            self.persist(ctx);
+        }
+        self.say(ctx, peer, Body::IntroReply(answer));
+    }
+
+    // ---- surveys ------------------------------------------------------------------------------
+
+    pub(crate) fn on_survey(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if !self.follows(peer) {
+            let failure = self.not_following(ctx, peer);
+            return self.say(ctx, peer, Body::SurveyReply(Err(failure)));
+        }
+        // A receive in flight would change what is found; its sender is not there any more.
+        self.cancel_receiving(ctx);
+        let action = Action::Inspect { datasets: self.datasets() };
+        let op = ctx.run(self.id(), Op::Survey { peer }, action);
+        self.standby.surveying.insert(peer, op);
+    }
+
+    pub(crate) fn survey_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        peer: Fingerprint,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        if self.standby.surveying.get(&peer) != Some(&op) {
+            return;
+        }
+        self.standby.surveying.remove(&peer);
+        if self.standby.is_busy() {
+            // Still ending; the primary asks again.
+            return;
+        }
+        let answer = match outcome {
+            Ok(Outcome::Inspected(found)) => {
+                self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
+                self.local.inventories = Some(found.iter().map(|f| f.inventory.clone()).collect());
+                let surveys = self.record.volumes.iter().zip(found).map(|(v, f)| VolumeSurvey {
+                    volume: v.id,
+                    inventory: f.info.is_some().then_some(f.inventory),
+                });
+                self.upkeep.tidy_due = true;
+                Ok(surveys.collect())
+            }
+            Ok(_) => unreachable!("asked for an inspection"),
+            Err(failure) => Err(failure),
+        };
+        self.say(ctx, peer, Body::SurveyReply(answer));
+    }
+
+    // ---- tombstones ---------------------------------------------------------------------------
+
+    /// Attempts grow at their issuer and are begun one after the other, so one number says it all.
+    pub(crate) fn is_refused(&self, attempt: AttemptId) -> bool {
+        let upto = self.record.refused_up_to.get(&attempt.issuer).copied().unwrap_or(0);
+        attempt.number <= upto && !self.record.taken.contains(&attempt)
+    }
+
+    /// Not durable before the record is persisted, which every caller does next.
+    fn refuse(&mut self, attempt: AttemptId) {
+        let upto = self.record.refused_up_to.entry(attempt.issuer).or_insert(0);
+        *upto = (*upto).max(attempt.number);
+    }
+
+    /// Leaves `Ready` for good. The caller sets and persists the new role.
+    pub(crate) fn tombstone_if_ready(&mut self) {
+        if let Role::Ready { source, attempt, .. } = self.record.role {
+            self.refuse(attempt);
+            self.record.role = Role::Following { source };
+        }
+    }
+}

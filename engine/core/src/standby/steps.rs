@@ -1,0 +1,275 @@
+//! Steps: whether an offer is taken, the room it may use, and its end.
+
+use super::{Receiving, grant_of};
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode, Remedy};
+use crate::ids::{Fingerprint, OpId, TransferId};
+use crate::io::{Action, Effect, Outcome};
+use crate::limits::ROOM_CHECK_BYTES;
+use crate::message::{Body, StepOffer};
+use crate::record::Role;
+use crate::unit::{Op, Unit};
+use flocker_store::{ReceiveSpec, Snapshot};
+
+impl Unit {
+    pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
+        let transfer = offer.transfer;
+        match self.judge_offer(ctx, peer, &offer) {
+            Judgement::Wait => {}
+            Judgement::Repeat => {
+                self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
+            }
+            Judgement::Have => {
+                self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
+                self.say(ctx, peer, Body::StepReply { transfer, outcome: Ok(offer.to) });
+            }
+            Judgement::Refuse(failure) => {
+                self.say(ctx, peer, Body::OfferReply { transfer, answer: Err(failure) });
+            }
+            Judgement::Take => self.take_offer(ctx, peer, offer),
+        }
+    }
+
+    pub(super) fn judge_offer(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        offer: &StepOffer,
+    ) -> Judgement {
+        if !self.follows(peer) {
+            return Judgement::Refuse(self.not_following(ctx, peer));
+        }
+        if let Some(receiving) = &self.standby.receiving {
+            if receiving.offer.transfer == offer.transfer {
+                let waiting = receiving.checking.is_some();
+                return if waiting { Judgement::Wait } else { Judgement::Repeat };
+            }
+            self.cancel_receiving(ctx);
+            let text = format!("{}: an earlier receive is still ending", self.record.name);
+            return Judgement::Refuse(Failure::new(Remedy::Retry, FailureCode::Busy, text));
+        }
+        let Some(at) = self.record.volumes.iter().position(|v| v.id == offer.volume) else {
+            let text = format!("{} has no volume {}", self.record.name, offer.volume);
+            return Judgement::Refuse(Failure::refused(FailureCode::NotFound, text));
+        };
+        if let Err(failure) = self.check_granted(ctx, peer, at) {
+            return Judgement::Refuse(failure);
+        }
+        let stale =
+            |text: &str| Judgement::Refuse(Failure::new(Remedy::Replan, FailureCode::NoBase, text));
+        let Some(inventory) = self.local.inventories.as_ref().and_then(|i| i.get(at)) else {
+            return stale("the standby has to be asked first what it holds");
+        };
+        let newest = inventory.latest().map(|s| s.guid);
+        if newest == Some(offer.to) {
+            return Judgement::Have;
+        }
+        let exists = self.local.exists.get(at).copied().unwrap_or(false);
+        if newest != offer.from || (offer.from.is_none() && exists) {
+            return stale("the base of this step is not the standby's newest snapshot");
+        }
+        Judgement::Take
+    }
+
+    /// What a grant says now counts, not what it said when protection began.
+    pub(super) fn check_granted(
+        &self,
+        ctx: &Ctx,
+        peer: Fingerprint,
+        at: usize,
+    ) -> Result<(), Failure> {
+        if self.record.own {
+            return Ok(());
+        }
+        let dataset = &self.record.volumes[at].dataset;
+        let granted = grant_of(ctx, peer).is_some_and(|g| dataset.is_within(&g.receive));
+        if granted {
+            return Ok(());
+        }
+        let text = format!(
+            "{} lies outside what {} may receive into on this node",
+            dataset,
+            ctx.peer_name(peer)
+        );
+        Err(Failure::new(Remedy::Operator, FailureCode::NotGranted, text))
+    }
+
+    pub(super) fn take_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
+        if let Role::Ready { source, .. } = self.record.role {
+            // A primary that sends steps again has given its attempt up. This makes it certain.
+            self.tombstone_if_ready();
+            self.set_role(ctx, Role::Following { source });
+        }
+        let grant = grant_of(ctx, peer).filter(|_| !self.record.own);
+        let large = offer.estimate_bytes.is_some_and(|b| b > ROOM_CHECK_BYTES);
+        match grant {
+            Some(grant) if grant.quota_bytes.is_some() || large => {
+                let op = ctx.run(self.id(), Op::Room, Action::Room { root: grant.receive });
+                self.standby.receiving = Some(Receiving { peer, offer, checking: Some(op) });
+            }
+            _ => {
+                self.standby.receiving = Some(Receiving { peer, offer, checking: None });
+                self.start_receive(ctx, None);
+            }
+        }
+    }
+
+    pub(crate) fn room_done(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
+        let Some(receiving) = &mut self.standby.receiving else {
+            return;
+        };
+        if receiving.checking != Some(op) {
+            return;
+        }
+        receiving.checking = None;
+        let (peer, offer) = (receiving.peer, receiving.offer.clone());
+        let limit = match outcome {
+            Ok(Outcome::Room { used_bytes, available_bytes }) => {
+                room_left(ctx, peer, &offer, used_bytes, available_bytes)
+            }
+            Ok(_) => unreachable!("asked for room"),
+            Err(failure) => Err(failure),
+        };
+        match limit {
+            Ok(limit_bytes) => self.start_receive(ctx, limit_bytes),
+            Err(failure) => {
+                self.standby.receiving = None;
+                let body = Body::OfferReply { transfer: offer.transfer, answer: Err(failure) };
+                self.say(ctx, peer, body);
+            }
+        }
+    }
+
+    pub(super) fn start_receive(&mut self, ctx: &mut Ctx, limit_bytes: Option<u64>) {
+        let Some(Receiving { peer, offer, .. }) = &self.standby.receiving else {
+            return;
+        };
+        let (peer, transfer) = (*peer, offer.transfer);
+        let volume = self.record.volumes.iter().find(|v| v.id == offer.volume);
+        let name = volume.and_then(|v| Some((v, v.dataset.snapshot(&offer.to_short).ok()?)));
+        let Some((volume, snapshot)) = name else {
+            let text = format!("`{}` is not the name of a snapshot here", offer.to_short);
+            let answer = Err(Failure::refused(FailureCode::BadRequest, text));
+            self.standby.receiving = None;
+            return self.say(ctx, peer, Body::OfferReply { transfer, answer });
+        };
+        let spec = ReceiveSpec {
+            dataset: volume.dataset.clone(),
+            snapshot,
+            to_guid: offer.to,
+            from_guid: offer.from,
+            resumable: false,
+        };
+        let unit = self.record.id;
+        ctx.out.transfers.insert(transfer, unit);
+        ctx.push(Effect::StartReceive { transfer, peer, unit, spec, limit_bytes });
+        self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
+    }
+
+    /// Ends a receive; its end is heard of later.
+    pub(super) fn cancel_receiving(&mut self, ctx: &mut Ctx) {
+        match &self.standby.receiving {
+            Some(Receiving { checking: Some(_), .. }) => self.standby.receiving = None,
+            Some(Receiving { checking: None, offer, .. }) => {
+                ctx.push(Effect::CancelTransfer { transfer: offer.transfer });
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn receive_ended(
+        &mut self,
+        ctx: &mut Ctx,
+        transfer: TransferId,
+        outcome: Result<Option<Snapshot>, Failure>,
+    ) {
+        let Some(Receiving { peer, offer, .. }) = self.standby.receiving.take() else {
+            return;
+        };
+        let outcome = match outcome {
+            Ok(Some(snapshot)) => {
+                let guid = snapshot.guid;
+                self.standby.fuzzy.insert(offer.volume, snapshot.fuzzy || offer.fuzzy);
+                self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
+                self.received(&offer, snapshot);
+                Ok(guid)
+            }
+            Ok(None) => {
+                self.local.inventories = None;
+                let text = "the stream ended without a snapshot";
+                Err(Failure::new(Remedy::Replan, FailureCode::BadStream, text))
+            }
+            Err(failure) => {
+                // What is there now has to be looked at before the next step.
+                self.local.inventories = None;
+                Err(failure)
+            }
+        };
+        self.say(ctx, peer, Body::StepReply { transfer, outcome });
+    }
+
+    pub(super) fn received(&mut self, offer: &StepOffer, snapshot: Snapshot) {
+        let Some(at) = self.record.volumes.iter().position(|v| v.id == offer.volume) else {
+            return;
+        };
+        let first = !self.local.exists.get(at).copied().unwrap_or(false);
+        if let Some(exists) = self.local.exists.get_mut(at) {
+            *exists = true;
+        }
+        if let Some(inventory) = self.local.inventories.as_mut().and_then(|i| i.get_mut(at)) {
+            inventory.snapshots.push(snapshot);
+        }
+        self.upkeep.tidy_due = true;
+        self.upkeep.mirror_due |= first;
+    }
+
+    pub(crate) fn on_equal(&mut self, peer: Fingerprint, wall_ms: i64) {
+        if self.follows(peer) {
+            self.standby.equal_wall_ms = Some(wall_ms);
+        }
+    }
+}
+
+pub(super) enum Judgement {
+    /// It is the one being received already.
+    Repeat,
+    /// Its acceptance is being worked on.
+    Wait,
+    /// Its snapshot is there.
+    Have,
+    Refuse(Failure),
+    Take,
+}
+
+/// How many bytes a step may bring.
+pub(super) fn room_left(
+    ctx: &Ctx,
+    peer: Fingerprint,
+    offer: &StepOffer,
+    used_bytes: u64,
+    available_bytes: u64,
+) -> Result<Option<u64>, Failure> {
+    let grant = grant_of(ctx, peer);
+    let estimate = offer.estimate_bytes.unwrap_or(0);
+    let quota = grant.as_ref().and_then(|g| g.quota_bytes);
+    let left = quota.map(|q| q.saturating_sub(used_bytes));
+    if let (Some(quota), Some(left)) = (quota, left)
+        && (left == 0 || estimate > left)
+    {
+        let text = format!(
+            "the quota of {} ({quota} bytes below {}) leaves {left} bytes; raise it with \
+                 `flocker-repl grant … --quota`",
+            ctx.peer_name(peer),
+            grant.map(|g| g.receive.to_string()).unwrap_or_default()
+        );
+        return Err(Failure::new(Remedy::Operator, FailureCode::NoSpace, text));
+    }
+    if estimate > available_bytes {
+        let text = format!(
+            "the step needs about {estimate} bytes, {} has {available_bytes}",
+            ctx.config.store.describe
+        );
+        return Err(Failure::new(Remedy::Retry, FailureCode::NoSpace, text));
+    }
+    Ok(left)
+}
