@@ -25,12 +25,7 @@ impl Default for Cancel {
     fn default() -> Self {
         let (alive, gone) = crossbeam_channel::bounded(0);
         let alive = Mutex::new(Some(alive));
-        Self(Arc::new(Inner {
-            reason: OnceLock::new(),
-            notify: Notify::new(),
-            alive,
-            gone,
-        }))
+        Self(Arc::new(Inner { reason: OnceLock::new(), notify: Notify::new(), alive, gone }))
     }
 }
 
@@ -39,11 +34,7 @@ impl Cancel {
     /// own that is blocked returns when its owner unblocks it.
     pub fn cancel(&self, reason: &str) {
         if self.0.reason.set(reason.to_owned()).is_ok() {
-            self.0
-                .alive
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            self.0.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.0.notify.notify_waiters();
         }
     }

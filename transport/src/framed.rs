@@ -45,11 +45,7 @@ pub(crate) async fn read(
     stream.read_exact(&mut header).await?;
     let header = Header::decode(&header)?;
     if !allowed.contains(&header.kind) {
-        return Err(FrameError::Unexpected {
-            found: header.kind,
-            expected,
-        }
-        .into());
+        return Err(FrameError::Unexpected { found: header.kind, expected }.into());
     }
     let mut payload = vec![0; header.len];
     stream.read_exact(&mut payload).await?;

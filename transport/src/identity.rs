@@ -20,9 +20,8 @@ pub const KEY_FILE: &str = "identity.pem";
 const CERTIFICATE_NAME: &str = "flocker-repl";
 
 /// SubjectPublicKeyInfo of an Ed25519 key up to the 32 bytes of the key itself (RFC 8410).
-const ED25519_SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const ED25519_SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Length in bytes of the SubjectPublicKeyInfo of an Ed25519 key.
 const ED25519_SPKI_LEN: usize = 44;
@@ -102,11 +101,7 @@ impl Identity {
         match fs::symlink_metadata(&path) {
             Ok(_) => Self::load(&path),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Self::create(dir, &path),
-            Err(source) => Err(IdentityError::File {
-                doing: "read",
-                path,
-                source,
-            }),
+            Err(source) => Err(IdentityError::File { doing: "read", path, source }),
         }
     }
 
@@ -132,41 +127,25 @@ impl Identity {
     }
 
     fn load(path: &Path) -> Result<Self, IdentityError> {
-        let failed = |source| IdentityError::File {
-            doing: "read",
-            path: path.into(),
-            source,
-        };
+        let failed = |source| IdentityError::File { doing: "read", path: path.into(), source };
         let meta = fs::metadata(path).map_err(failed)?;
         let mode = meta.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(IdentityError::Exposed {
-                path: path.into(),
-                mode,
-            });
+            return Err(IdentityError::Exposed { path: path.into(), mode });
         }
         if meta.len() > MAX_KEY_FILE_BYTES {
             return Err(failed(io::Error::other("the file is too long for a key")));
         }
         let pem = fs::read_to_string(path).map_err(failed)?;
         let key = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ED25519)
-            .map_err(|source| IdentityError::NotAKey {
-                path: path.into(),
-                source,
-            })?;
+            .map_err(|source| IdentityError::NotAKey { path: path.into(), source })?;
         Self::from_key(key)
     }
 
     /// Write aside, sync, then link into place: a crash leaves no half key, and of two processes
     /// that start at once the second takes the first one's key.
     fn create(dir: &Path, path: &Path) -> Result<Self, IdentityError> {
-        let failed = |doing| {
-            move |source| IdentityError::File {
-                doing,
-                path: path.into(),
-                source,
-            }
-        };
+        let failed = |doing| move |source| IdentityError::File { doing, path: path.into(), source };
         let key = generate()?;
         let aside = dir.join(format!("{KEY_FILE}.new.{}", std::process::id()));
         let _ = fs::remove_file(&aside);
@@ -176,8 +155,7 @@ impl Identity {
             .mode(0o600)
             .open(&aside)
             .map_err(failed("create"))?;
-        file.write_all(key.serialize_pem().as_bytes())
-            .map_err(failed("write"))?;
+        file.write_all(key.serialize_pem().as_bytes()).map_err(failed("write"))?;
         file.sync_all().map_err(failed("write"))?;
         let linked = fs::hard_link(&aside, path);
         let _ = fs::remove_file(&aside);
@@ -186,9 +164,7 @@ impl Identity {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Self::load(path),
             Err(source) => return Err(failed("create")(source)),
         }
-        fs::File::open(dir)
-            .and_then(|d| d.sync_all())
-            .map_err(failed("write"))?;
+        fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed("write"))?;
         Self::from_key(key)
     }
 
@@ -202,19 +178,13 @@ impl Identity {
         let Ok(fingerprint) = fingerprint else {
             unreachable!("our own certificate carries an Ed25519 key");
         };
-        Ok(Self {
-            key_pkcs8: key.serialize_der(),
-            certificate,
-            fingerprint,
-        })
+        Ok(Self { key_pkcs8: key.serialize_der(), certificate, fingerprint })
     }
 }
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity")
-            .field("fingerprint", &self.fingerprint)
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
     }
 }
 
@@ -247,16 +217,9 @@ mod tests {
         let first = Identity::load_or_create(dir.path()).unwrap();
         let second = Identity::load_or_create(dir.path()).unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
-        let mode = fs::metadata(dir.path().join(KEY_FILE))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join(KEY_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "nothing is left beside it"
-        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
@@ -266,10 +229,7 @@ mod tests {
         let path = dir.path().join(KEY_FILE);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = Identity::load_or_create(dir.path()).unwrap_err();
-        assert!(
-            matches!(error, IdentityError::Exposed { mode: 0o644, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, IdentityError::Exposed { mode: 0o644, .. }), "{error}");
     }
 
     #[test]
@@ -289,9 +249,6 @@ mod tests {
         let params = rcgen::CertificateParams::new(vec!["x".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();
         assert_eq!(fingerprint_of(certificate.der()), Err(NotANode::OtherKey));
-        assert_eq!(
-            fingerprint_of(&vec![0u8; 40].into()),
-            Err(NotANode::Unparsable)
-        );
+        assert_eq!(fingerprint_of(&vec![0u8; 40].into()), Err(NotANode::Unparsable));
     }
 }

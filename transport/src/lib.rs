@@ -19,10 +19,15 @@
 pub mod bulk;
 pub mod cancel;
 pub mod counters;
+pub mod endpoint;
+pub mod error;
 pub mod frame;
 pub mod framed;
+mod greeting;
 pub mod identity;
 pub mod lane;
+pub mod pairing;
+pub mod peers;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
@@ -33,7 +38,13 @@ pub use bulk::{
     SendOptions, SendReport, receive_stream, send_stream,
 };
 pub use cancel::Cancel;
+pub use endpoint::{Arrival, CloseCode, Connection, Endpoint, LocalNode, PeerInfo};
+pub use error::{BindError, ConnectError, RefusedPeer};
 pub use flocker_core::ids::Fingerprint;
 pub use identity::{Identity, IdentityError};
+pub use pairing::{
+    CodeError, CountTries, Invitation, InvitationEvent, NoTry, PairError, Paired, PairingCode,
+};
+pub use peers::{ControlError, DownReason, OpenBulkError, PeerEvent, PeerManager, PeerStatus};
 pub use trust::{Trust, TrustSet};
 pub use words::words;

@@ -47,9 +47,7 @@ fn provider() -> Arc<CryptoProvider> {
 /// What rustls finds wrong with our own key or certificate.
 pub(crate) fn server_config(identity: &Identity) -> Result<ServerConfig, rustls::Error> {
     let provider = provider();
-    let verifier = AnyNode {
-        provider: Arc::clone(&provider),
-    };
+    let verifier = AnyNode { provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -73,11 +71,7 @@ pub(crate) fn client_config(
     seen: Arc<OnceLock<Fingerprint>>,
 ) -> Result<ClientConfig, rustls::Error> {
     let provider = provider();
-    let verifier = PinnedNode {
-        provider: Arc::clone(&provider),
-        expected,
-        seen,
-    };
+    let verifier = PinnedNode { provider: Arc::clone(&provider), expected, seen };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

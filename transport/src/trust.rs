@@ -29,10 +29,7 @@ pub struct TrustSet {
 impl TrustSet {
     /// A set with these peers.
     pub fn new(peers: impl IntoIterator<Item = Fingerprint>) -> Self {
-        Self {
-            peers: RwLock::new(peers.into_iter().collect()),
-            version: watch::channel(0).0,
-        }
+        Self { peers: RwLock::new(peers.into_iter().collect()), version: watch::channel(0).0 }
     }
 
     /// Trusts a peer; `false` when it was trusted already.
@@ -56,10 +53,7 @@ impl TrustSet {
 
 impl Trust for TrustSet {
     fn is_trusted(&self, peer: &Fingerprint) -> bool {
-        self.peers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(peer)
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).contains(peer)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -57,8 +57,7 @@ const INITIAL_WINDOW_BYTES: u64 = 128 << 10;
 /// The transport configuration of every connection, before a peer is trusted: one stream, for Hello.
 pub(crate) fn transport() -> Arc<TransportConfig> {
     let mut ack = AckFrequencyConfig::default();
-    ack.ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD))
-        .max_ack_delay(Some(MAX_ACK_DELAY));
+    ack.ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD)).max_ack_delay(Some(MAX_ACK_DELAY));
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_PACKET_BYTES);
     let mut cubic = quinn::congestion::CubicConfig::default();

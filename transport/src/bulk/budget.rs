@@ -39,20 +39,12 @@ impl Budget {
     /// A budget; `gauge` names its direction in [`crate::counters::BYTES_IN_FLIGHT`].
     pub fn new(limits: Limits, gauge: Option<&'static str>) -> Arc<Self> {
         let left = Mutex::new(limits.shared);
-        Arc::new(Self {
-            limits,
-            gauge,
-            left,
-            freed: Condvar::new(),
-        })
+        Arc::new(Self { limits, gauge, left, freed: Condvar::new() })
     }
 
     /// A new account, holding nothing.
     pub fn account(self: &Arc<Self>) -> Account {
-        Account {
-            budget: Arc::clone(self),
-            held: Arc::default(),
-        }
+        Account { budget: Arc::clone(self), held: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
@@ -67,11 +59,7 @@ impl Budget {
     fn show(&self, bytes: usize, more: bool) {
         if let Some(direction) = self.gauge {
             let gauge = metrics::gauge!(crate::counters::BYTES_IN_FLIGHT, "direction" => direction);
-            if more {
-                gauge.increment(bytes as f64)
-            } else {
-                gauge.decrement(bytes as f64)
-            }
+            if more { gauge.increment(bytes as f64) } else { gauge.decrement(bytes as f64) }
         }
     }
 }
@@ -91,10 +79,7 @@ impl Account {
     /// When `bytes` could never be granted: sizes are bounded before they come here.
     pub fn acquire(&self, bytes: usize, cancel: &Cancel) -> Option<Held> {
         let limits = self.budget.limits;
-        assert!(
-            bytes <= limits.own + limits.shared,
-            "{bytes} bytes asked of {limits:?}"
-        );
+        assert!(bytes <= limits.own + limits.shared, "{bytes} bytes asked of {limits:?}");
         let mut left = self.budget.lock();
         loop {
             if cancel.is_cancelled() {
@@ -107,10 +92,7 @@ impl Account {
                 *left -= from_shared;
                 self.held.store(after, Ordering::Relaxed);
                 self.budget.show(bytes, true);
-                return Some(Held {
-                    account: self.clone(),
-                    bytes,
-                });
+                return Some(Held { account: self.clone(), bytes });
             }
             let waited = self.budget.freed.wait_timeout(left, POLL);
             left = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -147,14 +129,7 @@ mod tests {
     use super::*;
 
     fn budget() -> Arc<Budget> {
-        Budget::new(
-            Limits {
-                own: 2,
-                shared: 4,
-                cap: 5,
-            },
-            None,
-        )
+        Budget::new(Limits { own: 2, shared: 4, cap: 5 }, None)
     }
 
     #[test]

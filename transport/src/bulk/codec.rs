@@ -74,32 +74,19 @@ impl Codec {
     /// # Panics
     /// With an empty batch or one beyond [`MAX_BATCH_RAW`]: the cutter bounds them.
     pub fn encode(&mut self, seq: u64, raw: Vec<u8>, level: Option<i32>) -> Encoded {
-        assert!(
-            !raw.is_empty() && raw.len() <= MAX_BATCH_RAW,
-            "a batch of {} bytes",
-            raw.len()
-        );
+        assert!(!raw.is_empty() && raw.len() <= MAX_BATCH_RAW, "a batch of {} bytes", raw.len());
         let hash = *blake3::hash(&raw).as_bytes();
         let raw_len = raw.len();
         let (encoding, body) = match level.and_then(|level| self.compress(&raw, level)) {
             Some(body) => (Encoding::Zstd, body),
             None => (Encoding::Stored, Bytes::from(raw)),
         };
-        let header = BatchHeader {
-            seq,
-            raw_len,
-            encoding,
-            hash,
-        };
+        let header = BatchHeader { seq, raw_len, encoding, hash };
         let mut head = Vec::with_capacity(HEADER_LEN + BATCH_HEADER_LEN);
         let frame = Header::new(FrameType::Batch, BATCH_HEADER_LEN + body.len());
         head.extend_from_slice(&frame.encode());
         head.extend_from_slice(&header.encode());
-        Encoded {
-            head: Bytes::from(head),
-            body,
-            header,
-        }
+        Encoded { head: Bytes::from(head), body, header }
     }
 
     /// `None` when it does not shrink enough, or zstd refuses.
@@ -112,10 +99,7 @@ impl Codec {
         let room = zstd::zstd_safe::compress_bound(raw.len());
         self.scratch.clear();
         self.scratch.reserve_exact(room);
-        let written = self
-            .compressor
-            .compress_to_buffer(raw, &mut self.scratch)
-            .ok()?;
+        let written = self.compressor.compress_to_buffer(raw, &mut self.scratch).ok()?;
         let pays = written <= raw.len() - raw.len() / MIN_SAVING && written < raw.len();
         // Copied, so that what the lane holds until it is acknowledged is no larger than its length.
         let body = pays.then(|| Bytes::copy_from_slice(&self.scratch));
@@ -130,12 +114,7 @@ impl Codec {
     /// # Errors
     /// [`BatchError`]; nothing of the batch may be used then.
     pub fn decode(&mut self, header: &BatchHeader, body: Vec<u8>) -> Result<Vec<u8>, BatchError> {
-        let BatchHeader {
-            seq,
-            raw_len,
-            encoding,
-            hash,
-        } = *header;
+        let BatchHeader { seq, raw_len, encoding, hash } = *header;
         let raw = match encoding {
             Encoding::Stored => body,
             Encoding::Zstd => {
@@ -156,9 +135,7 @@ impl Codec {
 
 impl std::fmt::Debug for Codec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Codec")
-            .field("level", &self.level)
-            .finish_non_exhaustive()
+        f.debug_struct("Codec").field("level", &self.level).finish_non_exhaustive()
     }
 }
 
@@ -168,10 +145,7 @@ mod tests {
 
     fn noise(len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        blake3::Hasher::new()
-            .update(b"noise")
-            .finalize_xof()
-            .fill(&mut out);
+        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut out);
         out
     }
 
@@ -183,10 +157,7 @@ mod tests {
             let encoded = codec.encode(7, raw.clone(), Some(level));
             assert_eq!(encoded.header.encoding, Encoding::Zstd);
             assert!(encoded.body.len() < raw.len() / 10);
-            assert_eq!(
-                codec.decode(&encoded.header, encoded.body.to_vec()),
-                Ok(raw.clone())
-            );
+            assert_eq!(codec.decode(&encoded.header, encoded.body.to_vec()), Ok(raw.clone()));
         }
     }
 
@@ -195,14 +166,8 @@ mod tests {
         let mut codec = Codec::new().unwrap();
         let raw = noise(100_000);
         let encoded = codec.encode(0, raw.clone(), Some(1));
-        assert_eq!(
-            (encoded.header.encoding, encoded.body.len()),
-            (Encoding::Stored, raw.len())
-        );
-        assert_eq!(
-            codec.decode(&encoded.header, encoded.body.to_vec()),
-            Ok(raw)
-        );
+        assert_eq!((encoded.header.encoding, encoded.body.len()), (Encoding::Stored, raw.len()));
+        assert_eq!(codec.decode(&encoded.header, encoded.body.to_vec()), Ok(raw));
         let off = codec.encode(0, vec![0; 4096], None);
         assert_eq!(off.header.encoding, Encoding::Stored);
     }
@@ -224,17 +189,8 @@ mod tests {
     fn a_body_that_holds_more_than_announced_is_refused_within_its_bound() {
         let mut codec = Codec::new().unwrap();
         let good = codec.encode(3, vec![7; 1 << 20], Some(1));
-        let lie = BatchHeader {
-            raw_len: 1000,
-            ..good.header
-        };
+        let lie = BatchHeader { raw_len: 1000, ..good.header };
         let error = codec.decode(&lie, good.body.to_vec()).unwrap_err();
-        assert_eq!(
-            error,
-            BatchError::Undecodable {
-                seq: 3,
-                raw_len: 1000
-            }
-        );
+        assert_eq!(error, BatchError::Undecodable { seq: 3, raw_len: 1000 });
     }
 }

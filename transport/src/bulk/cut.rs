@@ -29,9 +29,7 @@ impl Packer {
             emit(std::mem::take(&mut self.batch))?;
         }
         if record.len() >= BATCH_TARGET {
-            return record
-                .chunks(MAX_BATCH_RAW)
-                .try_for_each(|piece| emit(piece.to_vec()));
+            return record.chunks(MAX_BATCH_RAW).try_for_each(|piece| emit(piece.to_vec()));
         }
         self.batch.extend_from_slice(record);
         Ok(())
@@ -51,8 +49,10 @@ mod tests {
         let (mut packer, mut batches) = (Packer::default(), Vec::new());
         for len in records {
             let record = vec![1; *len];
-            let emitted: Result<(), ()> =
-                packer.add(&record, |batch| Ok(batches.push(batch.len())));
+            let emitted: Result<(), ()> = packer.add(&record, |batch| {
+                batches.push(batch.len());
+                Ok(())
+            });
             emitted.unwrap();
         }
         batches.extend(packer.rest().map(|batch| batch.len()));
@@ -62,10 +62,7 @@ mod tests {
     #[test]
     fn batches_end_at_records_and_stay_within_their_target() {
         let record = 128 << 10;
-        assert_eq!(
-            pack(&[record + 312; 9]),
-            [7 * (record + 312), 2 * (record + 312)]
-        );
+        assert_eq!(pack(&[record + 312; 9]), [7 * (record + 312), 2 * (record + 312)]);
         assert_eq!(pack(&[100, 200]), [300]);
         assert_eq!(pack(&[]), [0; 0]);
     }
@@ -74,9 +71,6 @@ mod tests {
     fn a_large_record_goes_alone_and_a_huge_one_is_split() {
         let large = (4 << 20) + 312;
         assert_eq!(pack(&[500, large, 500]), [500, large, 500]);
-        assert_eq!(
-            pack(&[(16 << 20) + 312]),
-            [MAX_BATCH_RAW, MAX_BATCH_RAW, 312]
-        );
+        assert_eq!(pack(&[(16 << 20) + 312]), [MAX_BATCH_RAW, MAX_BATCH_RAW, 312]);
     }
 }

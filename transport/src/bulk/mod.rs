@@ -81,19 +81,15 @@ pub struct BulkSender {
     pub(crate) lane: Lane,
     pub(crate) cancel: Cancel,
     pub(crate) resources: Arc<Resources>,
-    pub(crate) slot: Option<Slot>,
+    /// Held until the transfer is over.
+    pub(crate) _slot: Option<Slot>,
 }
 
 impl BulkSender {
     /// A sender over any lane, as tests and benches use it; the lane's other end is a
     /// [`BulkReceiver::over`].
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
-        Self {
-            lane,
-            cancel: Cancel::default(),
-            resources,
-            slot: None,
-        }
+        Self { lane, cancel: Cancel::default(), resources, _slot: None }
     }
 
     /// Stops the transfer from any thread. It also counts as cancelled once the transfer is over.
@@ -109,20 +105,15 @@ pub struct BulkReceiver {
     pub(crate) lane: Lane,
     pub(crate) cancel: Cancel,
     pub(crate) resources: Arc<Resources>,
-    pub(crate) slot: Option<Slot>,
+    /// Held until the transfer is over.
+    pub(crate) _slot: Option<Slot>,
     pub(crate) received: Option<u64>,
 }
 
 impl BulkReceiver {
     /// A receiver over any lane, as tests and benches use it.
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
-        Self {
-            lane,
-            cancel: Cancel::default(),
-            resources,
-            slot: None,
-            received: None,
-        }
+        Self { lane, cancel: Cancel::default(), resources, _slot: None, received: None }
     }
 
     /// Stops the transfer from any thread; [`BulkReceiver::finish`] can still say why.

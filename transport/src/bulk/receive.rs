@@ -158,21 +158,11 @@ pub fn receive_stream<W: Write + ?Sized>(
     write: &mut W,
     progress: &Progress,
 ) -> Result<ReceiveReport, ReceiveError> {
-    let BulkReceiver {
-        lane,
-        cancel,
-        resources,
-        received,
-        ..
-    } = source;
+    let BulkReceiver { lane, cancel, resources, received, .. } = source;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
     let result = thread::scope(|scope| {
         let recv = lane.recv.as_mut();
-        let incoming = Incoming {
-            resources,
-            cancel,
-            pieces,
-        };
+        let incoming = Incoming { resources, cancel, pieces };
         let started = thread::Builder::new()
             .name("flocker-lane".into())
             .spawn_scoped(scope, move || incoming.run(recv));
@@ -199,26 +189,15 @@ fn take<W: Write + ?Sized>(
     write: &mut W,
     progress: &Progress,
 ) -> Result<ReceiveReport, ReceiveError> {
-    let mut report = ReceiveReport {
-        raw_bytes: 0,
-        wire_bytes: 0,
-        batches: 0,
-    };
+    let mut report = ReceiveReport { raw_bytes: 0, wire_bytes: 0, batches: 0 };
     let mut digest = blake3::Hasher::new();
     loop {
         match next(queue, cancel)? {
-            Piece::Batch {
-                raw,
-                header,
-                wire,
-                held,
-            } => {
+            Piece::Batch { raw, header, wire, held } => {
                 let raw = next(&raw, cancel)?.inspect_err(|_| {
                     metrics::counter!(counters::BATCHES_DAMAGED).increment(1);
                 })?;
-                write
-                    .write_all(&raw)
-                    .map_err(|source| ReceiveError::Write { source })?;
+                write.write_all(&raw).map_err(|source| ReceiveError::Write { source })?;
                 drop(held);
                 digest.update(&header.hash);
                 report.raw_bytes += raw.len() as u64;
@@ -231,9 +210,7 @@ fn take<W: Write + ?Sized>(
             }
             Piece::End(end) => {
                 compare(&end, &report, digest.finalize().as_bytes())?;
-                write
-                    .flush()
-                    .map_err(|source| ReceiveError::Write { source })?;
+                write.flush().map_err(|source| ReceiveError::Write { source })?;
                 return Ok(report);
             }
             Piece::Failed(error) => return Err(error),
@@ -249,9 +226,7 @@ fn next<T>(queue: &Receiver<T>, cancel: &Cancel) -> Result<T, ReceiveError> {
 }
 
 fn cancelled(cancel: &Cancel) -> ReceiveError {
-    ReceiveError::Cancelled {
-        reason: cancel.reason().unwrap_or("interrupted").to_owned(),
-    }
+    ReceiveError::Cancelled { reason: cancel.reason().unwrap_or("interrupted").to_owned() }
 }
 
 fn compare(end: &End, report: &ReceiveReport, digest: &[u8; 32]) -> Result<(), ReceiveError> {
@@ -321,19 +296,12 @@ impl Incoming<'_> {
                 Encoding::Stored => body_len,
                 Encoding::Zstd => body_len + batch.raw_len,
             };
-            let held = account
-                .acquire(bytes, self.cancel)
-                .ok_or(LaneError::Interrupted)?;
+            let held = account.acquire(bytes, self.cancel).ok_or(LaneError::Interrupted)?;
             let mut body = vec![0; body_len];
             lane::fill(lane, &mut body, until)?;
             let raw = self.resources.run(move |codec| codec.decode(&batch, body));
             let wire = HEADER_LEN + header.len;
-            self.put(Piece::Batch {
-                raw,
-                header: batch,
-                wire,
-                held,
-            })?;
+            self.put(Piece::Batch { raw, header: batch, wire, held })?;
         }
     }
 
@@ -353,10 +321,7 @@ fn read_batch_header(
     let what = "it is too short";
     let body_len = payload_len
         .checked_sub(BATCH_HEADER_LEN)
-        .ok_or(FrameError::Payload {
-            kind: FrameType::Batch,
-            what,
-        })?;
+        .ok_or(FrameError::Payload { kind: FrameType::Batch, what })?;
     let mut bytes = [0; BATCH_HEADER_LEN];
     lane::fill(lane, &mut bytes, until)?;
     Ok(BatchHeader::decode(&bytes, body_len)?)

@@ -21,18 +21,10 @@ pub const MAX_TRANSFERS: usize = 8;
 const MAX_WORKERS: usize = 4;
 
 /// See the table in [`crate::bulk`]. The cap lets one transfer keep every worker busy.
-const BATCHES: Limits = Limits {
-    own: 2 << 20,
-    shared: 24 << 20,
-    cap: 10 << 20,
-};
+const BATCHES: Limits = Limits { own: 2 << 20, shared: 24 << 20, cap: 10 << 20 };
 
 /// A record reader's buffer for records larger than it keeps room for: one at a time.
-const GIANTS: Limits = Limits {
-    own: 0,
-    shared: GIANT_BYTES,
-    cap: GIANT_BYTES,
-};
+const GIANTS: Limits = Limits { own: 0, shared: GIANT_BYTES, cap: GIANT_BYTES };
 
 /// What is taken from [`GIANTS`] for a large record, in bytes.
 pub(crate) const GIANT_BYTES: usize = 16 << 20;
@@ -60,9 +52,7 @@ impl Resources {
     /// # Errors
     /// A thread cannot be started, or zstd has no memory.
     pub fn start() -> io::Result<Arc<Self>> {
-        let workers = thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_WORKERS);
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         // One job waiting for each worker: enough that none idles, and no more held than needed.
         let (jobs, queue) = crossbeam_channel::bounded::<Job>(workers);
         for number in 0..workers {

@@ -152,10 +152,7 @@ enum SourceEnd {
 
 /// What the reading thread hands over, in order.
 enum Piece {
-    Batch {
-        encoded: Receiver<Encoded>,
-        held: Held,
-    },
+    Batch { encoded: Receiver<Encoded>, held: Held },
     End(SourceEnd),
 }
 
@@ -186,21 +183,9 @@ pub fn send_stream<R>(
 where
     R: Read + Send + 'static,
 {
-    let BulkSender {
-        lane,
-        cancel,
-        resources,
-        slot,
-    } = sink;
-    let _slot = slot;
+    let BulkSender { lane, cancel, resources, _slot } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
-    let source = Source {
-        resources,
-        cancel: cancel.clone(),
-        options,
-        pieces,
-        next_seq: 0,
-    };
+    let source = Source { resources, cancel: cancel.clone(), options, pieces, next_seq: 0 };
     let started = spawn("flocker-read", move || source.run(read, finish))
         .and_then(|()| start_listening(lane.recv, &cancel));
     let answers = match started {
@@ -210,12 +195,7 @@ where
             return Err(SendError::Thread { source });
         }
     };
-    let mut outgoing = Outgoing {
-        lane: lane.send,
-        cancel: cancel.clone(),
-        answers,
-        progress,
-    };
+    let mut outgoing = Outgoing { lane: lane.send, cancel: cancel.clone(), answers, progress };
     let result = outgoing.run(&queue);
     // Lets the other two threads go; harmless when they have gone already.
     cancel.cancel("the transfer is over");
@@ -223,10 +203,7 @@ where
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
-        .map(drop)
+    thread::Builder::new().name(name.into()).spawn(run).map(drop)
 }
 
 /// Waits for the one answer on a thread of its own, so that a refusal in the middle stops the send.
@@ -253,9 +230,7 @@ fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel) -> Answer {
     if header.kind == FrameType::Done {
         return Done::decode(&payload).map_err(wrong);
     }
-    Err(AnswerError::Failed(
-        Failed::decode(&payload).map_err(wrong)?,
-    ))
+    Err(AnswerError::Failed(Failed::decode(&payload).map_err(wrong)?))
 }
 
 /// The reading thread.
@@ -325,10 +300,7 @@ impl Source {
         // Asked first: what the sender says explains a stream that was cut short.
         finish(read).map_err(|source| Stop::Failed(SendError::Source { source }))?;
         complete.map_err(damaged)?;
-        Ok(SourceEnd::Complete {
-            raw_bytes,
-            records: records.records(),
-        })
+        Ok(SourceEnd::Complete { raw_bytes, records: records.records() })
     }
 
     /// Reads until the piece is full or the input ends, since a pipe yields 64 KiB at a time.
@@ -349,14 +321,10 @@ impl Source {
     }
 
     fn submit(&mut self, batch: Vec<u8>, account: &Account) -> Result<(), Abandoned> {
-        let held = account
-            .acquire(batch.len(), &self.cancel)
-            .ok_or(Abandoned)?;
+        let held = account.acquire(batch.len(), &self.cancel).ok_or(Abandoned)?;
         let (seq, level) = (self.next_seq, self.options.level);
         self.next_seq += 1;
-        let encoded = self
-            .resources
-            .run(move |codec| codec.encode(seq, batch, level));
+        let encoded = self.resources.run(move |codec| codec.encode(seq, batch, level));
         self.put(Piece::Batch { encoded, held })
     }
 
@@ -386,20 +354,14 @@ enum Halt {
 
 impl Outgoing<'_> {
     fn run(&mut self, queue: &Receiver<Piece>) -> Result<SendReport, SendError> {
-        let mut report = SendReport {
-            raw_bytes: 0,
-            wire_bytes: 0,
-            batches: 0,
-            stored_batches: 0,
-            records: 0,
-        };
+        let mut report =
+            SendReport { raw_bytes: 0, wire_bytes: 0, batches: 0, stored_batches: 0, records: 0 };
         let sent = self.pump(queue, &mut report);
         match sent.and_then(|()| self.wait()) {
             Ok(done) if done.raw_bytes == report.raw_bytes => Ok(report),
-            Ok(done) => Err(SendError::Miscounted {
-                sent: report.raw_bytes,
-                taken: done.raw_bytes,
-            }),
+            Ok(done) => {
+                Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
+            }
             Err(Halt::Source(error)) => {
                 self.abort(&error);
                 Err(error)
@@ -423,17 +385,10 @@ impl Outgoing<'_> {
                 }
                 Piece::End(SourceEnd::Failed(error)) => return Err(Halt::Source(error)),
                 Piece::End(SourceEnd::Complete { raw_bytes, records }) => {
-                    assert!(
-                        raw_bytes == report.raw_bytes,
-                        "what was read is what was sent"
-                    );
+                    assert!(raw_bytes == report.raw_bytes, "what was read is what was sent");
                     report.records = records;
                     let digest = *digest.finalize().as_bytes();
-                    let end = End {
-                        raw_bytes,
-                        batches: report.batches,
-                        digest,
-                    };
+                    let end = End { raw_bytes, batches: report.batches, digest };
                     let until = Until::Cancelled(&self.cancel);
                     lane::send_frame(self.lane.as_mut(), FrameType::End, &end.encode(), until)
                         .and_then(|()| self.lane.finish())
@@ -466,9 +421,7 @@ impl Outgoing<'_> {
     }
 
     fn send(&mut self, parts: &mut [bytes::Bytes; 2]) -> Result<(), Halt> {
-        self.lane
-            .send(parts, Until::Cancelled(&self.cancel))
-            .map_err(Halt::Lane)
+        self.lane.send(parts, Until::Cancelled(&self.cancel)).map_err(Halt::Lane)
     }
 
     /// Waits for the answer to a complete stream.
@@ -491,11 +444,7 @@ impl Outgoing<'_> {
             SendError::Read { .. } | SendError::Source { .. } => AbortCode::Source,
             _ => AbortCode::Other,
         };
-        let abort = Abort {
-            code,
-            reason: error.to_string(),
-        }
-        .encode();
+        let abort = Abort { code, reason: error.to_string() }.encode();
         let until = Until::Elapsed(LAST_WORDS);
         let told = lane::send_frame(self.lane.as_mut(), FrameType::Abort, &abort, until)
             .and_then(|()| self.lane.finish())
@@ -517,11 +466,7 @@ impl Outgoing<'_> {
                 }
             }
             Halt::Lane(LaneError::Interrupted) | Halt::Cancelled => {
-                let reason = self
-                    .cancel
-                    .reason()
-                    .unwrap_or("the transfer is over")
-                    .to_owned();
+                let reason = self.cancel.reason().unwrap_or("the transfer is over").to_owned();
                 SendError::Cancelled { reason }
             }
             Halt::Lane(error) => explain_lane(error),
@@ -550,8 +495,6 @@ fn explain_lane(error: LaneError) -> SendError {
         LaneError::Reset { .. } | LaneError::Stopped { .. } | LaneError::Ended => {
             SendError::ReceiverGone
         }
-        LaneError::Interrupted => SendError::Cancelled {
-            reason: "interrupted".into(),
-        },
+        LaneError::Interrupted => SendError::Cancelled { reason: "interrupted".into() },
     }
 }

@@ -59,10 +59,7 @@ impl BatchHeader {
     /// [`FrameError::Payload`] for a length out of bounds, an unknown encoding, or a body that is
     /// longer than what it decodes to.
     pub fn decode(bytes: &[u8; BATCH_HEADER_LEN], body_len: usize) -> Result<Self, FrameError> {
-        let wrong = |what| FrameError::Payload {
-            kind: FrameType::Batch,
-            what,
-        };
+        let wrong = |what| FrameError::Payload { kind: FrameType::Batch, what };
         let mut take = Take::new(FrameType::Batch, bytes);
         let seq = take.u64()?;
         let raw_len = take.u32()? as usize;
@@ -79,12 +76,7 @@ impl BatchHeader {
         if take.array::<3>()? != [0; 3] {
             return Err(wrong("reserved bytes are not zero"));
         }
-        Ok(Self {
-            seq,
-            raw_len,
-            encoding,
-            hash: take.array()?,
-        })
+        Ok(Self { seq, raw_len, encoding, hash: take.array()? })
     }
 }
 
@@ -102,11 +94,7 @@ pub struct End {
 impl End {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Put::default()
-            .u64(self.raw_bytes)
-            .u64(self.batches)
-            .bytes(&self.digest)
-            .done()
+        Put::default().u64(self.raw_bytes).u64(self.batches).bytes(&self.digest).done()
     }
 
     /// From a payload.
@@ -115,11 +103,7 @@ impl End {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::End, payload);
-        let end = Self {
-            raw_bytes: take.u64()?,
-            batches: take.u64()?,
-            digest: take.array()?,
-        };
+        let end = Self { raw_bytes: take.u64()?, batches: take.u64()?, digest: take.array()? };
         take.end()?;
         Ok(end)
     }
@@ -150,10 +134,7 @@ impl AbortCode {
 
     /// The meaning of a number; one this version does not know is [`AbortCode::Other`].
     pub fn from_code(code: u16) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|c| c.code() == code)
-            .unwrap_or(Self::Other)
+        Self::ALL.into_iter().find(|c| c.code() == code).unwrap_or(Self::Other)
     }
 }
 
@@ -169,10 +150,7 @@ pub struct Abort {
 impl Abort {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Put::default()
-            .u16(self.code.code())
-            .text(&self.reason, MAX_REASON)
-            .done()
+        Put::default().u16(self.code.code()).text(&self.reason, MAX_REASON).done()
     }
 
     /// From a payload.
@@ -181,10 +159,8 @@ impl Abort {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::Abort, payload);
-        let abort = Self {
-            code: AbortCode::from_code(take.u16()?),
-            reason: take.text(MAX_REASON)?,
-        };
+        let abort =
+            Self { code: AbortCode::from_code(take.u16()?), reason: take.text(MAX_REASON)? };
         take.end()?;
         Ok(abort)
     }
@@ -209,9 +185,7 @@ impl Done {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::Done, payload);
-        let done = Self {
-            raw_bytes: take.u64()?,
-        };
+        let done = Self { raw_bytes: take.u64()? };
         take.end()?;
         Ok(done)
     }
@@ -229,10 +203,7 @@ pub struct Failed {
 impl Failed {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Put::default()
-            .u32(self.code)
-            .text(&self.reason, MAX_REASON)
-            .done()
+        Put::default().u32(self.code).text(&self.reason, MAX_REASON).done()
     }
 
     /// From a payload.
@@ -241,10 +212,7 @@ impl Failed {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::Failed, payload);
-        let failed = Self {
-            code: take.u32()?,
-            reason: take.text(MAX_REASON)?,
-        };
+        let failed = Self { code: take.u32()?, reason: take.text(MAX_REASON)? };
         take.end()?;
         Ok(failed)
     }

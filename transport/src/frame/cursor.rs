@@ -15,17 +15,11 @@ pub struct Take<'a> {
 impl<'a> Take<'a> {
     /// A reader over the payload of a frame of type `kind`, which its errors name.
     pub fn new(kind: FrameType, payload: &'a [u8]) -> Self {
-        Self {
-            kind,
-            rest: payload,
-        }
+        Self { kind, rest: payload }
     }
 
     fn wrong(&self, what: &'static str) -> FrameError {
-        FrameError::Payload {
-            kind: self.kind,
-            what,
-        }
+        FrameError::Payload { kind: self.kind, what }
     }
 
     /// The next `len` bytes.
@@ -33,10 +27,7 @@ impl<'a> Take<'a> {
     /// # Errors
     /// [`FrameError::Payload`] when there are fewer.
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], FrameError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(len)
-            .ok_or(self.wrong("it is too short"))?;
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(self.wrong("it is too short"))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -46,10 +37,8 @@ impl<'a> Take<'a> {
     /// # Errors
     /// As [`Take::bytes`].
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
-        let (taken, rest) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or(self.wrong("it is too short"))?;
+        let (taken, rest) =
+            self.rest.split_first_chunk::<N>().ok_or(self.wrong("it is too short"))?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -113,11 +102,7 @@ impl<'a> Take<'a> {
     /// # Errors
     /// [`FrameError::Payload`] when bytes are left.
     pub fn end(self) -> Result<(), FrameError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(self.wrong("it is too long"))
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(self.wrong("it is too long")) }
     }
 }
 

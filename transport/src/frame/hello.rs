@@ -79,10 +79,7 @@ impl RejectCode {
 
     /// The meaning of a number; one this version does not know is [`RejectCode::Other`].
     pub fn from_code(code: u16) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|c| c.code() == code)
-            .unwrap_or(Self::Other)
+        Self::ALL.into_iter().find(|c| c.code() == code).unwrap_or(Self::Other)
     }
 }
 

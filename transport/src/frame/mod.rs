@@ -213,9 +213,7 @@ impl Header {
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
         let [m0, m1, m2, m3, version, code, r0, r1, l0, l1, l2, l3] = *bytes;
         if [m0, m1, m2, m3] != MAGIC {
-            return Err(FrameError::Magic {
-                found: [m0, m1, m2, m3],
-            });
+            return Err(FrameError::Magic { found: [m0, m1, m2, m3] });
         }
         if version != FRAME_VERSION {
             return Err(FrameError::Version { found: version });
@@ -226,11 +224,7 @@ impl Header {
         }
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         if len > kind.max_payload() {
-            return Err(FrameError::TooLong {
-                kind,
-                len,
-                max: kind.max_payload(),
-            });
+            return Err(FrameError::TooLong { kind, len, max: kind.max_payload() });
         }
         Ok(Self { kind, len })
     }

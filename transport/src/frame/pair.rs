@@ -35,17 +35,10 @@ impl Opening {
     /// # Panics
     /// With more than [`MAX_ADDRESSES`]: callers bound them.
     pub fn encode(&self) -> Vec<u8> {
-        assert!(
-            self.addresses.len() <= MAX_ADDRESSES,
-            "{} addresses",
-            self.addresses.len()
-        );
+        assert!(self.addresses.len() <= MAX_ADDRESSES, "{} addresses", self.addresses.len());
         let count = u8::try_from(self.addresses.len()).unwrap_or(u8::MAX);
         let put = Put::default().bytes(&self.spake).u8(count);
-        self.addresses
-            .iter()
-            .fold(put, |put, address| put.text(address, MAX_ADDRESS))
-            .done()
+        self.addresses.iter().fold(put, |put, address| put.text(address, MAX_ADDRESS)).done()
     }
 
     /// From the payload of a frame of type `kind`.
@@ -57,14 +50,9 @@ impl Opening {
         let spake = take.array()?;
         let count = usize::from(take.u8()?);
         if count > MAX_ADDRESSES {
-            return Err(FrameError::Payload {
-                kind,
-                what: "it names too many addresses",
-            });
+            return Err(FrameError::Payload { kind, what: "it names too many addresses" });
         }
-        let addresses = (0..count)
-            .map(|_| take.text(MAX_ADDRESS))
-            .collect::<Result<_, _>>()?;
+        let addresses = (0..count).map(|_| take.text(MAX_ADDRESS)).collect::<Result<_, _>>()?;
         take.end()?;
         Ok(Self { spake, addresses })
     }
@@ -106,10 +94,7 @@ impl PairRefusal {
 
     /// The meaning of a number; one this version does not know is [`PairRefusal::Other`].
     pub fn from_code(code: u16) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|c| c.code() == code)
-            .unwrap_or(Self::Other)
+        Self::ALL.into_iter().find(|c| c.code() == code).unwrap_or(Self::Other)
     }
 }
 

@@ -31,9 +31,7 @@ impl Cable {
 
     fn check(&self) -> Result<(), LaneError> {
         if self.0.load(Ordering::SeqCst) {
-            return Err(LaneError::Lost {
-                reason: "the cable was cut".into(),
-            });
+            return Err(LaneError::Lost { reason: "the cable was cut".into() });
         }
         Ok(())
     }
@@ -47,29 +45,15 @@ pub fn pair() -> (Lane, Lane, Cable) {
     let cable = Cable::default();
     let (a_send, b_recv) = half(&cable);
     let (b_send, a_recv) = half(&cable);
-    let a = Lane {
-        send: Box::new(a_send),
-        recv: Box::new(a_recv),
-    };
-    let b = Lane {
-        send: Box::new(b_send),
-        recv: Box::new(b_recv),
-    };
+    let a = Lane { send: Box::new(a_send), recv: Box::new(a_recv) };
+    let b = Lane { send: Box::new(b_send), recv: Box::new(b_recv) };
     (a, b, cable)
 }
 
 fn half(cable: &Cable) -> (MemorySend, MemoryRecv) {
     let (tx, rx) = crossbeam_channel::bounded(PARTS);
-    let send = MemorySend {
-        tx,
-        cable: cable.clone(),
-    };
-    let recv = MemoryRecv {
-        rx,
-        rest: Bytes::new(),
-        ended: false,
-        cable: cable.clone(),
-    };
+    let send = MemorySend { tx, cable: cable.clone() };
+    let recv = MemoryRecv { rx, rest: Bytes::new(), ended: false, cable: cable.clone() };
     (send, recv)
 }
 
@@ -80,9 +64,7 @@ struct MemorySend {
 
 impl MemorySend {
     fn put(&mut self, mut message: Message, until: Until<'_>) -> Result<(), LaneError> {
-        let stopped = LaneError::Stopped {
-            code: CODE_CANCELLED,
-        };
+        let stopped = LaneError::Stopped { code: CODE_CANCELLED };
         let mut waited = Duration::ZERO;
         loop {
             self.cable.check()?;
@@ -160,9 +142,7 @@ impl MemoryRecv {
                 Ok(Message::Data(part)) => self.rest = part,
                 Ok(Message::End) => self.ended = true,
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(LaneError::Reset {
-                        code: CODE_CANCELLED,
-                    });
+                    return Err(LaneError::Reset { code: CODE_CANCELLED });
                 }
                 Err(RecvTimeoutError::Timeout) => waited += POLL,
             }
@@ -179,11 +159,7 @@ impl LaneRecv for MemoryRecv {
         let mut filled = 0;
         while filled < buf.len() {
             if !self.more(until)? {
-                return if filled == 0 {
-                    Ok(false)
-                } else {
-                    Err(LaneError::Ended)
-                };
+                return if filled == 0 { Ok(false) } else { Err(LaneError::Ended) };
             }
             let take = self.rest.len().min(buf.len() - filled);
             buf[filled..filled + take].copy_from_slice(&self.rest.split_to(take));

@@ -141,11 +141,7 @@ pub(crate) fn read_header(
     }
     let header = Header::decode(&bytes)?;
     if !allowed.contains(&header.kind) {
-        return Err(FrameError::Unexpected {
-            found: header.kind,
-            expected,
-        }
-        .into());
+        return Err(FrameError::Unexpected { found: header.kind, expected }.into());
     }
     Ok(Some(header))
 }
@@ -159,9 +155,5 @@ pub(crate) fn fill(
     buf: &mut [u8],
     until: Until<'_>,
 ) -> Result<(), LaneError> {
-    if buf.is_empty() || lane.fill(buf, until)? {
-        Ok(())
-    } else {
-        Err(LaneError::Ended)
-    }
+    if buf.is_empty() || lane.fill(buf, until)? { Ok(()) } else { Err(LaneError::Ended) }
 }

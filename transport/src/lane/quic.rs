@@ -15,15 +15,8 @@ use super::{CODE_CANCELLED, Lane, LaneError, LaneRecv, LaneSend, Until};
 /// blocking pool.
 pub(crate) fn lane(runtime: &Handle, send: SendStream, recv: RecvStream) -> Lane {
     Lane {
-        send: Box::new(QuicSend {
-            runtime: runtime.clone(),
-            stream: send,
-            finished: false,
-        }),
-        recv: Box::new(QuicRecv {
-            runtime: runtime.clone(),
-            stream: recv,
-        }),
+        send: Box::new(QuicSend { runtime: runtime.clone(), stream: send, finished: false }),
+        recv: Box::new(QuicRecv { runtime: runtime.clone(), stream: recv }),
     }
 }
 
@@ -47,9 +40,7 @@ async fn over(until: Until<'_>) {
 
 impl LaneSend for QuicSend {
     fn send(&mut self, parts: &mut [Bytes], until: Until<'_>) -> Result<(), LaneError> {
-        let Self {
-            runtime, stream, ..
-        } = self;
+        let Self { runtime, stream, .. } = self;
         runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -61,15 +52,11 @@ impl LaneSend for QuicSend {
 
     fn finish(&mut self) -> Result<(), LaneError> {
         self.finished = true;
-        self.stream.finish().map_err(|_| LaneError::Stopped {
-            code: CODE_CANCELLED,
-        })
+        self.stream.finish().map_err(|_| LaneError::Stopped { code: CODE_CANCELLED })
     }
 
     fn drained(&mut self, until: Until<'_>) -> Result<(), LaneError> {
-        let Self {
-            runtime, stream, ..
-        } = self;
+        let Self { runtime, stream, .. } = self;
         runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -118,9 +105,7 @@ fn short(code: VarInt) -> u32 {
 }
 
 fn lost(error: &ConnectionError) -> LaneError {
-    LaneError::Lost {
-        reason: error.to_string(),
-    }
+    LaneError::Lost { reason: error.to_string() }
 }
 
 fn write_error(error: WriteError) -> LaneError {
