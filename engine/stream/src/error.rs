@@ -3,6 +3,8 @@
 //! Owns: the typed problems of reading and writing. Leaves to the caller what to do about them: every one
 //! of them means that nothing after `record` may be used, and that the stream has to be sent again or
 //! resumed from before it.
+//!
+//! A message holds the whole story, so none of these names a `source()` that would tell it twice.
 
 use crate::fletcher::Checksum;
 use crate::format::{Endian, Features};
@@ -18,7 +20,6 @@ pub struct StreamError {
     /// Where that record's header begins, bytes from the beginning of the stream.
     pub offset: u64,
     /// What is wrong.
-    #[source]
     pub problem: Problem,
 }
 
@@ -135,7 +136,6 @@ pub enum Problem {
         /// The record's type.
         kind: Kind,
         /// Which value.
-        #[source]
         nonsense: Nonsense,
     },
     /// The stream ends before its END.

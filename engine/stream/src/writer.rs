@@ -35,7 +35,7 @@ pub enum WriteError {
     },
     /// A reader would refuse the record.
     #[error("not a record of a valid stream: {0}")]
-    Invalid(#[source] Problem),
+    Invalid(Problem),
 }
 
 impl From<Problem> for WriteError {

@@ -321,6 +321,28 @@ fn a_report_says_what_the_stream_is() {
     );
 }
 
+#[cfg(feature = "serde")]
+#[test]
+fn a_report_becomes_json_with_names_instead_of_numbers() {
+    if names().is_empty() {
+        return;
+    }
+    let json = |bytes: &[u8]| {
+        serde_json::to_value(inspect(bytes).expect("memory does not fail")).expect("plain structs")
+    };
+    let report = json(&golden("zvol-incr"));
+    assert_eq!(report["verdict"]["state"], "whole");
+    assert_eq!(report["endian"], "little");
+    assert_eq!(report["totals"]["free_objects"]["records"], 1);
+    assert_eq!(report["substreams"][0]["objset"], "volume");
+    assert_eq!(report["substreams"][0]["sealed"], true);
+
+    let bad = json(&golden("zvol-incr")[..1000]);
+    assert_eq!(bad["verdict"]["state"], "bad");
+    assert_eq!(bad["verdict"]["record"], 3);
+    assert_eq!(bad["verdict"]["message"], "the stream is cut off here: 64 of 312 bytes");
+}
+
 /// The guids in the streams are those that `zfs get guid` said.
 #[test]
 fn guids_are_those_of_the_snapshots() {
