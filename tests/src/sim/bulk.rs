@@ -33,6 +33,8 @@ pub struct Bulk {
     pub receiver: Option<u64>,
     /// The commit has begun: the link no longer matters to the receiver.
     pub whole: bool,
+    /// The receiver has the snapshot: nobody needs the base any more.
+    pub committed: bool,
 }
 
 fn lost(words: &str) -> Failure {
@@ -71,6 +73,7 @@ impl World {
             sender: Some(boot),
             receiver: None,
             whole: false,
+            committed: false,
         };
         self.bulks.insert(transfer, bulk);
         let after = self.scenario.net.latency_ms + self.rng.range(1, 5);
@@ -185,7 +188,12 @@ impl World {
         let unix_s = self.hosts[to].now(self.now_ms).wall_ms / 1000;
         let store = &mut self.hosts[to].store;
         Some(match store.commit_receive(&spec, &stream, unix_s) {
-            Ok(snapshot) => Ok(Some(snapshot)),
+            Ok(snapshot) => {
+                if let Some(bulk) = self.bulks.get_mut(&transfer) {
+                    bulk.committed = true;
+                }
+                Ok(Some(snapshot))
+            }
             Err(error) => Err(Failure::from(&error)),
         })
     }
@@ -377,7 +385,7 @@ impl World {
         let needed = self.bulks.values().any(|bulk| {
             let here = (bulk.from == node && bulk.sender.is_some())
                 || (bulk.to == node && bulk.receiver.is_some());
-            here && (bulk.stream.from == Some(guid) || bulk.stream.to == guid)
+            here && !bulk.committed && (bulk.stream.from == Some(guid) || bulk.stream.to == guid)
         });
         if needed {
             let text = format!("n{node} destroys {name}, which a step in flight needs");

@@ -109,6 +109,7 @@ impl World {
             }
         }
         self.hosts[node].durable.apply(changes);
+        self.forget_unprotected();
     }
 
     fn check_put(&mut self, node: usize, old: Option<&UnitRecord>, new: &UnitRecord) {
@@ -244,6 +245,8 @@ impl World {
             }
             Body::Settle { attempt } => {
                 let committed = record.as_ref().is_some_and(|r| match &r.role {
+                    // Settled already, and asked once more to hear how the activation went.
+                    Role::Following { .. } => r.epoch.attempt == *attempt,
                     Role::HandedOver { attempt: a, target, .. } => a == attempt && *target == peer,
                     _ => false,
                 });

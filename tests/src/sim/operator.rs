@@ -30,6 +30,8 @@ pub struct UnitModel {
     pub datasets: Vec<Option<DatasetName>>,
     /// Some journal has it.
     pub protected: bool,
+    /// The protection was answered, or a standby has heard of it.
+    pub established: bool,
     /// Newest record acknowledged to the client; the client sends the next one after it.
     pub acked: u64,
     /// When each record was first written, milliseconds; the first record is at 0.
@@ -59,6 +61,7 @@ impl World {
             dataset,
             datasets,
             protected: false,
+            established: false,
             acked: 0,
             written_at: Vec::new(),
             tainted: false,
@@ -87,6 +90,19 @@ impl World {
         }
     }
 
+    /// A protection that was taken back, since its standby did not answer, is asked for anew.
+    pub(super) fn forget_unprotected(&mut self) {
+        for unit in 0..self.units.len() {
+            let id = self.units[unit].id;
+            let gone =
+                self.hosts.iter().all(|h| !h.record(id).is_some_and(|r| !r.role.is_standby()));
+            let model = &mut self.units[unit];
+            if gone && model.protected && !model.tainted && !model.established {
+                model.protected = false;
+            }
+        }
+    }
+
     /// Asks a node something, if its daemon lives.
     pub(super) fn ask(&mut self, node: usize, unit: usize, what: &'static str, command: Command) {
         self.requests += 1;
@@ -110,6 +126,9 @@ impl World {
             let text = format!("n{node} answers {request:?}, which is not open");
             return self.violate(Rule::Contract, text);
         };
+        if asked.what == "protect" && reply.is_ok() {
+            self.units[asked.unit].established = true;
+        }
         if asked.what != "migrate" {
             return;
         }
@@ -157,6 +176,7 @@ impl World {
                 self.add_standbys(unit);
                 self.configure_workload(unit);
             } else if (1..self.hosts.len()).all(|peer| self.net.believes(0, peer)) {
+                self.clear_leftovers(unit);
                 self.protect(unit, 1);
             }
         }
@@ -177,6 +197,21 @@ impl World {
                 quota_bytes: None,
                 workloads: BTreeSet::from([WorkloadKind::Process]),
             }),
+        }
+    }
+
+    /// A standby that heard of a protection which was taken back keeps its part of it until a
+    /// person takes it away.
+    fn clear_leftovers(&mut self, unit: usize) {
+        let name = self.units[unit].name.clone();
+        for node in 1..self.hosts.len() {
+            let dataset = dataset_name(&format!("n{node}/recv/{name}"));
+            let known = self.hosts[node].durable.units.values().any(|r| r.name == name);
+            if known && !self.is_open(node, "unprotect") {
+                self.ask(node, unit, "unprotect", Command::Unprotect { name: name.clone() });
+            } else if !known && self.bulks.is_empty() {
+                self.hosts[node].store.datasets.remove(&dataset);
+            }
         }
     }
 
