@@ -467,6 +467,7 @@ impl Unit {
     }
 
     fn look_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+        self.snapshots_wait(ctx);
         for replica in self.replicas.values_mut() {
             replica.survey_failed(ctx.now, failure.clone());
         }

@@ -412,8 +412,18 @@ impl Unit {
             self.advance_replica(ctx, peer);
         }
         if self.may_replicate() && !self.stopping_for_cutover() {
+            if self.must_look_again() && ctx.now.mono_ms >= self.snapshotting.retry_at {
+                self.look(ctx);
+            }
             self.advance_snapshots(ctx);
         }
+    }
+
+    /// A standby waits for the next round, and nobody knows any more what is here.
+    fn must_look_again(&self) -> bool {
+        self.local.inventories.is_none()
+            && self.local.looking.is_none()
+            && self.replicas.values().any(Replica::is_idle)
     }
 
     fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
@@ -535,7 +545,10 @@ impl Unit {
             [protect, state]
         });
         let snapshots = (self.may_replicate() && !self.stopping_for_cutover())
-            .then(|| self.next_due())
+            .then(|| match self.must_look_again() {
+                true => Some(self.snapshotting.retry_at),
+                false => self.next_due(),
+            })
             .flatten();
         states.flatten().chain(snapshots).min()
     }

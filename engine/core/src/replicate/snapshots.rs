@@ -107,11 +107,16 @@ impl Unit {
         true
     }
 
-    pub(super) fn snapshot_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+    /// The next snapshot, or the next look at what is here, comes after a pause.
+    pub(crate) fn snapshots_wait(&mut self, ctx: &Ctx) {
         self.snapshotting.failures += 1;
         let tries = (self.snapshotting.failures - 1).min(10);
         let pause = BACKOFF_FIRST_MS.saturating_mul(1 << tries).min(BACKOFF_LAST_MS);
         self.snapshotting.retry_at = ctx.now.mono_ms + pause;
+    }
+
+    pub(super) fn snapshot_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+        self.snapshots_wait(ctx);
         self.local.inventories = None;
         if self.cutover_converging() {
             self.cutover_round_failed(ctx, false, failure.clone());
