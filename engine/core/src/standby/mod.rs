@@ -23,6 +23,8 @@ use crate::unit::{Op, Unit};
 #[derive(Debug, Default)]
 pub(crate) struct StandbyView {
     receiving: Option<Receiving>,
+    /// The last transfer that ended here, and how: its offer may come once more.
+    ended: Option<(TransferId, Result<Guid, Failure>)>,
     /// Wall clock of the primary at the latest moment at which this replica equalled it.
     pub(crate) equal_wall_ms: Option<i64>,
     /// The newest snapshot of a volume is fuzzy: not a moment that ever was.
@@ -221,6 +223,18 @@ impl Unit {
     fn refuse(&mut self, attempt: AttemptId) {
         let upto = self.record.refused_up_to.entry(attempt.issuer).or_insert(0);
         *upto = (*upto).max(attempt.number);
+    }
+
+    /// Refuses an attempt durably, and with it any earlier one of the same issuer that is ready: an
+    /// issuer begins an attempt only when the one before is over.
+    fn bury(&mut self, ctx: &mut Ctx, attempt: AttemptId) {
+        self.refuse(attempt);
+        match self.record.role {
+            Role::Ready { source, attempt: ready, .. } if self.is_refused(ready) => {
+                self.set_role(ctx, Role::Following { source });
+            }
+            _ => self.persist(ctx),
+        }
     }
 
     /// Leaves `Ready` for good. The caller sets and persists the new role.

@@ -9,7 +9,7 @@ use crate::limits::ROOM_CHECK_BYTES;
 use crate::message::{Body, StepOffer};
 use crate::record::Role;
 use crate::unit::{Op, Unit};
-use flocker_store::{ReceiveSpec, Snapshot};
+use flocker_store::{Guid, ReceiveSpec, Snapshot};
 
 impl Unit {
     pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
@@ -18,6 +18,9 @@ impl Unit {
             Judgement::Wait => {}
             Judgement::Repeat => {
                 self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
+            }
+            Judgement::Ended(outcome) => {
+                self.say(ctx, peer, Body::StepReply { transfer, outcome });
             }
             Judgement::Have => {
                 self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
@@ -47,6 +50,14 @@ impl Unit {
             self.cancel_receiving(ctx);
             let text = format!("{}: an earlier receive is still ending", self.record.name);
             return Judgement::Refuse(Failure::new(Remedy::Retry, FailureCode::Busy, text));
+        }
+        // A sender's transfers grow within its boot: an older one is a message that came late.
+        if let Some((ended, outcome)) = &self.standby.ended
+            && ended.boot == offer.transfer.boot
+            && ended.number >= offer.transfer.number
+        {
+            let same = *ended == offer.transfer;
+            return if same { Judgement::Ended(outcome.clone()) } else { Judgement::Wait };
         }
         let Some(at) = self.record.volumes.iter().position(|v| v.id == offer.volume) else {
             let text = format!("{} has no volume {}", self.record.name, offer.volume);
@@ -205,6 +216,7 @@ impl Unit {
                 Err(failure)
             }
         };
+        self.standby.ended = Some((transfer, outcome.clone()));
         self.say(ctx, peer, Body::StepReply { transfer, outcome });
     }
 
@@ -233,8 +245,10 @@ impl Unit {
 pub(super) enum Judgement {
     /// It is the one being received already.
     Repeat,
-    /// Its acceptance is being worked on.
+    /// Its acceptance is being worked on, or it is of no interest any more.
     Wait,
+    /// It ended already, like this.
+    Ended(Result<Guid, Failure>),
     /// Its snapshot is there.
     Have,
     Refuse(Failure),

@@ -199,8 +199,7 @@ impl Unit {
                     return;
                 }
                 if !self.is_refused(attempt) {
-                    self.refuse(attempt);
-                    self.persist(ctx);
+                    self.bury(ctx, attempt);
                 }
                 let body = Body::SettleReply { attempt, answer: Answer::Refused, incarnation };
                 self.say(ctx, peer, body);
@@ -250,10 +249,7 @@ impl Unit {
                 self.set_role(ctx, Role::Following { source });
             }
             // One that was never ready cannot be taken without being prepared anew; refuse that too.
-            _ => {
-                self.refuse(attempt);
-                self.persist(ctx);
-            }
+            _ => self.bury(ctx, attempt),
         }
     }
 
