@@ -240,3 +240,181 @@ fn known(compression: Compression) -> Result<(), Nonsense> {
 fn need(features: Features, feature: Features, what: &'static str) -> Result<(), Nonsense> {
     if features.contains(feature) { Ok(()) } else { Err(Nonsense::Unannounced { what, feature }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Free, FreeObjects, ObjectRange, Redact, WriteByRef};
+
+    fn check(record: Record, features: Features) -> Result<(), Nonsense> {
+        super::check(&record, &Begin { features, ..Begin::default() })
+    }
+    fn write(change: impl Fn(&mut Write)) -> Record {
+        let mut write = Write { object: 1, logical_size: 4096, ..Write::default() };
+        change(&mut write);
+        Record::Write(write)
+    }
+    fn object(change: impl Fn(&mut Object)) -> Record {
+        let mut object =
+            Object { object: 1, object_type: 19, block_size: 512, ..Object::default() };
+        change(&mut object);
+        Record::Object(object)
+    }
+    fn embedded(change: impl Fn(&mut WriteEmbedded)) -> Record {
+        let mut embedded = WriteEmbedded {
+            object: 1,
+            length: 512,
+            logical_size: 512,
+            physical_size: 60,
+            compression: Compression::LZ4,
+            ..WriteEmbedded::default()
+        };
+        change(&mut embedded);
+        Record::WriteEmbedded(embedded)
+    }
+    const EMBEDDED: Features = Features::EMBED_DATA;
+
+    #[test]
+    fn object_numbers_are_from_1_to_2_to_the_48th() {
+        for bad in [0, MAX_OBJECT + 1, u64::MAX] {
+            let refused = Err(Nonsense::ObjectNumber(bad));
+            assert_eq!(check(write(|w| w.object = bad), Features::NONE), refused);
+            assert_eq!(check(object(|o| o.object = bad), Features::NONE), refused);
+            assert_eq!(check(embedded(|e| e.object = bad), EMBEDDED), refused);
+            let free = Free { object: bad, ..Free::default() };
+            assert_eq!(check(Record::Free(free), Features::NONE), refused);
+            let spill = Spill { object: bad, length: 512, ..Spill::default() };
+            assert_eq!(check(Record::Spill(spill), Features::NONE), refused);
+            let redact = Redact { object: bad, ..Redact::default() };
+            assert_eq!(check(Record::Redact(redact), Features::REDACTED), refused);
+        }
+        assert_eq!(check(write(|w| w.object = MAX_OBJECT), Features::NONE), Ok(()));
+    }
+
+    #[test]
+    fn a_range_that_wraps_is_refused_but_for_the_free_to_the_end() {
+        let from = u64::MAX - 100;
+        let wraps = |length| Err(Nonsense::Range { from, length });
+        assert_eq!(check(write(|w| w.offset = from), Features::NONE), wraps(4096));
+        assert_eq!(check(embedded(|e| e.offset = from), EMBEDDED), wraps(512));
+        let free = |length| Record::Free(Free { object: 1, offset: from, length, to_guid: 0 });
+        assert_eq!(check(free(200), Features::NONE), wraps(200));
+        assert_eq!(check(free(TO_OBJECT_END), Features::NONE), Ok(()));
+        let free_objects = FreeObjects { first: from, count: 200, to_guid: 0 };
+        assert_eq!(check(Record::FreeObjects(free_objects), Features::NONE), wraps(200));
+        let redact = Redact { object: 1, offset: from, length: 200, to_guid: 0 };
+        assert_eq!(check(Record::Redact(redact), Features::REDACTED), wraps(200));
+        let by_ref =
+            WriteByRef { object: 1, length: 512, ref_offset: from, ..WriteByRef::default() };
+        assert_eq!(check(Record::WriteByRef(by_ref), Features::DEDUP), wraps(512));
+    }
+
+    #[test]
+    fn blocks_have_512_bytes_to_16_mib_and_large_ones_are_announced() {
+        for bad in [0, 511, (16 << 20) + 1] {
+            let refused = Err(Nonsense::BlockSize(bad));
+            assert_eq!(check(write(|w| w.logical_size = bad), Features::LARGE_BLOCKS), refused);
+            assert_eq!(
+                check(object(|o| o.block_size = bad as u32), Features::LARGE_BLOCKS),
+                refused
+            );
+        }
+        let large = write(|w| w.logical_size = MAX_SMALL_BLOCK + 512);
+        assert!(matches!(check(large.clone(), Features::NONE), Err(Nonsense::Unannounced { .. })));
+        assert_eq!(check(large, Features::LARGE_BLOCKS), Ok(()));
+    }
+
+    #[test]
+    fn compression_shrinks_exists_and_is_announced() {
+        let compressed = |size, algorithm| {
+            write(move |w| (w.compressed_size, w.compression) = (size, Compression(algorithm)))
+        };
+        let with = Features::COMPRESSED;
+        assert_eq!(check(compressed(4096, 15), with), Ok(()));
+        assert_eq!(
+            check(compressed(4097, 15), with),
+            Err(Nonsense::Expanding { compressed: 4097, logical: 4096 })
+        );
+        assert_eq!(
+            check(compressed(0, 15), with),
+            Err(Nonsense::Expanding { compressed: 0, logical: 4096 })
+        );
+        assert_eq!(
+            check(compressed(512, 17), with),
+            Err(Nonsense::UnknownCompression(Compression(17)))
+        );
+        assert_eq!(
+            check(compressed(512, 0), with),
+            Err(Nonsense::CompressedSizeWithoutCompression(512))
+        );
+        assert!(matches!(
+            check(compressed(512, 15), Features::NONE),
+            Err(Nonsense::Unannounced { .. })
+        ));
+        assert_eq!(check(compressed(512, 15), Features::RAW), Ok(()));
+    }
+
+    #[test]
+    fn embedded_blocks_fit_and_are_not_raw() {
+        assert_eq!(check(embedded(|_| ()), EMBEDDED), Ok(()));
+        assert_eq!(
+            check(embedded(|e| e.logical_size = 513), EMBEDDED),
+            Err(Nonsense::BlockSize(513))
+        );
+        assert!(matches!(
+            check(embedded(|e| e.logical_size = 59), EMBEDDED),
+            Err(Nonsense::Expanding { .. })
+        ));
+        assert_eq!(check(embedded(|_| ()), EMBEDDED | Features::RAW), Err(Nonsense::NotInRaw));
+        assert!(matches!(
+            check(embedded(|_| ()), Features::NONE),
+            Err(Nonsense::Unannounced { .. })
+        ));
+    }
+
+    #[test]
+    fn a_bonus_fits_into_its_dnode() {
+        let too_long = |bonus_len, slots| Err(Nonsense::BonusTooLong { bonus_len, slots });
+        assert_eq!(check(object(|o| o.bonus_len = 320), Features::NONE), Ok(()));
+        assert_eq!(check(object(|o| o.bonus_len = 321), Features::NONE), too_long(321, 1));
+        let slots = |n, len| object(move |o| (o.dn_slots, o.bonus_len) = (n, len));
+        assert_eq!(check(slots(2, 832), Features::LARGE_DNODE), Ok(()));
+        assert_eq!(check(slots(33, 0), Features::LARGE_DNODE), too_long(0, 33));
+        assert!(matches!(check(slots(2, 0), Features::NONE), Err(Nonsense::Unannounced { .. })));
+        let raw = |raw, len| object(move |o| (o.raw_bonus_len, o.bonus_len) = (raw, len));
+        assert_eq!(check(raw(320, 176), Features::RAW), Ok(()));
+        let short = Err(Nonsense::RawBonusTooShort { raw: 8, bonus_len: 176 });
+        assert_eq!(check(raw(8, 176), Features::RAW), short);
+        assert!(matches!(check(raw(320, 176), Features::NONE), Err(Nonsense::Unannounced { .. })));
+        assert_eq!(
+            check(object(|o| o.object_type = 0), Features::NONE),
+            Err(Nonsense::NoObjectType)
+        );
+    }
+
+    #[test]
+    fn spill_blocks_have_a_size_of_their_own_only_in_raw_streams() {
+        let spill = |compressed_size| {
+            Record::Spill(Spill { object: 1, length: 512, compressed_size, ..Spill::default() })
+        };
+        assert_eq!(check(spill(0), Features::NONE), Ok(()));
+        assert!(matches!(check(spill(512), Features::NONE), Err(Nonsense::Unannounced { .. })));
+        assert_eq!(check(spill(512), Features::RAW), Ok(()));
+        assert!(matches!(check(spill(513), Features::RAW), Err(Nonsense::Expanding { .. })));
+    }
+
+    #[test]
+    fn a_range_of_dnodes_is_one_block_of_them() {
+        let range = |first, slots| {
+            Record::ObjectRange(ObjectRange { first, slots, ..ObjectRange::default() })
+        };
+        assert_eq!(check(range(64, 32), Features::RAW), Ok(()));
+        for (first, slots) in [(1, 32), (64, 31), (MAX_OBJECT, 32)] {
+            assert_eq!(
+                check(range(first, slots), Features::RAW),
+                Err(Nonsense::ObjectRange { first, slots })
+            );
+        }
+        assert!(matches!(check(range(64, 32), Features::NONE), Err(Nonsense::Unannounced { .. })));
+    }
+}

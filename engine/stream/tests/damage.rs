@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Owned, golden, names, read, verify};
+use zfs_stream::format::SEAL_OFFSET;
 use zfs_stream::{HEADER_LEN, Part, Problem, StreamError};
 
 /// Small ones that together hold every record type and both kinds of package.
@@ -169,6 +170,20 @@ fn records_left_out_repeated_or_swapped_are_noticed() {
             }
         }
     }
+}
+
+/// OpenZFS takes a zero seal for "not sealed" wherever it stands; in a sealed stream that would hide damage.
+#[test]
+fn a_seal_wiped_out_in_a_sealed_stream_is_noticed() {
+    if names().is_empty() {
+        return;
+    }
+    let mut stream = golden("zvol-incr");
+    let items = read(&stream);
+    let from = items[3].offset as usize;
+    stream[from + SEAL_OFFSET..from + HEADER_LEN].fill(0);
+    let error = verify(&stream).expect_err("a missing seal");
+    assert_eq!((error.record, error.problem), (3, Problem::SealMissing));
 }
 
 #[test]
