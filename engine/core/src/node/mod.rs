@@ -223,6 +223,11 @@ impl Node {
     // ---- peers --------------------------------------------------------------------------------
 
     fn peer_up(&mut self, now: Now, peer: Fingerprint) {
+        if self.peers.get(&peer).is_some_and(|known| known.connected) {
+            // A new connection took the place of one that nobody said was gone, and with it
+            // whatever was on its way.
+            self.peer_down(now, peer);
+        }
         let Some(known) = self.peers.get_mut(&peer) else {
             return;
         };
