@@ -97,7 +97,7 @@ impl Unit {
         }
     }
 
-    pub(super) fn refused_by_target(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn refused_by_target(&mut self, ctx: &mut Ctx) {
         self.set_role(ctx, Role::Serving);
         self.clear_alarm(ctx);
         let reason = Failure::new(

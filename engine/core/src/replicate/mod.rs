@@ -24,6 +24,7 @@ use crate::ids::{Fingerprint, Now, OpId, RequestId, UnitId};
 use crate::io::{Action, Effect, Reply, RoundReport};
 use crate::limits::{BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, ROUND_GAP_MS};
 use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::node::PlantedBug;
 use crate::plan::{self, Plan};
 use crate::record::{Policy, Role};
 use crate::service::Service;
@@ -326,6 +327,9 @@ impl Unit {
     pub(crate) fn on_unknown(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         if let Role::HandedOver { attempt, target, .. } = self.record.role {
             if peer == target {
+                if ctx.config.planted(PlantedBug::IgnoreIncarnation) {
+                    return self.refused_by_target(ctx);
+                }
                 let text = format!(
                     "{}: {} has lost its memory of migration attempt {attempt}; this side stays \
                      fenced, since the other one may have taken over",

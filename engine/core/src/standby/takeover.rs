@@ -232,6 +232,9 @@ impl Unit {
         self.standby.announce = Some((attempt, source));
         self.standby.announced = None;
         self.standby.preparing = None;
+        // An earlier move away from here may still wait for the word that it ran over there.
+        let text = format!("{}: it was moved back before it had run there", self.record.name);
+        self.end_cutover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
         self.set_role(ctx, Role::Serving);
         self.say(ctx, source, answer);
         self.work = crate::service::Work::Stopped;
