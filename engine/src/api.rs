@@ -345,10 +345,7 @@ mod tests {
 
     #[test]
     fn requests_are_one_flat_object_with_the_request_named() {
-        assert_eq!(
-            parses(r#"{"request":"status"}"#).unwrap(),
-            Request::Status { name: None }
-        );
+        assert_eq!(parses(r#"{"request":"status"}"#).unwrap(), Request::Status { name: None });
         assert_eq!(
             parses(r#"{"request":"protect","dataset":"a/b","to":"b","policy":{"rpo":1000}}"#)
                 .unwrap(),
@@ -360,19 +357,14 @@ mod tests {
                 create: false,
             }
         );
-        assert_eq!(
-            parses(r#"{"request":"metrics"}"#).unwrap(),
-            Request::Metrics
-        );
+        assert_eq!(parses(r#"{"request":"metrics"}"#).unwrap(), Request::Metrics);
     }
 
     #[test]
     fn unknown_requests_and_unknown_fields_are_refused_by_name() {
         let error = parses(r#"{"request":"explode"}"#).unwrap_err().to_string();
         assert!(error.contains("explode"), "{error}");
-        let error = parses(r#"{"request":"stop","name":"x","now":true}"#)
-            .unwrap_err()
-            .to_string();
+        let error = parses(r#"{"request":"stop","name":"x","now":true}"#).unwrap_err().to_string();
         assert!(error.contains("now"), "{error}");
     }
 
@@ -383,10 +375,7 @@ mod tests {
             name: Some("db".into()),
             kind: flocker_core::EventKind::Note("hello\nworld".into()),
         };
-        let response = Response::Event(StampedEvent {
-            at_unix_ms: 7,
-            event,
-        });
+        let response = Response::Event(StampedEvent { at_unix_ms: 7, event });
         let line = serde_json::to_string(&response).unwrap();
         assert!(!line.contains('\n'));
         assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response);

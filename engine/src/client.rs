@@ -100,15 +100,9 @@ impl Client {
     /// As [`Client::connect`].
     pub fn connect_to(socket: &Path, config: &Path) -> Result<Self, ClientError> {
         match UnixStream::connect(socket) {
-            Ok(stream) => Ok(Self {
-                socket: socket.to_owned(),
-                stream,
-            }),
+            Ok(stream) => Ok(Self { socket: socket.to_owned(), stream }),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                Err(ClientError::NotAllowed {
-                    socket: socket.to_owned(),
-                    source,
-                })
+                Err(ClientError::NotAllowed { socket: socket.to_owned(), source })
             }
             Err(source) => Err(ClientError::NotRunning {
                 socket: socket.to_owned(),
@@ -124,17 +118,11 @@ impl Client {
     /// [`ClientError::Io`] when it could not be sent.
     pub fn request(self, request: &Request) -> Result<Responses, ClientError> {
         let Self { socket, mut stream } = self;
-        let mut line = serde_json::to_vec(request).map_err(|source| ClientError::Answer {
-            socket: socket.clone(),
-            source,
-        })?;
+        let mut line = serde_json::to_vec(request)
+            .map_err(|source| ClientError::Answer { socket: socket.clone(), source })?;
         line.push(b'\n');
         match stream.write_all(&line) {
-            Ok(()) => Ok(Responses {
-                socket,
-                lines: BufReader::new(stream),
-                ended: false,
-            }),
+            Ok(()) => Ok(Responses { socket, lines: BufReader::new(stream), ended: false }),
             Err(source) => Err(ClientError::Io { socket, source }),
         }
     }
@@ -185,23 +173,13 @@ impl Responses {
     fn read(&mut self) -> Result<Response, ClientError> {
         use std::io::Read;
         let mut line = Vec::new();
-        let io = |source| ClientError::Io {
-            socket: self.socket.clone(),
-            source,
-        };
-        (&mut self.lines)
-            .take(MAX_RESPONSE_BYTES)
-            .read_until(b'\n', &mut line)
-            .map_err(io)?;
+        let io = |source| ClientError::Io { socket: self.socket.clone(), source };
+        (&mut self.lines).take(MAX_RESPONSE_BYTES).read_until(b'\n', &mut line).map_err(io)?;
         if line.last() != Some(&b'\n') {
-            return Err(ClientError::Ended {
-                socket: self.socket.clone(),
-            });
+            return Err(ClientError::Ended { socket: self.socket.clone() });
         }
-        serde_json::from_slice(&line).map_err(|source| ClientError::Answer {
-            socket: self.socket.clone(),
-            source,
-        })
+        serde_json::from_slice(&line)
+            .map_err(|source| ClientError::Answer { socket: self.socket.clone(), source })
     }
 }
 

@@ -34,17 +34,12 @@ fn parse(text: &str) -> Failpoint {
         },
         None => (text, 1),
     };
-    Failpoint {
-        name: name.to_owned(),
-        left: AtomicU64::new(count),
-    }
+    Failpoint { name: name.to_owned(), left: AtomicU64::new(count) }
 }
 
 fn armed() -> Option<&'static Failpoint> {
     static ARMED: OnceLock<Option<Failpoint>> = OnceLock::new();
-    ARMED
-        .get_or_init(|| std::env::var(VARIABLE).ok().map(|text| parse(&text)))
-        .as_ref()
+    ARMED.get_or_init(|| std::env::var(VARIABLE).ok().map(|text| parse(&text))).as_ref()
 }
 
 /// Passes a place. `name` is only put together when a failpoint is set.
@@ -98,10 +93,7 @@ mod tests {
             ("mid-send@65536:2", "mid-send@65536", 2),
         ] {
             let point = parse(text);
-            assert_eq!(
-                (point.name.as_str(), point.left.load(Ordering::SeqCst)),
-                (name, left)
-            );
+            assert_eq!((point.name.as_str(), point.left.load(Ordering::SeqCst)), (name, left));
         }
     }
 }

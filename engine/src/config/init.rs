@@ -49,10 +49,7 @@ pub enum InitError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> InitError + '_ {
-    |source| InitError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    |source| InitError::Io { path: path.to_owned(), source }
 }
 
 impl Config {
@@ -96,15 +93,12 @@ impl Config {
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir).map_err(at(dir))?;
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&self.path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => InitError::Exists {
-                    path: self.path.clone(),
-                },
-                _ => at(&self.path)(source),
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).open(&self.path).map_err(|source| {
+                match source.kind() {
+                    io::ErrorKind::AlreadyExists => InitError::Exists { path: self.path.clone() },
+                    _ => at(&self.path)(source),
+                }
             })?;
         file.write_all(self.to_toml().as_bytes())
             .and_then(|()| file.sync_all())
@@ -114,10 +108,6 @@ impl Config {
 
 /// Makes a directory that only its owner may enter; an existing one is closed to others.
 pub(crate) fn make_private_dir(dir: &Path) -> Result<(), InitError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(at(dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(at(dir))
 }

@@ -154,13 +154,8 @@ impl Config {
     /// [`ConfigError`], naming file, line and key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ConfigError::Missing {
-                path: path.to_owned(),
-            },
-            _ => ConfigError::Read {
-                path: path.to_owned(),
-                source,
-            },
+            io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
+            _ => ConfigError::Read { path: path.to_owned(), source },
         })?;
         Self::parse(path, &text)
     }
@@ -180,11 +175,7 @@ impl Config {
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self {
-            path: full.clone(),
-            node,
-            limits,
-        };
+        let config = Self { path: full.clone(), node, limits };
         config.check(text)?;
         Ok(config)
     }
@@ -192,10 +183,7 @@ impl Config {
     fn check(&self, text: &str) -> Result<(), ConfigError> {
         let bad = |key: &str, reason: String| {
             let leaf = key.rsplit('.').next().unwrap_or(key);
-            let line = text
-                .lines()
-                .position(|l| l.trim_start().starts_with(leaf))
-                .map(|at| at + 1);
+            let line = text.lines().position(|l| l.trim_start().starts_with(leaf)).map(|at| at + 1);
             Err(ConfigError::Grammar {
                 path: self.path.clone(),
                 line,
@@ -246,18 +234,9 @@ impl Config {
         let quote = |s: &str| toml::Value::String(s.to_owned()).to_string();
         text.push_str("[node]\n");
         text.push_str(&format!("name = {}\n", quote(self.node.name.as_str())));
-        text.push_str(&format!(
-            "listen = {}\n",
-            quote(&self.node.listen.to_string())
-        ));
-        text.push_str(&format!(
-            "state = {}\n",
-            quote(&self.node.state.to_string_lossy())
-        ));
-        text.push_str(&format!(
-            "store = {}\n",
-            quote(&self.node.store.to_string())
-        ));
+        text.push_str(&format!("listen = {}\n", quote(&self.node.listen.to_string())));
+        text.push_str(&format!("state = {}\n", quote(&self.node.state.to_string_lossy())));
+        text.push_str(&format!("store = {}\n", quote(&self.node.store.to_string())));
         if self.node.advertise.is_empty() {
             text.push_str("# advertise = [\"host:port\"]   # where peers reach this node\n");
         } else {
@@ -269,19 +248,13 @@ impl Config {
 }
 
 fn grammar(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let line = error
-        .span()
-        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let line =
+        error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let key = line
         .and_then(|line| text.lines().nth(line - 1))
         .and_then(|line| line.split_once('='))
         .map(|(key, _)| key.trim().to_owned());
-    ConfigError::Grammar {
-        path: path.to_owned(),
-        line,
-        key,
-        reason: error.message().to_owned(),
-    }
+    ConfigError::Grammar { path: path.to_owned(), line, key, reason: error.message().to_owned() }
 }
 
 #[cfg(test)]
@@ -292,9 +265,7 @@ mod tests {
         "[node]\nname = \"a\"\nlisten = \"127.0.0.1:7001\"\nstate = \"s\"\nstore = \"vault:v\"\n";
 
     fn check(text: &str, words: &[&str]) {
-        let error = Config::parse(Path::new("/etc/x/config.toml"), text)
-            .unwrap_err()
-            .to_string();
+        let error = Config::parse(Path::new("/etc/x/config.toml"), text).unwrap_err().to_string();
         for word in words {
             assert!(error.contains(word), "`{word}` is not in: {error}");
         }
@@ -315,16 +286,10 @@ mod tests {
             &GOOD.replace("127.0.0.1:7001", "here"),
             &["/etc/x/config.toml", "line 3", "`listen`"],
         );
-        check(
-            &GOOD.replace("vault:v", "tape:v"),
-            &["line 5", "`store`", "tape:v"],
-        );
+        check(&GOOD.replace("vault:v", "tape:v"), &["line 5", "`store`", "tape:v"]);
         check(&GOOD.replace("\"a\"", "\"a b\""), &["line 2", "`name`"]);
         check(&format!("{GOOD}colour = 1\n"), &["line 6", "colour"]);
-        check(
-            &format!("{GOOD}[limits]\noperations = 0\n"),
-            &["line 7", "limits.operations"],
-        );
+        check(&format!("{GOOD}[limits]\noperations = 0\n"), &["line 7", "limits.operations"]);
         check(&GOOD.replace("name = \"a\"\n", ""), &["name"]);
         check(
             &format!("{GOOD}advertise = [\"nowhere\"]\n"),
@@ -337,9 +302,6 @@ mod tests {
         let mut config = Config::parse(Path::new("/etc/x/config.toml"), GOOD).unwrap();
         config.node.state = "/srv/with \"quotes\"".into();
         config.node.advertise = vec!["h:1".into(), "[::1]:2".into()];
-        assert_eq!(
-            Config::parse(config.path(), &config.to_toml()).unwrap(),
-            config
-        );
+        assert_eq!(Config::parse(config.path(), &config.to_toml()).unwrap(), config);
     }
 }

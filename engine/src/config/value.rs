@@ -50,14 +50,8 @@ impl NodeName {
         let text = name.into();
         let good = text.len() <= MAX_NODE_NAME_BYTES
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        if good {
-            Ok(Self(text))
-        } else {
-            Err(ValueError::NodeName { text })
-        }
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if good { Ok(Self(text)) } else { Err(ValueError::NodeName { text }) }
     }
 
     /// The name.
@@ -124,16 +118,14 @@ impl fmt::Display for StoreUri {
 impl std::str::FromStr for StoreUri {
     type Err = ValueError;
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let bad = |reason: &str| ValueError::Store {
-            text: text.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let bad =
+            |reason: &str| ValueError::Store { text: text.to_owned(), reason: reason.to_owned() };
         match text.split_once(':') {
             Some(("vault", "")) => Err(bad("the directory is missing")),
             Some(("vault", path)) => Ok(StoreUri::Vault(path.into())),
-            Some(("zfs", name)) => DatasetName::new(name)
-                .map(StoreUri::Zfs)
-                .map_err(|error| bad(&error.to_string())),
+            Some(("zfs", name)) => {
+                DatasetName::new(name).map(StoreUri::Zfs).map_err(|error| bad(&error.to_string()))
+            }
             _ => Err(bad("unknown kind of store")),
         }
     }
@@ -159,11 +151,5 @@ pub(crate) fn check_address(text: &str) -> Result<(), ValueError> {
             && !host.contains(char::is_whitespace)
             && port.parse::<u16>().is_ok_and(|port| port != 0)
     });
-    if good {
-        Ok(())
-    } else {
-        Err(ValueError::Address {
-            text: text.to_owned(),
-        })
-    }
+    if good { Ok(()) } else { Err(ValueError::Address { text: text.to_owned() }) }
 }

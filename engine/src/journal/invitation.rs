@@ -67,9 +67,7 @@ impl Journal {
                 && invitation.tries < MAX_TRIES;
             if open {
                 invitation.tries += 1;
-                outcome = Try::Go {
-                    left: MAX_TRIES - invitation.tries,
-                };
+                outcome = Try::Go { left: MAX_TRIES - invitation.tries };
                 table.insert(KEY, encode(&invitation).as_slice())?;
             }
             Ok(())

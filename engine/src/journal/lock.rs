@@ -39,10 +39,7 @@ impl StateLock {
     /// [`LockError`].
     pub fn take(dir: &Path) -> Result<Self, LockError> {
         let path = dir.join("daemon.lock");
-        let fail = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
+        let fail = |source| LockError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -55,10 +52,7 @@ impl StateLock {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid);
-                return Err(LockError::Held {
-                    dir: dir.to_owned(),
-                    pid: pid.trim().to_owned(),
-                });
+                return Err(LockError::Held { dir: dir.to_owned(), pid: pid.trim().to_owned() });
             }
             Err(TryLockError::Error(source)) => return Err(fail(source)),
         }

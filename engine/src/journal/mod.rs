@@ -114,9 +114,7 @@ impl Journal {
     /// [`JournalError::Exists`], [`JournalError::Io`].
     pub fn create(path: &Path, name: &str, incarnation: Incarnation) -> Result<Self, JournalError> {
         if path.exists() {
-            return Err(JournalError::Exists {
-                path: path.to_owned(),
-            });
+            return Err(JournalError::Exists { path: path.to_owned() });
         }
         // Made beside and renamed: a journal without its first transaction never has its name.
         let beside = path.with_extension("redb.new");
@@ -150,10 +148,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Format`], [`JournalError::Io`].
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        let damaged = |detail: String| JournalError::Damaged {
-            path: path.to_owned(),
-            detail,
-        };
+        let damaged = |detail: String| JournalError::Damaged { path: path.to_owned(), detail };
         let size = std::fs::metadata(path)
             .map_err(|e| io(path, "opening", redb::StorageError::from(e)))?
             .len();
@@ -183,17 +178,11 @@ impl Journal {
             }
             Err(other) => return Err(damaged(other.to_string())),
         };
-        let journal = Self {
-            path: path.to_owned(),
-            db,
-        };
+        let journal = Self { path: path.to_owned(), db };
         let format = journal.number::<4>("format")?.map(u32::from_le_bytes);
         match format {
             Some(FORMAT) => Ok(journal),
-            Some(found) => Err(JournalError::Format {
-                path: path.to_owned(),
-                found,
-            }),
+            Some(found) => Err(JournalError::Format { path: path.to_owned(), found }),
             None => Err(damaged("it does not say its format".into())),
         }
     }
@@ -232,12 +221,7 @@ impl Journal {
             .into_iter()
             .map(|(_, bytes)| self.decode::<PeerRecord>(&bytes, || "a peer".into()))
             .collect::<Result<_, _>>()?;
-        Ok(Contents {
-            name,
-            incarnation,
-            units,
-            peers,
-        })
+        Ok(Contents { name, incarnation, units, peers })
     }
 
     /// Makes these changes durable as one; none of them is there when it fails.
@@ -303,10 +287,7 @@ impl Journal {
     fn bytes(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
         let mut found = None;
         self.read("reading", |txn| {
-            found = txn
-                .open_table(NODE)?
-                .get(key)?
-                .map(|value| value.value().to_vec());
+            found = txn.open_table(NODE)?.get(key)?.map(|value| value.value().to_vec());
             Ok(())
         })?;
         Ok(found)
@@ -326,10 +307,7 @@ impl Journal {
     }
 
     fn damaged(&self, detail: String) -> JournalError {
-        JournalError::Damaged {
-            path: self.path.clone(),
-            detail,
-        }
+        JournalError::Damaged { path: self.path.clone(), detail }
     }
 }
 

@@ -11,10 +11,7 @@ fn fingerprint(n: u8) -> Fingerprint {
 }
 
 fn unit(id: u128, number: u64) -> UnitRecord {
-    let attempt = AttemptId {
-        issuer: fingerprint(1),
-        number,
-    };
+    let attempt = AttemptId { issuer: fingerprint(1), number };
     UnitRecord {
         id: UnitId(id),
         name: format!("unit{id}"),
@@ -24,15 +21,8 @@ fn unit(id: u128, number: u64) -> UnitRecord {
             kind: DatasetKind::Directory,
         }],
         policy: Policy::Rpo(1000),
-        epoch: Epoch {
-            number,
-            owner: fingerprint(1),
-            attempt,
-        },
-        role: Role::Leaving {
-            attempt,
-            target: fingerprint(2),
-        },
+        epoch: Epoch { number, owner: fingerprint(1), attempt },
+        role: Role::Leaving { attempt, target: fingerprint(2) },
         standbys: vec![fingerprint(2)],
         workload: None,
         own: true,
@@ -100,9 +90,7 @@ fn a_crash_at_any_moment_leaves_all_of_a_transaction_or_nothing() {
     let path = dir.path().join("journal.redb");
     let journal = Journal::create(&path, "a", Incarnation(9)).unwrap();
     for number in 1..20 {
-        journal
-            .apply(&[put(&unit(5, number)), put(&unit(6, number))])
-            .unwrap();
+        journal.apply(&[put(&unit(5, number)), put(&unit(6, number))]).unwrap();
         // What a power cut would leave: the file as it is, with no orderly close.
         let copy = dir.path().join(format!("copy{number}.redb"));
         std::fs::copy(&path, &copy).unwrap();
@@ -130,8 +118,7 @@ fn another_format_is_refused_naming_both() {
     let journal = Journal::create(&path, "a", Incarnation(9)).unwrap();
     journal
         .write("test", |txn| {
-            txn.open_table(NODE)?
-                .insert("format", 77u32.to_le_bytes().as_slice())?;
+            txn.open_table(NODE)?.insert("format", 77u32.to_le_bytes().as_slice())?;
             Ok(())
         })
         .unwrap();
@@ -186,10 +173,7 @@ fn a_second_daemon_on_the_same_state_is_refused_naming_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let first = StateLock::take(dir.path()).unwrap();
     let error = StateLock::take(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("pid {}", std::process::id())),
-        "{error}"
-    );
+    assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
     drop(first);
     StateLock::take(dir.path()).unwrap();
 }
@@ -199,11 +183,7 @@ fn five_tries_end_an_invitation_even_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.redb");
     drop(Journal::create(&path, "a", Incarnation(9)).unwrap());
-    let record = InvitationRecord {
-        id: 4,
-        expires_unix_s: 1000,
-        tries: 0,
-    };
+    let record = InvitationRecord { id: 4, expires_unix_s: 1000, tries: 0 };
     let journal = Journal::open(&path).unwrap();
     journal.open_invitation(&record).unwrap();
     drop(journal);
@@ -219,11 +199,7 @@ fn five_tries_end_an_invitation_even_across_restarts() {
 fn an_invitation_that_ran_out_or_was_replaced_takes_no_try() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::create(&dir.path().join("journal.redb"), "a", Incarnation(9)).unwrap();
-    let record = |id| InvitationRecord {
-        id,
-        expires_unix_s: 1000,
-        tries: 0,
-    };
+    let record = |id| InvitationRecord { id, expires_unix_s: 1000, tries: 0 };
     journal.open_invitation(&record(1)).unwrap();
     assert_eq!(journal.count_try(1, 1000).unwrap(), Try::Closed);
     journal.open_invitation(&record(2)).unwrap();

@@ -1,0 +1,158 @@
+//! Starting a workload: spawn the supervisor, make its record durable, let it go.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use flocker_core::ids::UnitId;
+use flocker_core::{Failure, FailureCode, Remedy};
+
+use super::Places;
+use super::members::Mark;
+use super::proc;
+use super::record::{PidRecord, Records};
+use super::supervise::{ERROR, GO, STARTED, arguments};
+use crate::failpoint;
+
+/// How long the supervisor may take to start the command.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest answer of a supervisor that is read, in bytes.
+const MAX_ANSWER_BYTES: u64 = 4096;
+
+/// What is to be started.
+pub(super) struct Order<'a> {
+    pub(super) unit: UnitId,
+    pub(super) mark: Mark,
+    pub(super) command: &'a [String],
+    pub(super) paths: &'a [PathBuf],
+    pub(super) stays: bool,
+}
+
+/// What runs.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) lifeline: Option<UnixStream>,
+}
+
+fn failed(remedy: Remedy, order: &Order<'_>, reason: impl std::fmt::Display) -> Failure {
+    let program = order.command.first().map_or("(nothing)", String::as_str);
+    Failure::new(
+        remedy,
+        FailureCode::Workload,
+        format!("the workload `{program}` does not start: {reason}"),
+    )
+}
+
+/// Starts it; on failure the caller kills what may be left of it.
+pub(super) fn start(
+    places: &Places,
+    records: &Records,
+    order: &Order<'_>,
+) -> Result<Started, Failure> {
+    let retry = |error: io::Error| failed(Remedy::Retry, order, error);
+    let (ours, theirs) = UnixStream::pair().map_err(retry)?;
+    let mut child = spawn(places, order, theirs).map_err(retry)?;
+    match let_go(records, order, &child, &ours) {
+        Ok(()) => Ok(Started { child, lifeline: order.stays.then_some(ours) }),
+        Err(failure) => {
+            // It has started nothing, or could not: all the same, the caller makes sure.
+            drop(ours);
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(failure)
+        }
+    }
+}
+
+fn spawn(places: &Places, order: &Order<'_>, stdin: UnixStream) -> io::Result<Child> {
+    let Some((program, leading)) = places.supervisor.split_first() else {
+        return Err(io::Error::other("no supervisor is configured"));
+    };
+    let Some(directory) = order.paths.first() else {
+        return Err(io::Error::other("the unit's volume has no path here"));
+    };
+    let log = open_log(places, order.unit)?;
+    let all: Vec<_> = order.paths.iter().map(|p| p.to_string_lossy()).collect();
+    let mut command = Command::new(program);
+    command
+        .args(leading)
+        .args(arguments(order.stays, order.command))
+        .current_dir(directory)
+        .env("FLOCKER_VOLUME_PATH", all.join(":"))
+        .env_remove(failpoint::VARIABLE)
+        .stdin(Stdio::from(OwnedFd::from(stdin)))
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    for entry in &order.mark.environment {
+        if let Some((name, value)) = entry.split_once('=') {
+            command.env(name, value);
+        }
+    }
+    command.spawn().map_err(|error| {
+        io::Error::new(error.kind(), format!("{program} in {}: {error}", directory.display()))
+    })
+}
+
+fn let_go(
+    records: &Records,
+    order: &Order<'_>,
+    child: &Child,
+    ours: &UnixStream,
+) -> Result<(), Failure> {
+    let retry = |error: io::Error| failed(Remedy::Retry, order, error);
+    failpoint::pass(|| "after-spawn");
+    let Some(stat) = proc::stat(child.id()) else {
+        return Err(failed(Remedy::Retry, order, "its supervisor ended"));
+    };
+    let record = PidRecord {
+        pid: stat.pid,
+        start_time: stat.start_time,
+        boot_id: proc::boot_id().map_err(retry)?,
+        stays: order.stays,
+    };
+    records.store(order.unit, &record).map_err(retry)?;
+    failpoint::pass(|| "after-record");
+    let mut socket = ours;
+    socket.set_read_timeout(Some(START_LIMIT)).map_err(retry)?;
+    socket.write_all(&[GO]).map_err(retry)?;
+    let answer = read_answer(socket).map_err(retry)?;
+    match answer.strip_prefix(ERROR) {
+        Some(reason) => Err(failed(Remedy::Operator, order, reason)),
+        None if order.stays && answer != STARTED => {
+            Err(failed(Remedy::Retry, order, "its supervisor ended"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// One line, or what came before the end.
+fn read_answer(socket: &UnixStream) -> io::Result<String> {
+    let mut answer = Vec::new();
+    for byte in socket.take(MAX_ANSWER_BYTES).bytes() {
+        match byte? {
+            b'\n' => break,
+            byte => answer.push(byte),
+        }
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn open_log(places: &Places, unit: UnitId) -> io::Result<File> {
+    let path = places.state.join("logs").join(format!("{unit}.log"));
+    rotate(&path, places.log_bytes)?;
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+fn rotate(path: &Path, limit: u64) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.len() > limit => std::fs::rename(path, path.with_extension("log.1")),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
