@@ -1,1 +1,58 @@
-//! flocker-vault
+//! # flocker-vault
+//!
+//! A store of ZFS streams in plain files: no ZFS, no root.
+//!
+//! A dataset is an object set as the send stream describes it. A receive applies records to objects and
+//! blocks; a snapshot is the hash of the resulting tree; a send is the difference of two trees, as records
+//! again, which real ZFS receives. So a vault is a standby for real ZFS datasets, and besides it has live
+//! volumes of its own: directories, kept as a private kind of object set.
+//!
+//! ```text
+//!   stream ─▶ receive ─▶ apply ─▶ objset ─▶ tree ─▶ blocks ─▶ pack files
+//!   stream ◀─ send    ◀─ emit  ◀── diff  ◀── tree ◀─ blocks      + index (redb)
+//!   directory ─▶ dir::scan ─▶ objset             tree ─▶ dir::checkout ─▶ directory
+//! ```
+//!
+//! Owns: the format on disk, its durability, what of the stream's meaning is needed to keep and resend it.
+//! Leaves to others: the stream's bytes and checksums (`zfs-stream`), which snapshot to take or send when
+//! (`flocker-core`), and moving bytes between nodes (`flocker-transport`).
+//!
+//! Invariants: a snapshot that was reported is whole and durable, whatever is killed when. Nothing that a
+//! receive brings is visible before its commit. Every block is proven by its BLAKE3 when it is read. Memory
+//! is bounded, whatever the size of a dataset.
+//!
+//! Read next: [`Vault`], then `layout` (the directory), `blocks` (durability), `tree`, `apply` and `emit`
+//! (the stream), `dir` (live volumes).
+
+mod apply;
+mod blocks;
+mod cache;
+mod codec;
+mod datasets;
+mod db;
+mod dir;
+mod emit;
+#[doc(hidden)]
+pub mod fault;
+mod gc;
+mod hash;
+mod inner;
+mod inspect;
+mod layout;
+mod lock;
+mod meta;
+mod object;
+mod objset;
+mod overlay;
+mod pack;
+mod receive;
+mod send;
+mod snapshots;
+mod transfer;
+mod tree;
+mod vault;
+mod worker;
+
+pub use gc::Collected;
+pub use layout::FORMAT_VERSION;
+pub use vault::{ROOT, Vault};

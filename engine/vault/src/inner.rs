@@ -1,0 +1,156 @@
+//! What everything in a vault shares.
+//!
+//! Owns: the open vault's parts, and small operations that several of its modules need. Leaves the store's
+//! operations to [`crate::datasets`], [`crate::snapshots`] and [`crate::transfer`].
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flocker_store::{Capabilities, DatasetKind, DatasetName, Guid, StoreError};
+
+use crate::blocks::Blocks;
+use crate::db::Db;
+use crate::layout::FORMAT_VERSION;
+use crate::lock::{Claims, Turns};
+use crate::meta::{Change, DatasetId, DatasetRecord, Live, View};
+use crate::worker::Task;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// An open vault.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) path: PathBuf,
+    pub(crate) root: DatasetName,
+    pub(crate) db: Arc<Db>,
+    pub(crate) blocks: Arc<Blocks>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) claims: Claims,
+    pub(crate) turns: Turns,
+    pub(crate) tasks: Sender<Task>,
+    /// Held for as long as the vault is open.
+    pub(crate) _lock: File,
+}
+
+impl Inner {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        format!("vault:{}", self.path.display())
+    }
+
+    /// Refuses a dataset that does not belong here.
+    pub(crate) fn check_within(&self, dataset: &DatasetName) -> Result<()> {
+        if dataset.is_within(&self.root) {
+            return Ok(());
+        }
+        Err(StoreError::NotCapable {
+            store: self.describe(),
+            what: format!("dataset {dataset}: its datasets are named {}/NAME", self.root),
+        })
+    }
+
+    /// Adds a dataset and the parents it lacks.
+    pub(crate) fn add_dataset(
+        &self,
+        change: &Change<'_>,
+        name: &DatasetName,
+        kind: DatasetKind,
+    ) -> Result<DatasetId> {
+        let mut missing = Vec::new();
+        let mut above = name.parent();
+        let view = View::new(&self.db)?;
+        while let Some(parent) = above {
+            if let Some((_, found)) = view.find(&parent)? {
+                // Children of the one would lie inside the live tree of the other.
+                if found.kind == DatasetKind::Directory {
+                    return Err(StoreError::NotCapable {
+                        store: self.describe(),
+                        what: format!("a dataset below {parent}, which is a directory volume"),
+                    });
+                }
+                break;
+            }
+            above = parent.parent();
+            missing.push(parent);
+        }
+        for parent in missing.into_iter().rev() {
+            change.add_dataset(&new_dataset(&parent, DatasetKind::Filesystem)?)?;
+        }
+        change.add_dataset(&new_dataset(name, kind)?)
+    }
+
+    /// A snapshot has arrived: its directory may be brought up to it.
+    pub(crate) fn received(&self, dataset: &DatasetName) {
+        // Without a worker (the vault is closing) activation does it.
+        let _ = self.tasks.send(Task::Prepare(dataset.clone()));
+    }
+
+    /// Something was destroyed: there may be room to win.
+    pub(crate) fn destroyed(&self) {
+        let _ = self.tasks.send(Task::Collect);
+    }
+}
+
+/// The row of a dataset that is made now.
+pub(crate) fn new_dataset(name: &DatasetName, kind: DatasetKind) -> Result<DatasetRecord> {
+    Ok(DatasetRecord {
+        name: name.clone(),
+        guid: new_guid()?,
+        kind,
+        properties: Default::default(),
+        live: Live::Absent,
+    })
+}
+
+/// A guid that nothing has; never 0, which stands for "no base" in a stream.
+pub(crate) fn new_guid() -> Result<Guid> {
+    loop {
+        let number = getrandom::u64()
+            .map_err(|e| StoreError::io("making a guid", std::io::Error::other(e)))?;
+        if number != 0 {
+            return Ok(Guid(number));
+        }
+    }
+}
+
+/// Seconds since 1970 by this machine's clock.
+pub(crate) fn now_unix_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// What a vault of this version can do.
+pub(crate) fn capabilities() -> Capabilities {
+    Capabilities {
+        version: format!("vault format {FORMAT_VERSION}"),
+        live_kinds: vec![DatasetKind::Directory],
+        replica_kinds: vec![DatasetKind::Directory, DatasetKind::Filesystem, DatasetKind::Zvol],
+        bookmarks: false,
+        holds: true,
+        resumable: false,
+        compressed_send: true,
+        raw_send: false,
+        large_block_send: true,
+        estimate: true,
+        atomic_group_snapshot: true,
+        live_snapshot: false,
+        modern_streams: true,
+    }
+}
+
+/// An I/O error for want of room, as what it is to the dataset; any other error as it was.
+pub(crate) fn no_space(dataset: &DatasetName, error: StoreError) -> StoreError {
+    const ENOSPC: i32 = 28;
+    const EDQUOT: i32 = 122;
+    match error {
+        StoreError::Io { context, source }
+            if matches!(source.raw_os_error(), Some(ENOSPC | EDQUOT)) =>
+        {
+            StoreError::NoSpace { dataset: dataset.clone(), detail: context }
+        }
+        other => other,
+    }
+}
