@@ -1,0 +1,502 @@
+//! The command line: every command, its options and its help.
+//!
+//! Owns: the clap definitions, and the words of the help. Leaves to others: what the commands do
+//! ([`crate::commands`]), how values are read ([`crate::quantity`]).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use flocker_engine::config::{NodeName, StoreUri};
+
+use crate::quantity::{parse_duration, parse_size};
+
+const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
+
+const LONG_ABOUT: &str = "\
+flocker-repl replicates volumes between two hosts, continuously or on a schedule, and moves a running \
+workload with its data from one to the other so quickly that its users do not notice.
+
+A node is a host that runs `flocker-repl serve`. Two nodes are paired once with a one-time code; each \
+then grants the other what it may do. `flocker-repl demo` shows all of it on this machine, with no ZFS, \
+no root and nothing to configure.";
+
+const AFTER_HELP: &str = "\
+Two hosts, by hand:
+  flocker-repl init --name a --store vault:/srv/a --listen 10.0.0.1:7001   # or zfs:tank/flocker
+  flocker-repl serve                                 # leave it running; the same on host b
+  flocker-repl pair --invite                         # on a: prints an address and a one-time code
+  flocker-repl pair 10.0.0.1:7001 7K3F-M2QX-9        # on b: with that address and code
+  flocker-repl protect data/db --create --to b       # on a: a new volume; b is never 1 s behind
+  flocker-repl run db -- /usr/bin/my-server          # on a, and on b for when it arrives
+  flocker-repl status
+  flocker-repl migrate db --to b
+
+Exit codes:
+  0  done
+  1  failed: the message says what, where and what to do
+  2  the command line makes no sense
+  3  the daemon is not running (start it with `flocker-repl serve`)
+  4  refused, and nothing was changed: not granted, wrong code, no such dataset, conflict
+  5  it ran, and the answer is no: the verdict of `demo`, a damaged stream in `stream`
+
+Configuration: --config FILE, else /etc/flocker-repl/config.toml, else config.toml in the folder \
+flocker-repl of your configuration ($XDG_CONFIG_HOME, ~/.config).";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flocker-repl",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = AFTER_HELP,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// The node's configuration file
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print JSON: one object (commands that follow something print one a line); also on errors
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make this host a node: write its configuration, its key, its journal and its store
+    Init(InitArgs),
+    /// Run the node in the foreground
+    Serve(ServeArgs),
+    /// Pair two nodes with a one-time code
+    Pair(PairArgs),
+    /// Say what a peer may do on this node
+    Grant(GrantArgs),
+    /// Keep a replica of a dataset on a peer
+    Protect(ProtectArgs),
+    /// Run a command in a unit's volume, supervised; it moves with the unit
+    Run(RunArgs),
+    /// Stop a unit's workload and keep it stopped
+    Stop(UnitArgs),
+    /// Show the node, or one unit: role, epoch, lag, throughput, what it is doing
+    Status(StatusArgs),
+    /// Print events as they happen: rounds, phases, alarms
+    Watch,
+    /// Move a unit with its workload to a peer
+    Migrate(MigrateArgs),
+    /// Stop replicating a unit until `resume`
+    Pause(UnitArgs),
+    /// Go on replicating a unit
+    Resume(UnitArgs),
+    /// End protection: holds, our snapshots, properties and settings are taken back; the data stays
+    Unprotect(UnitArgs),
+    /// Forget a peer; refused while a unit depends on it
+    Unpair(PeerArgs),
+    /// Start a unit here although its standbys do not answer
+    StartAlone(StartAloneArgs),
+    /// List peers: who they are, whether they are connected, what they may do here
+    Peers,
+    /// List the last replication rounds of a unit
+    #[command(visible_alias = "history")]
+    Rounds(RoundsArgs),
+    /// Print the node's counters in the Prometheus text format
+    Metrics,
+    /// Look into files that `zfs send` made
+    #[command(subcommand)]
+    Stream(StreamCommand),
+    /// Show the main job on this machine: two nodes, one workload, one move. No ZFS, no root
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page (roff)
+    Man,
+    /// The workload of the demo. Not for people
+    #[command(hide = true)]
+    DemoWorkload(DemoWorkloadArgs),
+}
+
+/// `init`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  flocker-repl init --name a --store vault:/srv/a --listen 10.0.0.1:7001
+  flocker-repl init --name a --store zfs:tank/flocker
+  flocker-repl --config ./a.toml init --name a --store vault:./a --state ./a-state --listen 127.0.0.1:7001
+
+Nothing that exists is overwritten.")]
+pub(crate) struct InitArgs {
+    /// What this node calls itself; letters, digits, `-`, `_` and `.`
+    #[arg(long)]
+    pub(crate) name: NodeName,
+    /// Where it keeps datasets: `vault:DIRECTORY` (plain files, no ZFS, no root) or `zfs:DATASET`
+    #[arg(long)]
+    pub(crate) store: StoreUri,
+    /// Where it listens for peers (UDP)
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7001")]
+    pub(crate) listen: SocketAddr,
+    /// Where it keeps its key, its journal and its socket; /var/lib/flocker-repl for root, else in
+    /// your state folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Addresses to give to peers, where they differ from --listen
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Vec<String>,
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The local API is a unix socket in the state directory; only the same user and root may use it.
+Logs go to stderr; FLOCKER_REPL_LOG (for example `debug` or `flocker_engine=trace`) says how much.
+SIGTERM and SIGINT end it in order; workloads started with --die-with-daemon end with it.")]
+pub(crate) struct ServeArgs {
+    /// End when standard input is closed, so that no node outlives whoever started it
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+/// `pair`
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "flocker-repl pair --invite [--valid DURATION] [GRANT OPTIONS]\n       \
+                      flocker-repl pair HOST:PORT CODE [GRANT OPTIONS]",
+    after_help = "\
+One node invites and the other joins. Both show the fingerprint words of both nodes: they must be the \
+same on both screens. The code is good once, for minutes; five wrong tries end the invitation.
+
+Paired nodes may do nothing yet. On a terminal `pair` asks what to grant; elsewhere, or with the grant \
+options, it does not ask.
+
+Examples:
+  flocker-repl pair --invite
+  flocker-repl pair 10.0.0.1:7001 7K3F-M2QX-9
+  flocker-repl pair --invite --receive recv/b --quota 100G --workload process"
+)]
+#[command(group(ArgGroup::new("way").required(true).args(["invite", "address"])))]
+pub(crate) struct PairArgs {
+    /// Invite: print an address and a one-time code, and wait for the other node
+    #[arg(long, conflicts_with_all = ["address", "code"])]
+    pub(crate) invite: bool,
+    /// How long the invitation is valid
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) valid: Duration,
+    /// Join: the address that the other node printed
+    #[arg(value_name = "HOST:PORT", requires = "code")]
+    pub(crate) address: Option<String>,
+    /// Join: the code that the other node printed
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+    /// Let the peer keep replicas below this dataset
+    #[arg(long, value_name = "DATASET", help_heading = "Grant options")]
+    pub(crate) receive: Option<String>,
+    /// Most bytes its replicas may use, such as 100G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "receive", help_heading = "Grant options")]
+    pub(crate) quota: Option<u64>,
+    /// Let its migrations start workloads of this kind (what is started, this node says with `run`)
+    #[arg(long, value_name = "KIND", requires = "receive", help_heading = "Grant options")]
+    pub(crate) workload: Vec<KindArg>,
+}
+
+/// `grant`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A grant never lets a peer choose a command: what is started here is what `flocker-repl run` says here.
+The new grant replaces the old one.
+
+Examples:
+  flocker-repl grant b --receive recv/b --quota 100G --workload process
+  flocker-repl grant b --nothing")]
+#[command(group(ArgGroup::new("what").required(true).args(["receive", "nothing"])))]
+pub(crate) struct GrantArgs {
+    /// The peer's name or fingerprint
+    pub(crate) peer: String,
+    /// It may keep replicas below this dataset
+    #[arg(long, value_name = "DATASET")]
+    pub(crate) receive: Option<String>,
+    /// Most bytes its replicas may use, such as 100G; no limit but the store's without it
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "receive")]
+    pub(crate) quota: Option<u64>,
+    /// Its migrations may start workloads of this kind
+    #[arg(long, value_name = "KIND", requires = "receive")]
+    pub(crate) workload: Vec<KindArg>,
+    /// Take the grant back
+    #[arg(long)]
+    pub(crate) nothing: bool,
+}
+
+/// Kinds of workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindArg {
+    /// A supervised process in the volume's path
+    Process,
+}
+
+/// `protect`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --rpo and --every the promise is --rpo 1s. A volume that is not written costs next to nothing.
+
+Examples:
+  flocker-repl protect data/db --to b
+  flocker-repl protect data/db --to b --rpo 500ms --create
+  flocker-repl protect tank/archive --to b --name archive --every 15m")]
+pub(crate) struct ProtectArgs {
+    /// The dataset on this node
+    pub(crate) dataset: String,
+    /// The peer that keeps the replica
+    #[arg(long, value_name = "PEER")]
+    pub(crate) to: String,
+    /// What the unit is called; by default the last part of the dataset's name
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Continuously: the replica is never further behind than this [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "every")]
+    pub(crate) rpo: Option<Duration>,
+    /// On a schedule: a step every so often
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) every: Option<Duration>,
+    /// Make the dataset first if it does not exist: in a vault an empty directory, in ZFS a filesystem
+    #[arg(long)]
+    pub(crate) create: bool,
+}
+
+/// The promise where none is given.
+pub(crate) const DEFAULT_RPO: Duration = Duration::from_secs(1);
+
+/// `run`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The command is not passed through a shell. It starts where the unit is primary, in the path of its first \
+volume, with FLOCKER_UNIT and FLOCKER_VOLUME_PATH set; its output goes to the state directory's logs. On a \
+standby it is kept for when the unit arrives: run the same on both nodes.
+
+Examples:
+  flocker-repl run db -- /usr/bin/my-server --port 5000
+  flocker-repl run db --stop-limit 30s -- /bin/sh -c 'exec ./start.sh'")]
+pub(crate) struct RunArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// How long it may take to stop after SIGTERM before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) stop_limit: Duration,
+    /// The workload ends when the daemon dies; without this it runs on and is adopted again
+    #[arg(long)]
+    pub(crate) die_with_daemon: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Commands about one unit.
+#[derive(Debug, Args)]
+pub(crate) struct UnitArgs {
+    /// The unit
+    pub(crate) name: String,
+}
+
+/// Commands about one peer.
+#[derive(Debug, Args)]
+pub(crate) struct PeerArgs {
+    /// The peer's name or fingerprint
+    pub(crate) peer: String,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+On a terminal it is made for people; elsewhere each unit, standby and peer is one line of KEY=VALUE.")]
+pub(crate) struct StatusArgs {
+    /// One unit only
+    pub(crate) name: Option<String>,
+}
+
+/// `migrate`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The workload runs on while the data is brought close; then it is stopped, the last difference is sent, \
+and it starts on the other node. If anything fails before the hand-over it goes on where it was. The \
+command may be interrupted: the migration goes on, see `flocker-repl status`.
+
+Example:
+  flocker-repl migrate db --to b")]
+pub(crate) struct MigrateArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// The peer it moves to
+    #[arg(long, value_name = "PEER")]
+    pub(crate) to: String,
+}
+
+/// `start-alone`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+After a start an owner first asks its standbys whether one of them has taken over, and stays down while \
+they do not answer. This command goes on without their answer.
+
+The risk is yours: if the unit runs on a standby, it will run twice. Both sides' data are then kept, but \
+somebody has to choose between them. Make sure first that it runs nowhere else.")]
+pub(crate) struct StartAloneArgs {
+    /// The unit
+    pub(crate) name: String,
+}
+
+/// `rounds`
+#[derive(Debug, Args)]
+pub(crate) struct RoundsArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// How many, newest last
+    #[arg(long, default_value_t = 20)]
+    pub(crate) last: usize,
+}
+
+/// `stream`
+#[derive(Debug, Subcommand)]
+pub(crate) enum StreamCommand {
+    /// Show what a stream holds: snapshots, features, records by type
+    #[command(
+        after_help = "Example:\n  zfs send -c tank/db@monday | flocker-repl stream inspect -"
+    )]
+    Inspect(StreamArgs),
+    /// Check every checksum of a stream; exit code 5 and the place where it is damaged
+    #[command(after_help = "Example:\n  flocker-repl stream verify monday.zstream && echo whole")]
+    Verify(StreamArgs),
+}
+
+/// `stream inspect`, `stream verify`
+#[derive(Debug, Args)]
+pub(crate) struct StreamArgs {
+    /// A file with what `zfs send` printed; `-` is standard input
+    pub(crate) file: PathBuf,
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Two nodes run as two processes on this machine, each with its own key, journal and store. A workload \
+appends numbered records to a file in its volume and acknowledges each to a client once it is on disk. \
+It is replicated while it writes, then moved under load; at the end every acknowledged record has to be \
+on the other node exactly once and in order. Exit code 5 if it is not.
+
+Examples:
+  flocker-repl demo
+  flocker-repl demo --seconds 30 --preload 256M --rpo 500ms
+  flocker-repl demo --json | jq .downtime_ms")]
+pub(crate) struct DemoArgs {
+    /// How long the workload writes before it is moved
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// How much data lies in the volume before it is protected
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
+    pub(crate) preload: u64,
+    /// How far behind the replica may be
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) rpo: Duration,
+    /// Most records a second that the client sends
+    #[arg(long, value_name = "RECORDS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) load: u64,
+    /// Keep the directory with both nodes, their stores and logs
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Spoil the result before it is checked, to show that the check can fail
+    #[arg(long, hide = true, value_name = "HOW")]
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
+/// Ways to spoil the demo's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sabotage {
+    /// An acknowledged record is missing
+    Lose,
+    /// A record is there twice
+    Repeat,
+    /// Two records change places
+    Swap,
+    /// A record holds something else
+    Alter,
+    /// A byte of the data that was there before is changed
+    Preload,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `demo-workload`
+#[derive(Debug, Args)]
+pub(crate) struct DemoWorkloadArgs {
+    /// Where clients connect
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// Written into each record: which node's configuration started this process
+    #[arg(long)]
+    pub(crate) writer: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("flocker-repl").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn config_and_json_go_with_every_command_on_either_side_of_it() {
+        for line in [
+            "--config x --json status",
+            "status --config x --json",
+            "stream inspect f --json --config x",
+        ] {
+            let cli = parse(line).unwrap();
+            assert!(cli.json, "{line}");
+            assert_eq!(cli.config.as_deref(), Some("x".as_ref()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_dashes_of_run_is_the_commands_own() {
+        let cli = parse("run db --stop-limit 30s -- server --json --config z").unwrap();
+        assert!(!cli.json);
+        let Command::Run(run) = cli.command else { panic!("run was parsed as {:?}", cli.command) };
+        assert_eq!(run.command, ["server", "--json", "--config", "z"]);
+        assert_eq!(run.stop_limit, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused() {
+        for line in [
+            "run db server",
+            "run db --",
+            "pair",
+            "pair 127.0.0.1:1",
+            "pair --invite 127.0.0.1:1 CODE",
+            "pair --invite --quota 1G",
+            "grant b",
+            "grant b --nothing --receive x",
+            "protect d --to b --rpo 1s --every 1m",
+            "protect d --to b --rpo 1",
+            "demo --seconds 0",
+            "demo --sabotage how",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Commands that change one unit: protect, run, stop, pause, resume, unprotect, start-alone.
+//!
+//! Owns: their sentences. Leaves to others: moving it ([`super::migrate`]), showing it
+//! ([`super::view`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flocker_core::ids::UnitId;
+use flocker_core::record::Policy;
+use flocker_engine::api::{Answer, Request};
+use serde::Serialize;
+
+use super::{Context, unexpected};
+use crate::args::{DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs};
+use crate::exit::Exit;
+use crate::quantity;
+
+/// What `protect --json` prints.
+#[derive(Serialize)]
+struct Protected {
+    name: String,
+    unit: UnitId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn policy(args: &ProtectArgs) -> Policy {
+    match (args.every, args.rpo) {
+        (Some(every), _) => Policy::Every(whole_ms(every)),
+        (None, rpo) => Policy::Rpo(whole_ms(rpo.unwrap_or(DEFAULT_RPO))),
+    }
+}
+
+/// `protect`
+pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Result<Exit> {
+    let policy = policy(&args);
+    let request = Request::Protect {
+        dataset: args.dataset.clone(),
+        to: args.to.clone(),
+        name: args.name,
+        policy,
+        create: args.create,
+    };
+    let (name, unit) = match context.ask(&request)? {
+        Answer::Protected { name, unit } => (name, unit),
+        other => return unexpected(&other),
+    };
+    let status = Request::Status { name: Some(name.clone()) };
+    let path = match context.ask(&status)? {
+        Answer::Status(mut view) => view.paths.remove(&args.dataset),
+        other => return unexpected(&other),
+    };
+    let out = context.out;
+    if out.json {
+        out.object(&Protected { name, unit, path })?;
+        return Ok(Exit::Ok);
+    }
+    let promise = match policy {
+        Policy::Rpo(ms) => format!("never more than {} behind", quantity::millis(ms)),
+        Policy::Every(ms) => format!("a step every {}", quantity::millis(ms)),
+    };
+    out.line(format!(
+        "{} ({}) is replicated to {}: {promise}",
+        out.theme.strong(&name),
+        args.dataset,
+        args.to
+    ))?;
+    if let Some(path) = path {
+        out.line(format!("  its files are in {}", path.display()))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// `run`
+pub(super) fn run(context: &Context<'_>, args: RunArgs) -> anyhow::Result<Exit> {
+    let sentence = format!(
+        "{} runs `{}` on this node whenever it is primary here",
+        args.name,
+        args.command.join(" ")
+    );
+    let request = Request::Run {
+        name: args.name,
+        command: args.command,
+        stop_limit_ms: whole_ms(args.stop_limit),
+        die_with_daemon: args.die_with_daemon,
+    };
+    context.simple(&request, sentence)
+}
+
+/// `stop`
+pub(super) fn stop(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+    let sentence = format!("the workload of {name} is stopped; `flocker-repl run` starts it again");
+    context.simple(&Request::Stop { name }, sentence)
+}
+
+/// `pause`
+pub(super) fn pause(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+    let sentence = format!("{name} is not replicated until `flocker-repl resume {name}`");
+    context.simple(&Request::Pause { name }, sentence)
+}
+
+/// `resume`
+pub(super) fn resume(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+    let sentence = format!("{name} is replicated again");
+    context.simple(&Request::Resume { name }, sentence)
+}
+
+/// `unprotect`
+pub(super) fn unprotect(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+    let sentence = format!(
+        "{name} is no longer protected; our holds, snapshots, properties and settings are taken back, \
+         the data stays"
+    );
+    context.simple(&Request::Unprotect { name }, sentence)
+}
+
+/// `start-alone`
+pub(super) fn start_alone(context: &Context<'_>, args: StartAloneArgs) -> anyhow::Result<Exit> {
+    let name = args.name;
+    let sentence = format!(
+        "{name} starts here without its standbys' word; if one of them runs it too, both sides' data are \
+         kept and somebody has to choose"
+    );
+    context.simple(&Request::StartAlone { name }, sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(rpo: Option<u64>, every: Option<u64>, expected: Policy) {
+        let args = ProtectArgs {
+            dataset: "d".into(),
+            to: "b".into(),
+            name: None,
+            rpo: rpo.map(Duration::from_millis),
+            every: every.map(Duration::from_millis),
+            create: false,
+        };
+        assert_eq!(policy(&args), expected);
+    }
+
+    #[test]
+    fn the_promise_is_one_second_unless_it_is_said_otherwise() {
+        check(None, None, Policy::Rpo(1000));
+        check(Some(500), None, Policy::Rpo(500));
+        check(None, Some(900_000), Policy::Every(900_000));
+    }
+}

@@ -1,0 +1,63 @@
+//! Events as lines: for `watch`, and for `migrate` where there is no terminal.
+
+use flocker_core::io::EventKind;
+use flocker_engine::api::StampedEvent;
+
+use super::Names;
+use super::rounds::moment;
+use crate::out::{Theme, clean};
+use crate::quantity::{bytes, millis};
+
+/// An event with its moment.
+pub(crate) fn line(stamped: &StampedEvent, names: &Names, theme: Theme) -> String {
+    let whose = stamped
+        .event
+        .name
+        .as_ref()
+        .map_or_else(String::new, |name| format!("{}: ", theme.strong(name)));
+    format!(
+        "{}  {whose}{}",
+        theme.dim(&moment(stamped.at_unix_ms)),
+        words(&stamped.event.kind, names, theme)
+    )
+}
+
+/// What happened.
+pub(crate) fn words(kind: &EventKind, names: &Names, theme: Theme) -> String {
+    match kind {
+        EventKind::Round(round) => format!(
+            "round {} to {}: {} {} ({} on the wire) in {}{}",
+            round.round,
+            names.name(round.peer),
+            if round.full { "everything," } else { "difference," },
+            bytes(round.stream_bytes),
+            bytes(round.wire_bytes),
+            millis(round.duration_ms),
+            round
+                .lag_before_ms
+                .map_or_else(String::new, |lag| format!(", was {} behind", millis(lag)))
+        ),
+        EventKind::Phase { phase, .. } => format!("phase {}", theme.accent(phase)),
+        EventKind::Role { role, epoch } => format!("role {}, epoch {epoch}", theme.strong(role)),
+        EventKind::Alarm { failure } => {
+            format!("{} {}", theme.bad("alarm:"), clean(&failure.message))
+        }
+        EventKind::Cleared => theme.good("the alarm is over"),
+        EventKind::Note(note) => clean(note),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+
+    #[test]
+    fn a_round_is_one_line_with_its_figures() {
+        let names = Names::of(&samples::view());
+        assert_eq!(
+            words(&EventKind::Round(samples::round(2)), &names, Theme::PLAIN),
+            "round 2 to b: difference, 16.0 MiB (6.0 MiB on the wire) in 205 ms, was 620 ms behind"
+        );
+    }
+}
