@@ -118,12 +118,11 @@ impl Unit {
         }
     }
 
-    /// A standby that is not connected, or not compared yet, may start from any that it was known
-    /// to have.
+    /// A standby of which nothing was heard since our start may have any snapshot as its newest.
     fn unsure(&self) -> bool {
         self.record.role.is_primary()
             && (self.replicas.len() < self.record.standbys.len()
-                || self.replicas.values().any(|r| r.bases.is_none()))
+                || self.replicas.values().any(|r| r.candidates.is_none()))
     }
 
     /// What must not be destroyed here.
@@ -135,17 +134,10 @@ impl Unit {
         }
         needed.extend(self.standby.base_in_use(volume));
         needed.extend(self.cutover_needs(at));
-        let unsure = self.unsure();
+        let all = self.unsure() && !ctx.config.planted(PlantedBug::DestroyBase);
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
-        for (n, snapshot) in inventory.iter().flat_map(|i| i.snapshots.iter().rev()).enumerate() {
-            let kept = n == 0
-                || (unsure
-                    && !ctx.config.planted(PlantedBug::DestroyBase)
-                    && (snapshot.holds > 0 || self.upkeep.held.contains(&snapshot.guid) || n < 2));
-            if kept {
-                needed.insert(snapshot.guid);
-            }
-        }
+        let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
+        needed.extend(newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid));
         needed
     }
 
@@ -157,10 +149,13 @@ impl Unit {
         };
         match self.record.role {
             Role::Serving | Role::Leaving { .. } => {
-                let bases = self.replicas.values();
-                let mut held: BTreeSet<Guid> = bases
-                    .filter_map(|r| r.bases.as_ref().and_then(|b| b.get(at).copied().flatten()))
-                    .collect();
+                let mut held: BTreeSet<Guid> = BTreeSet::new();
+                for replica in self.replicas.values() {
+                    match &replica.bases {
+                        Some(bases) => held.extend(bases.get(at).copied().flatten()),
+                        None => held.extend(replica.candidates.iter().flatten()),
+                    }
+                }
                 if self.unsure() {
                     held.extend(self.upkeep.held.iter().copied());
                 }

@@ -16,6 +16,8 @@
 mod rounds;
 mod snapshots;
 
+use std::collections::BTreeSet;
+
 use flocker_store::{Guid, Inventory, SendSpec, Snapshot};
 
 use crate::ctx::Ctx;
@@ -75,6 +77,9 @@ pub(crate) struct Replica {
     pub(crate) state: State,
     /// The newest snapshot each volume has there, by its own word. `None`: to be asked.
     pub(crate) bases: Option<Vec<Option<Guid>>>,
+    /// Every snapshot that may be its newest by now: its last word, and what was sent since, whose
+    /// word may have been lost. `None`: nothing was heard since our start, so it may be any.
+    pub(crate) candidates: Option<BTreeSet<Guid>>,
     /// The latest moment at which it was known to equal the primary.
     pub(crate) equal: Option<Now>,
     /// `protect` waits for its answer.
@@ -139,6 +144,7 @@ impl Replica {
             peer,
             state: State::Offline,
             bases: None,
+            candidates: None,
             equal: None,
             protect_request: None,
             protect_since: 0,
@@ -243,6 +249,7 @@ impl Replica {
     pub(crate) fn needed(&self, volume: usize) -> Vec<Guid> {
         let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
         let mut needed: Vec<Guid> = base.into_iter().collect();
+        needed.extend(self.candidates.iter().flatten());
         if let State::Round(round) = &self.state {
             needed.extend(round.targets.get(volume).map(|t| t.guid));
             if round.volume == volume {
@@ -250,6 +257,12 @@ impl Replica {
             }
         }
         needed
+    }
+
+    /// It said what it has: whatever else was sent to it did not arrive, or is older.
+    fn heard(&mut self, bases: Vec<Option<Guid>>) {
+        self.candidates = Some(bases.iter().copied().flatten().collect());
+        self.bases = Some(bases);
     }
 
     pub(crate) fn check_invariants(&self, unit: &Unit) {
@@ -399,7 +412,7 @@ impl Unit {
             }
         }
         if let Some(replica) = self.replicas.get_mut(&peer) {
-            replica.bases = Some(bases);
+            replica.heard(bases);
             replica.state = State::Idle;
             self.upkeep.tidy_due = true;
         }

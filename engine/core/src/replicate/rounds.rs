@@ -134,7 +134,10 @@ impl Unit {
         match answer {
             Ok(()) => {
                 step.accepted = true;
-                let spec = step.spec.clone();
+                let (spec, to) = (step.spec.clone(), step.offer.to);
+                if let Some(replica) = self.replicas.get_mut(&peer) {
+                    replica.candidates.get_or_insert_default().insert(to);
+                }
                 ctx.out.transfers.insert(transfer, unit);
                 ctx.push(Effect::StartSend { transfer, peer, unit, spec });
             }
@@ -225,8 +228,11 @@ impl Unit {
             return;
         };
         let (volume, taken, targets) = (round.volume, round.taken, round.targets.clone());
-        if let Some(base) = replica.bases.as_mut().and_then(|b| b.get_mut(volume)) {
-            *base = Some(guid);
+        if let Some(mut bases) = replica.bases.take() {
+            if let Some(base) = bases.get_mut(volume) {
+                *base = Some(guid);
+            }
+            replica.heard(bases);
         }
         match self.plan_step(ctx, peer, &targets, volume + 1, taken) {
             Ok(Some((volume, step))) => {
