@@ -1,6 +1,39 @@
-//! zfs-fuse for tests: a daemon shared by every test process, and pools on files.
+//! zfs-fuse for tests: one daemon shared by every test process, pools on files that go away by themselves.
+//!
+//! Owns: starting the daemon once however many processes ask, pool names that no other process has,
+//! destroying on drop (also while a panic unwinds) and collecting what killed test processes have left.
+//! Leaves to others: what is done with the pools. The daemon is never stopped: others may use it.
+//!
+//! ```no_run
+//! let Some(pool) = flocker_zfs::fixture::pool_or_skip("db", 256, "a test's name") else { return };
+//! let root = pool.dataset("recv");
+//! ```
+//!
+//! `FLOCKER_NO_FUSE` set: every test skips. `FLOCKER_SKIP_LOG=FILE`: each skip appends a line there.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use flocker_store::DatasetName;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::mounts;
+
+/// Beginning of the names of our pools; then the process id, `x`, a counter, `x`, the label.
+const PREFIX: &str = "zfspool";
+
+/// Taken while the daemon is started and while pools come and go: its configuration is one for all.
+const LOCK: &str = "/tmp/flocker-zfs-fuse.lock";
+
+/// How long the daemon may take to answer after it was started.
+const DAEMON_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a pool may stay busy before it is left behind with a warning.
+const DESTROY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why zfs-fuse cannot be used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,17 +43,50 @@ pub struct Skip(pub String);
 #[derive(Debug)]
 pub struct FusePool {
     name: String,
-    dir: PathBuf,
+    dir: tempfile::TempDir,
 }
 
 impl FusePool {
-    /// Makes a pool of `mib` MiB whose name holds `label` and this process's id; starts the daemon
-    /// when it does not run.
+    /// Makes a pool of `mib` MiB (64 or more) whose name holds `label` and this process's id; starts the
+    /// daemon when it does not run.
     ///
     /// # Errors
     /// [`Skip`] where zfs-fuse cannot run here.
-    pub fn create(_label: &str, _mib: u64) -> Result<Self, Skip> {
-        Err(Skip("not built yet".into()))
+    pub fn create(label: &str, mib: u64) -> Result<Self, Skip> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        if std::env::var_os("FLOCKER_NO_FUSE").is_some() {
+            return Err(Skip("FLOCKER_NO_FUSE is set".to_owned()));
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(Skip("not root".to_owned()));
+        }
+        let lock = Lock::take()?;
+        ensure_daemon()?;
+        collect_left_behind();
+        let label: String = label.chars().filter(char::is_ascii_alphanumeric).collect();
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}x{count}x{label}", std::process::id());
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{name}-"))
+            .tempdir()
+            .map_err(|e| Skip(format!("no temporary directory: {e}")))?;
+        let image = dir.path().join("pool.img");
+        File::create(&image)
+            .and_then(|file| file.set_len(mib << 20))
+            .map_err(|e| Skip(format!("no file for a pool: {e}")))?;
+        let pool = Self { name, dir };
+        let mountpoint = pool.mountpoint();
+        let output = run(Command::new("zpool")
+            .args(["create", "-o", "cachefile=none", "-m"])
+            .arg(&mountpoint)
+            .arg(&pool.name)
+            .arg(&image));
+        drop(lock);
+        match output {
+            Ok(output) if output.status.success() => Ok(pool),
+            Ok(output) => Err(Skip(String::from_utf8_lossy(&output.stderr).into_owned())),
+            Err(e) => Err(Skip(format!("zpool cannot be run: {e}"))),
+        }
     }
 
     /// The pool's name, `zfspool…`.
@@ -28,9 +94,33 @@ impl FusePool {
         &self.name
     }
 
-    /// Where it is mounted.
-    pub fn mountpoint(&self) -> &Path {
-        &self.dir
+    /// The pool's own dataset.
+    ///
+    /// # Panics
+    /// Never: the name was made here.
+    pub fn root(&self) -> DatasetName {
+        DatasetName::new(&self.name).expect("a pool's name is a dataset's")
+    }
+
+    /// `pool/path`; not created.
+    ///
+    /// # Panics
+    /// When `path` is not a name: a mistake of the test.
+    pub fn dataset(&self, path: &str) -> DatasetName {
+        DatasetName::new(format!("{}/{path}", self.name)).expect("a dataset's name")
+    }
+
+    /// Where it is mounted; `pool/a` comes below it.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for FusePool {
+    fn drop(&mut self) {
+        // Without the lock the pool would still have to go.
+        let _lock = Lock::take();
+        destroy(&self.name);
     }
 }
 
@@ -39,8 +129,118 @@ pub fn pool_or_skip(label: &str, mib: u64, test: &str) -> Option<FusePool> {
     match FusePool::create(label, mib) {
         Ok(pool) => Some(pool),
         Err(Skip(why)) => {
-            eprintln!("SKIPPED: zfs-fuse: {why} ({test})");
+            skipped(&why, test);
             None
         }
+    }
+}
+
+/// Says loudly that a test was skipped, and writes it down where `FLOCKER_SKIP_LOG` says.
+pub fn skipped(why: &str, test: &str) {
+    let line = format!("zfs-fuse: {} ({test})", why.trim());
+    eprintln!("SKIPPED: {line}");
+    if let Some(log) = std::env::var_os("FLOCKER_SKIP_LOG") {
+        let file = OpenOptions::new().create(true).append(true).open(&log);
+        let written = file.and_then(|mut file| writeln!(file, "{line}"));
+        if let Err(error) = written {
+            eprintln!("{}: {error}", Path::new(&log).display());
+        }
+    }
+}
+
+/// Exclusive use of the daemon's configuration, across processes.
+struct Lock(#[expect(dead_code, reason = "held open")] File);
+
+impl Lock {
+    fn take() -> Result<Self, Skip> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(LOCK)
+            .map_err(|e| Skip(format!("{LOCK}: {e}")))?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|e| Skip(format!("{LOCK}: {e}")))?;
+        Ok(Self(file))
+    }
+}
+
+fn run(command: &mut Command) -> std::io::Result<Output> {
+    command.env("LC_ALL", "C").stdin(Stdio::null()).output()
+}
+
+/// Starts the daemon unless it answers.
+fn ensure_daemon() -> Result<(), Skip> {
+    let answers =
+        || run(Command::new("zpool").args(["list", "-H"])).map(|output| output.status.success());
+    match answers() {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(e) => return Err(Skip(format!("zpool cannot be run: {e}"))),
+    }
+    if !Path::new("/dev/fuse").exists() {
+        return Err(Skip("no /dev/fuse".to_owned()));
+    }
+    let running = mounts::processes()
+        .unwrap_or_default()
+        .into_iter()
+        .any(|pid| mounts::command_of(pid) == "zfs-fuse");
+    if !running {
+        let started = Command::new("zfs-fuse")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        match started {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(Skip(format!("zfs-fuse does not start: {status}"))),
+            Err(e) => return Err(Skip(format!("zfs-fuse is not installed: {e}"))),
+        }
+    }
+    let deadline = Instant::now() + DAEMON_LIMIT;
+    while !matches!(answers(), Ok(true)) {
+        if Instant::now() >= deadline {
+            return Err(Skip("the zfs-fuse daemon does not answer".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Destroys pools whose test process was killed before it could.
+fn collect_left_behind() {
+    let Ok(output) = run(Command::new("zpool").args(["list", "-H", "-o", "name"])) else {
+        return;
+    };
+    for name in String::from_utf8_lossy(&output.stdout).lines() {
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split_once('x'))
+            .and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if let Some(pid) = owner
+            && !Path::new(&format!("/proc/{pid}")).exists()
+        {
+            eprintln!("destroying {name}, whose test process {pid} is gone");
+            destroy(name);
+        }
+    }
+}
+
+fn destroy(name: &str) {
+    let deadline = Instant::now() + DESTROY_LIMIT;
+    loop {
+        let output = run(Command::new("zpool").args(["destroy", "-f", name]));
+        let said = match output {
+            Ok(output) if output.status.success() => return,
+            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        if said.contains("no such pool") {
+            return;
+        }
+        if Instant::now() >= deadline {
+            eprintln!("left behind: {name}: {}", said.trim());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -1,155 +1,286 @@
-//! The store.
+//! [`ZfsStore`]: one value that runs the commands for all datasets below one root.
+//!
+//! Owns: the trait's face and what its parts share: the runner, the dialect, the rule that nothing
+//! outside the root is touched. Leaves the work to its parts: [`crate::datasets`],
+//! [`crate::snapshots`], [`crate::holds`], [`crate::properties`], [`crate::check`], [`crate::send`],
+//! [`crate::receive`], [`crate::fence`], [`crate::activate`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
-use flocker_store::*;
+use flocker_store::{
+    BookmarkName, Capabilities, Change, DatasetInfo, DatasetKind, DatasetName, HoldTag, Inventory,
+    Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot, SnapshotName,
+    SnapshotSpec, Space, Store, StoreError,
+};
 
 use crate::ZfsOptions;
+use crate::errors::{self, About};
+use crate::probe::Dialect;
+use crate::run::{Finished, Program, Runner, SystemRunner};
+use crate::snapshots::PROBE_PREFIX;
 
-/// Whether real ZFS can be used here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Availability {
-    /// It can; the version for people.
-    Available {
-        /// Such as `OpenZFS 2.3.9` or `zfs-fuse (pool version 23)`.
-        version: String,
-    },
-    /// It cannot.
-    Missing {
-        /// Why, and what to install or start.
-        reason: String,
-    },
+/// How long an operation is tried again on zfs-fuse while it says busy: an unmount is finished there
+/// by the daemon some time after the command that asked for it has returned.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Real ZFS below one dataset. See the [crate](crate) for what it relies on.
+#[derive(Debug, Clone)]
+pub struct ZfsStore {
+    pub(crate) root: DatasetName,
+    pub(crate) options: ZfsOptions,
+    pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) dialect: Dialect,
+    capabilities: Capabilities,
+    /// Datasets that a receive is running into: ZFS takes one at a time.
+    pub(crate) receiving: Arc<Mutex<BTreeSet<DatasetName>>>,
+    /// Guards read-change-write of the hold tags that zfs-fuse cannot list.
+    pub(crate) tags: Arc<Mutex<()>>,
 }
 
-/// Looks for a working `zfs` command.
-#[derive(Debug)]
-pub struct Probe;
+impl ZfsStore {
+    /// Opens the datasets at and below `root`, which must exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] without a `zfs` command (the message says what to install),
+    /// [`StoreError::NotCapable`] when it does not work here, [`StoreError::NoDataset`].
+    pub fn open(root: &DatasetName, options: ZfsOptions) -> Result<Self> {
+        let runner = Arc::new(SystemRunner::new(&options));
+        Self::with_runner(root, options, runner)
+    }
 
-impl Probe {
-    /// Whether the `zfs` command exists and works here.
-    pub fn available(_options: &ZfsOptions) -> Availability {
-        Availability::Missing {
-            reason: "not built yet".into(),
+    /// As [`ZfsStore::open`], with commands of one's own.
+    ///
+    /// # Errors
+    /// As [`ZfsStore::open`].
+    pub fn with_runner(
+        root: &DatasetName,
+        options: ZfsOptions,
+        runner: Arc<dyn Runner>,
+    ) -> Result<Self> {
+        // ZFS has no such pool, and the command would take it for an option.
+        if root.as_str().starts_with('-') {
+            return Err(StoreError::NoDataset { dataset: root.clone() });
+        }
+        let dialect = Dialect::find(&*runner)?;
+        let store = Self {
+            root: root.clone(),
+            options,
+            runner,
+            capabilities: dialect.capabilities(),
+            dialect,
+            receiving: Arc::default(),
+            tags: Arc::default(),
+        };
+        store.dataset(root)?;
+        tracing::debug!(store = %store.describe(), version = %store.capabilities.version, "opened");
+        Ok(store)
+    }
+
+    /// Runs `zfs` and maps its failure.
+    pub(crate) fn zfs(&self, args: &[&str], about: About<'_>) -> Result<Finished> {
+        let finished = self.runner.run(Program::Zfs, args)?;
+        if finished.ending.is_success() {
+            Ok(finished)
+        } else {
+            Err(errors::explain(&finished, about))
+        }
+    }
+
+    /// Runs `zfs` as [`ZfsStore::zfs`] does, and again while zfs-fuse says busy.
+    pub(crate) fn zfs_patiently(&self, args: &[&str], about: About<'_>) -> Result<Finished> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        let mut pause = Duration::from_millis(10);
+        loop {
+            match self.zfs(args, about) {
+                Err(StoreError::Busy { .. }) if self.dialect.fuse && Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(200));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Refuses what lies outside the root, before any command sees its name.
+    pub(crate) fn inside(&self, dataset: &DatasetName) -> Result<()> {
+        if dataset.is_within(&self.root) {
+            Ok(())
+        } else {
+            Err(self.not_capable(format!("work on {dataset}, which lies outside its root,")))
+        }
+    }
+
+    pub(crate) fn not_capable(&self, what: impl Into<String>) -> StoreError {
+        StoreError::NotCapable {
+            store: format!("{} ({})", self.describe(), self.capabilities.version),
+            what: what.into(),
         }
     }
 }
 
-/// Real ZFS below one dataset.
-#[derive(Debug)]
-pub struct ZfsStore {
-    root: DatasetName,
-    capabilities: Capabilities,
+/// Locks, whatever happened to another thread that held the lock: what it guards is always whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl ZfsStore {
-    /// Opens the datasets below `root`, which must exist.
-    ///
-    /// # Errors
-    /// No working `zfs` command; [`StoreError::NoDataset`].
-    pub fn open(root: &DatasetName, _options: ZfsOptions) -> Result<Self> {
-        Err(StoreError::NoDataset {
-            dataset: root.clone(),
-        })
-    }
-}
-
-#[allow(unused_variables)]
 impl Store for ZfsStore {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
+
     fn describe(&self) -> String {
         format!("zfs:{}", self.root)
     }
+
     fn root(&self) -> &DatasetName {
         &self.root
     }
+
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {
-        later()
+        self.inside(dataset)?;
+        self.get_dataset(dataset)
     }
+
     fn datasets(&self) -> Result<Vec<DatasetInfo>> {
-        later()
+        self.list_datasets()
     }
+
     fn inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
-        later()
+        self.inside(dataset)?;
+        let mut inventory = self.list_inventory(dataset)?;
+        // Probes come and go while somebody looks; no plan may rest on one.
+        let probe = |s: &Snapshot| s.name.short().starts_with(PROBE_PREFIX);
+        inventory.snapshots.retain(|snapshot| !probe(snapshot));
+        Ok(inventory)
     }
+
     fn space(&self, dataset: &DatasetName) -> Result<Space> {
-        later()
+        self.inside(dataset)?;
+        self.get_space(dataset)
     }
+
     fn user_properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, Property>> {
-        later()
+        self.inside(dataset)?;
+        self.get_user_properties(dataset)
     }
+
     fn set_user_properties(
         &self,
         dataset: &DatasetName,
         changes: &BTreeMap<String, Option<String>>,
     ) -> Result<()> {
-        later()
+        self.inside(dataset)?;
+        self.change_user_properties(dataset, changes)
     }
-    fn create(&self, dataset: &DatasetName, kind: DatasetKind) -> Result<DatasetInfo> {
-        later()
-    }
-    fn destroy_dataset(&self, dataset: &DatasetName) -> Result<()> {
-        later()
-    }
-    fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()> {
-        later()
-    }
-    fn snapshot(&self, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {
-        later()
-    }
-    fn destroy_snapshots(&self, snapshots: &[SnapshotName]) -> Result<()> {
-        later()
-    }
-    fn bookmark(&self, snapshot: &SnapshotName, bookmark: &BookmarkName) -> Result<()> {
-        later()
-    }
-    fn destroy_bookmarks(&self, bookmarks: &[BookmarkName]) -> Result<()> {
-        later()
-    }
-    fn hold(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()> {
-        later()
-    }
-    fn release(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()> {
-        later()
-    }
-    fn holds(&self, snapshot: &SnapshotName) -> Result<Vec<HoldTag>> {
-        later()
-    }
-    fn rollback(&self, snapshot: &SnapshotName) -> Result<()> {
-        later()
-    }
-    fn changed_since(&self, snapshot: &SnapshotName) -> Result<Change> {
-        later()
-    }
-    fn verify_unwritten(&self, snapshot: &SnapshotName) -> Result<()> {
-        later()
-    }
-    fn estimate(&self, spec: &SendSpec) -> Result<Option<u64>> {
-        later()
-    }
-    fn send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>> {
-        later()
-    }
-    fn receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>> {
-        later()
-    }
-    fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
-        later()
-    }
-    fn fence(&self, dataset: &DatasetName) -> Result<()> {
-        later()
-    }
-    fn give_back(&self, dataset: &DatasetName) -> Result<()> {
-        later()
-    }
-}
 
-fn later<T>() -> Result<T> {
-    Err(StoreError::NotCapable {
-        store: "zfs".into(),
-        what: "anything yet".into(),
-    })
+    fn create(&self, dataset: &DatasetName, kind: DatasetKind) -> Result<DatasetInfo> {
+        self.inside(dataset)?;
+        self.create_dataset(dataset, kind)
+    }
+
+    fn destroy_dataset(&self, dataset: &DatasetName) -> Result<()> {
+        self.inside(dataset)?;
+        self.destroy_one_dataset(dataset)
+    }
+
+    fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()> {
+        self.inside(from)?;
+        self.inside(to)?;
+        self.rename_dataset(from, to)
+    }
+
+    fn snapshot(&self, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {
+        for name in &spec.names {
+            self.inside(name.dataset())?;
+        }
+        self.take_snapshots(spec)
+    }
+
+    fn destroy_snapshots(&self, snapshots: &[SnapshotName]) -> Result<()> {
+        for name in snapshots {
+            self.inside(name.dataset())?;
+        }
+        self.destroy_some_snapshots(snapshots)
+    }
+
+    fn bookmark(&self, snapshot: &SnapshotName, bookmark: &BookmarkName) -> Result<()> {
+        self.inside(snapshot.dataset())?;
+        self.inside(bookmark.dataset())?;
+        self.make_bookmark(snapshot, bookmark)
+    }
+
+    fn destroy_bookmarks(&self, bookmarks: &[BookmarkName]) -> Result<()> {
+        for name in bookmarks {
+            self.inside(name.dataset())?;
+        }
+        self.destroy_some_bookmarks(bookmarks)
+    }
+
+    fn hold(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()> {
+        for name in snapshots {
+            self.inside(name.dataset())?;
+        }
+        self.hold_snapshots(tag, snapshots)
+    }
+
+    fn release(&self, tag: &HoldTag, snapshots: &[SnapshotName]) -> Result<()> {
+        for name in snapshots {
+            self.inside(name.dataset())?;
+        }
+        self.release_snapshots(tag, snapshots)
+    }
+
+    fn holds(&self, snapshot: &SnapshotName) -> Result<Vec<HoldTag>> {
+        self.inside(snapshot.dataset())?;
+        self.list_holds(snapshot)
+    }
+
+    fn rollback(&self, snapshot: &SnapshotName) -> Result<()> {
+        self.inside(snapshot.dataset())?;
+        self.roll_back(snapshot)
+    }
+
+    fn changed_since(&self, snapshot: &SnapshotName) -> Result<Change> {
+        self.inside(snapshot.dataset())?;
+        self.hint_of_change(snapshot)
+    }
+
+    fn verify_unwritten(&self, snapshot: &SnapshotName) -> Result<()> {
+        self.inside(snapshot.dataset())?;
+        self.prove_unwritten(snapshot)
+    }
+
+    fn estimate(&self, spec: &SendSpec) -> Result<Option<u64>> {
+        self.inside(spec.to.dataset())?;
+        self.estimate_send(spec)
+    }
+
+    fn send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>> {
+        self.inside(spec.to.dataset())?;
+        self.start_send(spec)
+    }
+
+    fn receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>> {
+        self.inside(&spec.dataset)?;
+        self.start_receive(spec)
+    }
+
+    fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        self.inside(dataset)?;
+        self.activate_dataset(dataset)
+    }
+
+    fn fence(&self, dataset: &DatasetName) -> Result<()> {
+        self.inside(dataset)?;
+        self.fence_dataset(dataset)
+    }
+
+    fn give_back(&self, dataset: &DatasetName) -> Result<()> {
+        self.inside(dataset)?;
+        self.give_dataset_back(dataset)
+    }
 }

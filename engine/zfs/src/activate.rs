@@ -1,0 +1,152 @@
+//! The way back from the fence: mounting a dataset, and giving it back for good.
+//!
+//! Owns: `zfs mount` and everything that must hold before and after it. Leaves to others: whether this
+//! node may be the writer at all (the engine's journal says so, before it calls here).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flocker_store::store::Result;
+use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
+
+use crate::ZfsStore;
+use crate::errors::About;
+use crate::fence::{INHERIT, WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
+use crate::mounts;
+use crate::properties::{Native, OURS};
+
+impl ZfsStore {
+    pub(crate) fn activate_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
+        if now["type"].value != "filesystem" {
+            return Ok(None);
+        }
+        let own = mounts::own()?;
+        let mounted = own.iter().find(|mount| mount.is_live_of(dataset));
+        if mounted.is_none() {
+            // Before anything is changed: whoever still has it would write beside us.
+            self.refuse_if_held(dataset)?;
+        }
+        self.open_up(dataset, &now)?;
+        let path = match mounted {
+            Some(mount) => mount.mountpoint.clone(),
+            None => {
+                let path = self.mount_path(dataset, &now["mountpoint"])?;
+                refuse_taken_path(dataset, &path)?;
+                self.zfs_patiently(&["mount", dataset.as_str()], About::dataset(dataset))?;
+                path
+            }
+        };
+        self.check_mounted(dataset, &path)?;
+        Ok(Some(path))
+    }
+
+    /// `canmount=noauto` and writable, remembering what was.
+    fn open_up(&self, dataset: &DatasetName, now: &BTreeMap<String, Native>) -> Result<()> {
+        if now["canmount"].value != "noauto" {
+            self.remember(dataset, WAS_CANMOUNT, &now["canmount"])?;
+            self.set_words(dataset, &["canmount=noauto".to_owned()])?;
+        }
+        if now["readonly"].value != "off" {
+            self.remember(dataset, WAS_READONLY, &now["readonly"])?;
+            self.set_and_ignore_status(dataset, "readonly=off")?;
+        }
+        Ok(())
+    }
+
+    /// Where the dataset belongs: its mountpoint, or a place below the configured one.
+    fn mount_path(&self, dataset: &DatasetName, mountpoint: &Native) -> Result<PathBuf> {
+        if mountpoint.value.starts_with('/') {
+            return Ok(PathBuf::from(&mountpoint.value));
+        }
+        let Some(root) = &self.options.mount_root else {
+            return Err(self.not_capable(format!(
+                "mounting {dataset} (its mountpoint is {}: set one, or configure mount_root)",
+                mountpoint.value
+            )));
+        };
+        let path = root.join(dataset.leaf());
+        let Some(word) = path.to_str().filter(|word| word.starts_with('/')) else {
+            return Err(self.not_capable(format!("the mountpoint {}", path.display())));
+        };
+        self.remember(dataset, WAS_MOUNTPOINT, mountpoint)?;
+        self.set_words(dataset, &[format!("mountpoint={word}")])?;
+        Ok(path)
+    }
+
+    fn check_mounted(&self, dataset: &DatasetName, path: &Path) -> Result<()> {
+        let own = mounts::own()?;
+        let detail = match own.iter().find(|mount| mount.is_live_of(dataset)) {
+            Some(mount) if mount.mountpoint != path => {
+                format!("it is mounted at {}", mount.mountpoint.display())
+            }
+            Some(mount) if mount.readonly => "it is mounted read-only".to_owned(),
+            Some(_) => return Ok(()),
+            None => "it is not in our mount table".to_owned(),
+        };
+        Err(StoreError::Output {
+            command: format!("zfs mount {dataset}"),
+            detail: format!("expected it writable at {}: {detail}", path.display()),
+        })
+    }
+
+    pub(crate) fn give_dataset_back(&self, dataset: &DatasetName) -> Result<()> {
+        let properties = self.get_user_properties(dataset)?;
+        let local = |name: &str| {
+            properties
+                .get(name)
+                .filter(|property| property.source == PropertySource::Local)
+                .map(|property| property.value.clone())
+        };
+        // `canmount` last: setting it to `on` may mount, and then the rest has to be right.
+        for (ours, native) in
+            [(WAS_MOUNTPOINT, "mountpoint"), (WAS_READONLY, "readonly"), (WAS_CANMOUNT, "canmount")]
+        {
+            match local(ours) {
+                None => {}
+                Some(was) if was == INHERIT => self.inherit(dataset.as_str(), native, dataset)?,
+                Some(was) => {
+                    self.set_and_ignore_status(dataset, &format!("{native}={was}"))?;
+                    let now = self.native(dataset, &[native])?;
+                    if now[native].value != was {
+                        return Err(StoreError::Output {
+                            command: format!("zfs get {native} {dataset}"),
+                            detail: format!("{native} is {} and not {was}", now[native].value),
+                        });
+                    }
+                }
+            }
+        }
+        let changes: BTreeMap<String, Option<String>> = properties
+            .into_iter()
+            .filter(|(name, p)| name.starts_with(OURS) && p.source == PropertySource::Local)
+            .map(|(name, _)| (name, None))
+            .collect();
+        self.change_user_properties(dataset, &changes)
+    }
+}
+
+/// A mount hides what lies under it, and OpenZFS mounts over it without a word (`overlay=on`).
+fn refuse_taken_path(dataset: &DatasetName, path: &Path) -> Result<()> {
+    let taken = |what: String| StoreError::Busy {
+        dataset: dataset.clone(),
+        holders: vec![Holder { pid: 0, command: "path".to_owned(), what }],
+    };
+    let shown = path.display();
+    if let Some(mount) = mounts::own()?.iter().rev().find(|m| m.mountpoint == path) {
+        return Err(taken(format!("{} is mounted at {shown}", mount.source)));
+    }
+    match fs::read_dir(path) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(taken(format!("{shown} is not empty"))),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            Err(taken(format!("{shown} is not a directory")))
+        }
+        Err(e) => Err(StoreError::io(format!("looking at {shown}"), e)),
+    }
+}

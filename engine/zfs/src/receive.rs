@@ -1,0 +1,463 @@
+//! Receiving: `zfs receive -u` as a [`ReceiveStream`], never with `-F`.
+//!
+//! Owns: what must hold before a stream may touch a dataset, and what must hold after it. Leaves to
+//! others: the child ([`crate::child`]), verifying batches on the way (transport).
+//!
+//! # How a stream is kept from taking effect before `commit`
+//!
+//! ZFS commits a snapshot as soon as it has read the END record, whoever was to say "commit" later. So
+//! the last 312 bytes, which are that record, are held back until [`ReceiveStream::commit`]: an abort, a
+//! drop and a crash of this process all look to ZFS like a stream that broke off, and it takes back what
+//! arrived. The first 312 bytes are held back too, until the BEGIN record in them has proved to carry the
+//! guids that were announced: the command is not even started for another stream.
+//!
+//! # What is left of an interrupted receive
+//!
+//! Seen on zfs-fuse: at the end of the pipe the partial dataset (full) or the hidden clone (increment) is
+//! gone by the time the command returns. Killing the command does nothing while our end of the pipe is
+//! open, since the daemon reads it; so an abort closes the pipe first. While a receive runs, a second one
+//! gets "dataset is busy" (increment) or finds the partial dataset (full). On OpenZFS with `-s` the part
+//! stays, with a token; a stream that does not resume takes it away first (`zfs receive -A`).
+//!
+//! Seen on zfs-fuse: an increment is received over a *newer local snapshot* that changed nothing, and ends
+//! up behind it. So that the base is the newest snapshot is checked here, by guid, not left to ZFS.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::process::ChildStdin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flocker_store::store::Result;
+use flocker_store::{
+    DatasetName, Holder, Inventory, ReceiveSpec, ReceiveStream, Snapshot, StoreError,
+};
+use zfs_stream::record::HeaderType;
+use zfs_stream::{Endian, Features, HEADER_LEN, Record};
+
+use crate::ZfsStore;
+use crate::child::{Direction, Pipe, StreamChild};
+use crate::errors::{self, About};
+use crate::fence::WAS_CANMOUNT;
+use crate::run::{Finished, Program};
+use crate::store::lock;
+
+/// How long ZFS may take to make a received snapshot durable after its last byte.
+pub const COMMIT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long an aborted receive may take to undo what arrived before it is killed.
+pub const ABORT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long after a receive was killed the undoing is waited for.
+const UNDO_GRACE: Duration = Duration::from_secs(5);
+
+impl ZfsStore {
+    pub(crate) fn start_receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>> {
+        if spec.snapshot.dataset() != &spec.dataset {
+            return Err(
+                self.not_capable(format!("receiving {} as {}", spec.dataset, spec.snapshot))
+            );
+        }
+        let turn = Turn::take(&self.receiving, &spec.dataset)?;
+        let partial = match spec.from_guid {
+            Some(_) => self.check_increment(spec)?,
+            None => self.check_full(spec)?,
+        };
+        Ok(Box::new(ZfsReceive {
+            store: self.clone(),
+            spec: spec.clone(),
+            partial,
+            begin: Vec::with_capacity(HEADER_LEN),
+            tail: Vec::with_capacity(2 * HEADER_LEN),
+            state: State::Waiting,
+            _turn: turn,
+        }))
+    }
+
+    /// Whether a full stream may create the dataset; `true` when a partial receive is in its place.
+    fn check_full(&self, spec: &ReceiveSpec) -> Result<bool> {
+        match self.list_inventory(&spec.dataset) {
+            Ok(found) if found.resume_token.is_some() && found.snapshots.is_empty() => Ok(true),
+            Ok(_) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
+            Err(StoreError::NoDataset { .. }) => {
+                self.create_parents(&spec.dataset)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an increment fits; `true` when a partial receive is in its way.
+    fn check_increment(&self, spec: &ReceiveSpec) -> Result<bool> {
+        let inventory = self.clear_probes(&spec.dataset)?;
+        let Some(base) = spec.from_guid else {
+            return Ok(false);
+        };
+        let Some(at) = inventory.snapshot(base) else {
+            return Err(StoreError::NoBase { dataset: spec.dataset.clone(), base });
+        };
+        if let Some(taken) = inventory.snapshots.iter().find(|s| s.name == spec.snapshot) {
+            return Err(StoreError::Exists { name: taken.name.to_string() });
+        }
+        if let Some(newest) = inventory.latest().filter(|newest| newest.guid != base) {
+            return Err(StoreError::Modified {
+                dataset: spec.dataset.clone(),
+                detail: format!("{} is newer than the base {}", newest.name, at.name),
+            });
+        }
+        if self.dialect.fuse {
+            self.refuse_mounted_standby(spec, &at.name)?;
+        }
+        Ok(inventory.resume_token.is_some())
+    }
+
+    /// What is mounted changes at any moment (access times): on zfs-fuse a standby is at rest or not
+    /// received into. Says what was modified, if anything was, since that needs a person.
+    fn refuse_mounted_standby(
+        &self,
+        spec: &ReceiveSpec,
+        newest: &flocker_store::SnapshotName,
+    ) -> Result<()> {
+        let Some(path) = self.mounted_here(&spec.dataset)? else {
+            return Ok(());
+        };
+        if let Some(detail) = self.probe(newest)? {
+            return Err(StoreError::Modified { dataset: spec.dataset.clone(), detail });
+        }
+        Err(StoreError::Busy {
+            dataset: spec.dataset.clone(),
+            holders: vec![Holder {
+                pid: 0,
+                command: "mount".to_owned(),
+                what: format!("the standby is mounted at {}", path.display()),
+            }],
+        })
+    }
+
+    fn receive_words(&self, spec: &ReceiveSpec) -> Vec<String> {
+        let mut words = vec!["receive".to_owned(), "-u".to_owned()];
+        if spec.resumable && self.dialect.resumable {
+            words.push("-s".to_owned());
+        }
+        if spec.from_guid.is_none() && !self.dialect.fuse {
+            // Set with the dataset, so that no boot in between mounts it.
+            for property in ["canmount=noauto".to_owned(), format!("{WAS_CANMOUNT}=on")] {
+                words.extend(["-o".to_owned(), property]);
+            }
+        }
+        words.push(spec.snapshot.to_string());
+        words
+    }
+
+    /// What was received, by its guid, and put to rest.
+    fn confirm(&self, spec: &ReceiveSpec) -> Result<Snapshot> {
+        let inventory = self.list_inventory(&spec.dataset)?;
+        let Some(found) = inventory.snapshot(spec.to_guid) else {
+            return Err(StoreError::BadStream {
+                dataset: spec.dataset.clone(),
+                detail: format!(
+                    "zfs receive reports success, yet there is no snapshot with guid {}; the newest is {}",
+                    spec.to_guid,
+                    newest(&inventory)
+                ),
+            });
+        };
+        if spec.from_guid.is_none() && self.dialect.fuse {
+            for word in [format!("{WAS_CANMOUNT}=on"), "canmount=noauto".to_owned()] {
+                self.set_words(&spec.dataset, &[word])?;
+            }
+        }
+        Ok(found.clone())
+    }
+
+    /// After an aborted receive: `true` when the dataset is as it was before.
+    fn is_undone(&self, spec: &ReceiveSpec) -> Result<bool> {
+        match self.list_inventory(&spec.dataset) {
+            Ok(now) => Ok(spec.from_guid.is_some() || now.resume_token.is_some()),
+            Err(StoreError::NoDataset { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn newest(inventory: &Inventory) -> String {
+    match inventory.latest() {
+        Some(snapshot) => format!("{} (guid {})", snapshot.name, snapshot.guid),
+        None => "none".to_owned(),
+    }
+}
+
+/// The right to receive into a dataset; ZFS takes one stream at a time.
+#[derive(Debug)]
+struct Turn {
+    all: Arc<Mutex<BTreeSet<DatasetName>>>,
+    dataset: DatasetName,
+}
+
+impl Turn {
+    fn take(all: &Arc<Mutex<BTreeSet<DatasetName>>>, dataset: &DatasetName) -> Result<Self> {
+        if !lock(all).insert(dataset.clone()) {
+            return Err(StoreError::Busy {
+                dataset: dataset.clone(),
+                holders: vec![Holder {
+                    pid: std::process::id(),
+                    command: "flocker-repl".to_owned(),
+                    what: "another receive into it is running".to_owned(),
+                }],
+            });
+        }
+        Ok(Self { all: Arc::clone(all), dataset: dataset.clone() })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.dataset);
+    }
+}
+
+/// Where a receive stands.
+#[derive(Debug)]
+enum State {
+    /// The BEGIN record has not come in full; nothing was started.
+    Waiting,
+    /// The command takes what we write.
+    Running { child: StreamChild, stdin: ChildStdin },
+    /// The command ended before the stream did.
+    Ended(Finished),
+    /// The stream was refused before anything was started.
+    Refused(StoreError),
+    /// Committed or aborted.
+    Over,
+}
+
+struct ZfsReceive {
+    store: ZfsStore,
+    spec: ReceiveSpec,
+    /// A partial receive that a stream which does not resume has to take away.
+    partial: bool,
+    /// The BEGIN record as far as it has come.
+    begin: Vec<u8>,
+    /// The last bytes so far, never more than [`HEADER_LEN`] between calls.
+    tail: Vec<u8>,
+    state: State,
+    _turn: Turn,
+}
+
+impl Write for ZfsReceive {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if matches!(self.state, State::Waiting) {
+            let taken = buf.len().min(HEADER_LEN - self.begin.len());
+            self.begin.extend_from_slice(&buf[..taken]);
+            if self.begin.len() == HEADER_LEN
+                && let Err(error) = self.start()
+            {
+                self.state = State::Refused(error);
+            }
+            return self.said(taken);
+        }
+        self.forward(buf)?;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ZfsReceive {
+    /// Checks BEGIN, then starts the command.
+    fn start(&mut self) -> Result<()> {
+        let resuming = check_begin(&self.begin, &self.spec)?;
+        let dataset = &self.spec.dataset;
+        if self.partial && !resuming {
+            let args = ["receive", "-A", dataset.as_str()];
+            self.store.zfs(&args, About::dataset(dataset))?;
+        }
+        let words = self.store.receive_words(&self.spec);
+        let args: Vec<&str> = words.iter().map(String::as_str).collect();
+        let path = self.store.runner.path(Program::Zfs);
+        let (child, pipe) = StreamChild::start(path, &args, Direction::Receive)?;
+        let Pipe::In(stdin) = pipe else {
+            unreachable!("a receive is started with a pipe to its stdin");
+        };
+        self.state = State::Running { child, stdin };
+        let begin = std::mem::take(&mut self.begin);
+        // A failed write is kept in the state.
+        let _ = self.forward(&begin);
+        Ok(())
+    }
+
+    /// Writes everything but the last [`HEADER_LEN`] bytes so far.
+    fn forward(&mut self, buf: &[u8]) -> io::Result<()> {
+        let State::Running { stdin, .. } = &mut self.state else {
+            return self.said(()).map(|()| ());
+        };
+        let from_tail =
+            self.tail.len().min((self.tail.len() + buf.len()).saturating_sub(HEADER_LEN));
+        let from_buf = buf.len().saturating_sub(HEADER_LEN);
+        let mut outcome = Ok(());
+        if from_tail > 0 {
+            outcome = stdin.write_all(&self.tail[..from_tail]);
+            self.tail.drain(..from_tail);
+        }
+        if outcome.is_ok() && from_buf > 0 {
+            outcome = stdin.write_all(&buf[..from_buf]);
+        }
+        self.tail.extend_from_slice(&buf[from_buf..]);
+        if let Err(error) = outcome {
+            self.broken(error)?;
+        }
+        Ok(())
+    }
+
+    /// The command no longer reads: it has ended, and says why.
+    fn broken(&mut self, error: io::Error) -> io::Result<()> {
+        if let State::Running { mut child, stdin } = std::mem::replace(&mut self.state, State::Over)
+        {
+            drop(stdin);
+            self.state = match child.stop(ABORT_LIMIT) {
+                Ok(finished) => State::Ended(finished),
+                Err(left_behind) => State::Refused(left_behind),
+            };
+        }
+        match self.said(()) {
+            Ok(()) => Err(error),
+            Err(said) => Err(said),
+        }
+    }
+
+    /// `value`, or the reason why this stream is over, as an I/O error.
+    fn said<T>(&self, value: T) -> io::Result<T> {
+        match &self.state {
+            State::Waiting | State::Running { .. } => Ok(value),
+            State::Ended(finished) => {
+                let about = self.about();
+                let error = errors::explain(finished, about);
+                Err(io::Error::new(io::ErrorKind::BrokenPipe, error.to_string()))
+            }
+            State::Refused(error) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+            }
+            State::Over => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+        }
+    }
+
+    fn about(&self) -> About<'_> {
+        About { dataset: &self.spec.dataset, base: self.spec.from_guid }
+    }
+
+    fn incomplete(&self) -> StoreError {
+        StoreError::BadStream {
+            dataset: self.spec.dataset.clone(),
+            detail: format!("incomplete stream: {} bytes", self.begin.len()),
+        }
+    }
+
+    /// The verdict of a command that has ended.
+    fn verdict(&self, finished: &Finished) -> Result<Snapshot> {
+        if finished.ending.is_success() {
+            return self.store.confirm(&self.spec);
+        }
+        Err(errors::explain(finished, self.about()))
+    }
+
+    /// Closes the pipe without the END record and waits until ZFS has taken back what arrived.
+    fn undo(&mut self) -> Result<()> {
+        let State::Running { mut child, stdin } = std::mem::replace(&mut self.state, State::Over)
+        else {
+            return Ok(());
+        };
+        drop(stdin);
+        child.stop(ABORT_LIMIT)?;
+        let deadline = Instant::now() + UNDO_GRACE;
+        let mut pause = Duration::from_millis(5);
+        while !self.store.is_undone(&self.spec)? {
+            if Instant::now() >= deadline {
+                return Err(StoreError::Busy {
+                    dataset: self.spec.dataset.clone(),
+                    holders: vec![Holder {
+                        pid: 0,
+                        command: "zfs receive".to_owned(),
+                        what: "a partial dataset that ZFS has not taken back".to_owned(),
+                    }],
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+}
+
+impl ReceiveStream for ZfsReceive {
+    fn commit(mut self: Box<Self>) -> Result<Snapshot> {
+        let tail = std::mem::take(&mut self.tail);
+        let (mut child, mut stdin) = match std::mem::replace(&mut self.state, State::Over) {
+            State::Running { child, stdin } => (child, stdin),
+            State::Waiting | State::Over => return Err(self.incomplete()),
+            State::Ended(finished) => return self.verdict(&finished),
+            State::Refused(error) => return Err(error),
+        };
+        // If the command has ended, its own words say why.
+        let _ = stdin.write_all(&tail);
+        drop(stdin);
+        let finished = match child.wait(COMMIT_LIMIT) {
+            Some(finished) => finished,
+            None => child.stop(Duration::ZERO)?,
+        };
+        self.verdict(&finished)
+    }
+
+    fn abort(mut self: Box<Self>) -> Result<()> {
+        self.undo()
+    }
+}
+
+impl Drop for ZfsReceive {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            tracing::warn!(dataset = %self.spec.dataset, %error, "an aborted receive was not taken back");
+        }
+    }
+}
+
+/// Checks that a stream is the one that was announced; returns whether it resumes an earlier one.
+fn check_begin(bytes: &[u8], spec: &ReceiveSpec) -> Result<bool> {
+    let bad = |detail: String| StoreError::BadStream { dataset: spec.dataset.clone(), detail };
+    let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
+        return Err(bad("incomplete stream".to_owned()));
+    };
+    // Either byte order may arrive; the magic number in BEGIN tells which it is.
+    let little = Record::decode(header, Endian::Little);
+    let record = match little {
+        Ok(record) => record,
+        Err(problem) => Record::decode(header, Endian::Big)
+            .map_err(|_| bad(format!("record 0, offset 0: {problem}")))?,
+    };
+    let Record::Begin(begin) = record else {
+        return Err(bad("record 0, offset 0: not a BEGIN record".to_owned()));
+    };
+    if begin.header_type == HeaderType::Compound {
+        return Err(StoreError::Unsupported {
+            dataset: spec.dataset.clone(),
+            feature: "a package of several streams (-R, -I, -p)".to_owned(),
+        });
+    }
+    if begin.to_guid != spec.to_guid.0 {
+        return Err(bad(format!(
+            "it carries the snapshot with guid {} ({}), and {} was announced",
+            begin.to_guid,
+            begin.name(),
+            spec.to_guid
+        )));
+    }
+    let base = spec.from_guid.map_or(0, |guid| guid.0);
+    if begin.from_guid != base {
+        return Err(bad(format!(
+            "it starts from guid {}, and {base} was announced",
+            begin.from_guid
+        )));
+    }
+    Ok(begin.features.contains(Features::RESUMING))
+}
