@@ -12,6 +12,9 @@ const SNAPSHOTS_KEPT: usize = 3;
 /// Snapshots of ours that may be held on a node: the base, and that of the way back.
 const HOLDS_KEPT: usize = 2;
 
+/// A healthy workload writes at least this often, milliseconds.
+const PROGRESS_MS: u64 = 5_000;
+
 /// What a person waits for an answer at most, milliseconds.
 const ANSWER_MS: u64 = 100_000;
 
@@ -72,7 +75,7 @@ impl World {
         let dataset = self.dataset_of(owner, id);
         let writable = dataset.is_some_and(|d| d.can_be_written());
         let live = dataset.map(|d| d.live.clone()).unwrap_or_default();
-        let runs = self.hosts[owner].workloads.get(&id).is_some_and(|w| !w.frozen);
+        let runs = self.hosts[owner].workloads.contains_key(&id);
         if !writable || !runs {
             let text = format!("unit {unit} at n{owner}: writable {writable}, runs {runs}");
             return self.violate(Rule::Heals, text);
@@ -85,8 +88,15 @@ impl World {
     }
 
     fn check_lag(&mut self, unit: usize) {
-        let Some(owner) = self.owner_of(unit) else { return };
+        let Some(owner) = self.owner_of(unit) else {
+            return;
+        };
         let id = self.units[unit].id;
+        let last_written = self.units[unit].written_at.last().copied().unwrap_or(0);
+        if last_written + PROGRESS_MS < self.now_ms {
+            let text = format!("unit {unit}: the workload last wrote at {last_written} ms");
+            self.violate(Rule::Heals, text);
+        }
         let rpo_ms = self.scenario.policy.rpo_ms();
         let step_ms = self.scenario.net.latency_ms * 4 + self.scenario.net.jitter_ms * 4;
         for node in 0..self.hosts.len() {

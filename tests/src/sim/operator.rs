@@ -263,12 +263,17 @@ impl World {
                 continue;
             };
             // During chaos a stopped workload is left so for a while: `wish` starts it again.
+            let paused = self.healing && record.paused;
             let missing = match &record.workload {
                 None => true,
                 Some(workload) => self.healing && !workload.wanted,
             };
             if missing && !self.is_open(node, "run") {
                 self.run_workload(node, unit);
+            }
+            if paused && !self.is_open(node, "resume") {
+                let name = self.units[unit].name.clone();
+                self.ask(node, unit, "resume", Command::Resume { name });
             }
         }
     }

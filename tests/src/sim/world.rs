@@ -329,13 +329,6 @@ impl World {
                 self.unblock(node, peer);
             }
         }
-        for unit in 0..self.units.len() {
-            let name = self.units[unit].name.clone();
-            for node in 0..self.hosts.len() {
-                let command = flocker_core::Command::Resume { name: name.clone() };
-                self.ask(node, unit, "resume", command);
-            }
-        }
     }
 
     /// One more move, which must succeed now.
