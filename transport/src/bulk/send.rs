@@ -212,7 +212,12 @@ fn start_listening(mut lane: Box<dyn LaneRecv>, cancel: &Cancel) -> io::Result<R
     let cancel = cancel.clone();
     spawn("flocker-answer", move || {
         let answer = read_answer(lane.as_mut(), &cancel);
+        let answered = !matches!(answer, Err(AnswerError::Lane(_)));
         let _ = tell.send(answer);
+        if answered {
+            // Until the receiver's end has come too, or it would take dropping the lane for a refusal.
+            let _ = lane.fill(&mut [0], Until::Elapsed(ANSWER_LAG));
+        }
     })?;
     Ok(answers)
 }
@@ -457,44 +462,48 @@ impl Outgoing<'_> {
     fn explain(&self, halt: Halt) -> SendError {
         match halt {
             Halt::Source(error) => error,
-            Halt::Answer(answer) => explain_answer(answer),
+            Halt::Answer(answer) => self.explain_answer(answer),
+            Halt::Cancelled => self.cancelled(),
             Halt::Lane(LaneError::Stopped { .. }) => {
                 // The receiver's reason travels the other way and may be a moment behind.
                 match self.answers.recv_timeout(ANSWER_LAG) {
-                    Ok(answer) => explain_answer(answer),
+                    Ok(answer) => self.explain_answer(answer),
                     Err(_) => SendError::ReceiverGone,
                 }
             }
-            Halt::Lane(LaneError::Interrupted) | Halt::Cancelled => {
-                let reason = self.cancel.reason().unwrap_or("the transfer is over").to_owned();
-                SendError::Cancelled { reason }
-            }
-            Halt::Lane(error) => explain_lane(error),
+            Halt::Lane(error) => self.explain_lane(error),
         }
     }
-}
 
-fn explain_answer(answer: Answer) -> SendError {
-    match answer {
-        // Before the end was sent, nothing can be done: that is no answer to this transfer.
-        Ok(_) => SendError::Protocol {
-            source: FrameError::Unexpected {
-                found: FrameType::Done,
-                expected: "a refusal, before the end was sent,",
+    fn cancelled(&self) -> SendError {
+        let reason = self.cancel.reason().unwrap_or("a thread of it ended").to_owned();
+        SendError::Cancelled { reason }
+    }
+
+    fn explain_answer(&self, answer: Answer) -> SendError {
+        match answer {
+            // Before the end was sent, nothing can be done: that is no answer to this transfer.
+            Ok(_) => SendError::Protocol {
+                source: FrameError::Unexpected {
+                    found: FrameType::Done,
+                    expected: "a refusal, before the end was sent,",
+                },
             },
-        },
-        Err(AnswerError::Failed(Failed { code, reason })) => SendError::Refused { code, reason },
-        Err(AnswerError::Lane(LaneFrameError::Frame(source))) => SendError::Protocol { source },
-        Err(AnswerError::Lane(LaneFrameError::Lane(error))) => explain_lane(error),
-    }
-}
-
-fn explain_lane(error: LaneError) -> SendError {
-    match error {
-        LaneError::Lost { reason } => SendError::ConnectionLost { reason },
-        LaneError::Reset { .. } | LaneError::Stopped { .. } | LaneError::Ended => {
-            SendError::ReceiverGone
+            Err(AnswerError::Failed(Failed { code, reason })) => {
+                SendError::Refused { code, reason }
+            }
+            Err(AnswerError::Lane(LaneFrameError::Frame(source))) => SendError::Protocol { source },
+            Err(AnswerError::Lane(LaneFrameError::Lane(error))) => self.explain_lane(error),
         }
-        LaneError::Interrupted => SendError::Cancelled { reason: "interrupted".into() },
+    }
+
+    fn explain_lane(&self, error: LaneError) -> SendError {
+        match error {
+            LaneError::Lost { reason } => SendError::ConnectionLost { reason },
+            LaneError::Reset { .. } | LaneError::Stopped { .. } | LaneError::Ended => {
+                SendError::ReceiverGone
+            }
+            LaneError::Interrupted => self.cancelled(),
+        }
     }
 }

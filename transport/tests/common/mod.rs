@@ -1,0 +1,235 @@
+//! What the tests of this crate share: streams to send, and nodes to send them between.
+#![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flocker_transport::frame::PROTOCOL_VERSION;
+use flocker_transport::{
+    BulkReceiver, BulkSender, Fingerprint, Identity, LocalNode, PeerEvent, PeerManager, Resources,
+    TrustSet, lane,
+};
+use tokio::sync::mpsc;
+use zfs_stream::record::{Begin, End, Object, Write};
+use zfs_stream::{Record, Seal, Writer};
+
+/// Long enough for anything on a busy machine, short enough to fail.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Address of a node that picks its own port.
+pub(crate) const LOOPBACK: &str = "127.0.0.1:0";
+
+pub(crate) fn golden_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/streams")
+}
+
+/// Names of the golden streams that are whole.
+pub(crate) fn golden_names() -> Vec<String> {
+    let dir = std::fs::read_dir(golden_dir()).expect("the golden streams");
+    let mut names: Vec<String> = dir
+        .map(|entry| entry.expect("listing").file_name().into_string().expect("UTF-8"))
+        .filter_map(|file| file.strip_suffix(".zstream.zst").map(String::from))
+        .filter(|name| name != "resume-part1-truncated")
+        .collect();
+    names.sort();
+    assert!(names.len() >= 40, "golden streams are missing: {names:?}");
+    names
+}
+
+pub(crate) fn golden(name: &str) -> Vec<u8> {
+    let path = golden_dir().join(format!("{name}.zstream.zst"));
+    zstd::decode_all(std::fs::File::open(path).expect(name)).expect(name)
+}
+
+/// A sound stream of any length, made while it is read.
+pub(crate) struct Synthetic {
+    writer: Writer,
+    made: VecDeque<u8>,
+    block: Vec<u8>,
+    next: u64,
+    blocks: u64,
+    noise: bool,
+}
+
+impl Synthetic {
+    /// `blocks` WRITE records of `block_len` bytes each, random or not.
+    pub(crate) fn new(blocks: u64, block_len: usize, noise: bool) -> Self {
+        let mut this = Self {
+            writer: Writer::new(Seal::PerRecord),
+            made: VecDeque::new(),
+            block: vec![0; block_len],
+            next: 0,
+            blocks,
+            noise,
+        };
+        this.record(&Record::Begin(Begin {
+            objset_type: zfs_stream::format::objset::ZVOL,
+            features: zfs_stream::Features::LARGE_BLOCKS,
+            to_guid: 7,
+            to_name: b"tank/vol@s1".to_vec(),
+            ..Begin::default()
+        }));
+        this.record(&Record::Object(Object {
+            object: 1,
+            object_type: 23,
+            block_size: u32::try_from(block_len).expect("a block"),
+            checksum_type: 7,
+            dn_slots: 1,
+            to_guid: 7,
+            ..Object::default()
+        }));
+        this
+    }
+
+    pub(crate) fn len(blocks: u64, block_len: usize) -> u64 {
+        3 * 312 + blocks * (312 + block_len as u64)
+    }
+
+    fn record(&mut self, record: &Record) {
+        let payload: &[u8] = if matches!(record, Record::Write(_)) { &self.block } else { &[] };
+        let mut out = Vec::new();
+        self.writer.record(record, payload, &mut out).expect("a record of a valid stream");
+        self.made.extend(out);
+    }
+
+    fn make(&mut self) {
+        if self.next == self.blocks {
+            if !self.writer.is_done() {
+                self.record(&Record::End(End { to_guid: 7, ..End::default() }));
+            }
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        let mut xof = blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof();
+        if self.noise {
+            xof.fill(&mut self.block);
+        } else {
+            let start: Vec<u8> = format!("row {number} of a table that repeats itself; ").into();
+            self.block.iter_mut().zip(start.iter().cycle()).for_each(|(to, from)| *to = *from);
+        }
+        let len = self.block.len() as u64;
+        self.record(&Record::Write(Write {
+            object: 1,
+            object_type: 23,
+            offset: number * len,
+            logical_size: len,
+            to_guid: 7,
+            checksum_type: 7,
+            ..Write::default()
+        }));
+    }
+}
+
+impl Read for Synthetic {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.made.is_empty() {
+            self.make();
+        }
+        self.made.read(buf)
+    }
+}
+
+/// The whole of a synthetic stream.
+pub(crate) fn synthetic(blocks: u64, block_len: usize, noise: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    Synthetic::new(blocks, block_len, noise).read_to_end(&mut out).expect("made in memory");
+    assert_eq!(out.len() as u64, Synthetic::len(blocks, block_len));
+    out
+}
+
+/// A sender and a receiver with memory in between, and the cable to cut.
+pub(crate) fn in_memory() -> (BulkSender, BulkReceiver, lane::memory::Cable) {
+    let (a, b, cable) = lane::memory::pair();
+    let resources = || Resources::start().expect("workers");
+    (BulkSender::over(a, resources()), BulkReceiver::over(b, resources()), cable)
+}
+
+/// A node with its events.
+pub(crate) struct Node {
+    pub(crate) manager: PeerManager,
+    pub(crate) events: mpsc::Receiver<PeerEvent>,
+    pub(crate) trust: Arc<TrustSet>,
+    pub(crate) address: String,
+}
+
+impl Node {
+    pub(crate) fn start(name: &str) -> Self {
+        Self::speaking(name, PROTOCOL_VERSION)
+    }
+
+    pub(crate) fn speaking(name: &str, protocol: u16) -> Self {
+        let identity = Identity::ephemeral().expect("an identity");
+        Self::with(name, protocol, Arc::new(identity), LOOPBACK)
+    }
+
+    pub(crate) fn with(name: &str, protocol: u16, identity: Arc<Identity>, listen: &str) -> Self {
+        let trust = Arc::new(TrustSet::new([]));
+        let local = LocalNode { protocol, ..LocalNode::new(name) };
+        let listen = listen.parse().expect("an address");
+        let (manager, events) =
+            PeerManager::start(listen, identity, local, trust.clone()).expect("a node");
+        let address = manager.local_addr().expect("bound").to_string();
+        Self { manager, events, trust, address }
+    }
+
+    pub(crate) fn key(&self) -> Fingerprint {
+        self.manager.fingerprint()
+    }
+
+    /// Trusts `other` and dials it.
+    pub(crate) fn knows(&self, other: &Node) {
+        self.trust.insert(other.key());
+        self.manager.set_peer(other.key(), vec![other.address.clone()]);
+    }
+
+    /// The next event that `pick` takes; others are dropped.
+    pub(crate) async fn until<T>(&mut self, mut pick: impl FnMut(PeerEvent) -> Option<T>) -> T {
+        let picked = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let event = self.events.recv().await.expect("the node runs");
+                if let Some(picked) = pick(event) {
+                    return picked;
+                }
+            }
+        });
+        picked.await.expect("the event that is waited for")
+    }
+
+    pub(crate) async fn up(&mut self) -> u64 {
+        self.until(|event| match event {
+            PeerEvent::Up { session, .. } => Some(session),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn down(&mut self) -> flocker_transport::DownReason {
+        self.until(|event| match event {
+            PeerEvent::Down { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn bulk(&mut self) -> (Vec<u8>, BulkReceiver) {
+        self.until(|event| match event {
+            PeerEvent::Bulk { header, receiver, .. } => Some((header.to_vec(), receiver)),
+            _ => None,
+        })
+        .await
+    }
+}
+
+/// Two nodes that know each other, and their connection up.
+pub(crate) async fn paired() -> (Node, Node) {
+    let (mut a, mut b) = (Node::start("a"), Node::start("b"));
+    b.trust.insert(a.key());
+    a.knows(&b);
+    a.up().await;
+    b.up().await;
+    (a, b)
+}
