@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use flocker_core::{Failure, FailureCode};
 use flocker_engine::client::ClientError;
+use flocker_engine::config::InitError;
 use serde::Serialize;
 
 use crate::out::{Out, clean};
@@ -35,11 +36,6 @@ impl From<Exit> for ExitCode {
         ExitCode::from(exit as u8)
     }
 }
-
-/// A request that this program itself refuses before anything was done.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(pub(crate) String);
 
 /// The command ran, and what it found has been printed; the answer is no.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +82,7 @@ pub(crate) fn of_error(error: &anyhow::Error) -> Exit {
                 }
             };
         }
-        if cause.is::<Refused>() {
+        if let Some(InitError::Exists { .. }) = cause.downcast_ref() {
             return Exit::Refused;
         }
         if cause.is::<Negative>() {
@@ -160,6 +156,30 @@ pub(crate) fn report(out: &Out, error: &anyhow::Error) -> Exit {
     let label = out.err_theme().bad("error:");
     write_stderr(&format!("{label} {text}\n"));
     exit
+}
+
+/// Prints what clap says: help and version on stdout, a line that makes no sense on stderr, and where
+/// `--json` is on that line an object too.
+pub(crate) fn report_usage(error: &clap::Error) -> Exit {
+    // Nobody is left to tell if this cannot be printed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return Exit::Ok;
+    }
+    let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if json {
+        let message = error.render().to_string();
+        let object = ErrorObject {
+            error: ErrorBody {
+                message: message.trim().to_owned(),
+                exit_code: Exit::Usage as u8,
+                code: None,
+                remedy: None,
+            },
+        };
+        let _ = Out::new(true).object(&object);
+    }
+    Exit::Usage
 }
 
 /// Writes to stderr and does not mind if nobody reads it.

@@ -27,7 +27,10 @@ fn main() -> ExitCode {
         // What follows is the engine's own, and may look like our options.
         return flocker_engine::workload::supervise_main(words);
     }
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_usage(&error).into(),
+    };
     let out = out::Out::new(cli.json);
     match commands::dispatch(cli, &out) {
         Ok(exit) => exit.into(),

@@ -12,13 +12,13 @@ use anyhow::Context as _;
 use flocker_engine::ServeOptions;
 use flocker_engine::api::Request;
 use flocker_engine::client::Client;
-use flocker_engine::config::{Config, InitError, InitOptions};
+use flocker_engine::config::{Config, InitOptions};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use super::Context;
 use crate::args::{InitArgs, ServeArgs};
-use crate::exit::{Exit, Refused};
+use crate::exit::Exit;
 
 /// How long the daemon may take to end in order once its standard input is closed.
 const END_LIMIT: Duration = Duration::from_secs(20);
@@ -44,13 +44,7 @@ pub(super) fn init(context: &Context<'_>, args: InitArgs) -> anyhow::Result<Exit
         state: args.state,
         advertise: args.advertise,
     };
-    let config = match Config::init(options) {
-        Ok(config) => config,
-        Err(error @ InitError::Exists { .. }) => {
-            return Err(anyhow::Error::new(error)).context(Refused("nothing was made".into()));
-        }
-        Err(error) => return Err(error).context("the node could not be made"),
-    };
+    let config = Config::init(options).context("the node is not made")?;
     let out = context.out;
     if out.json {
         out.object(&Made {
@@ -127,10 +121,9 @@ fn end_with_stdin(config: Config) -> anyhow::Result<()> {
                 }
             }
             tracing::info!("standard input was closed: the node ends");
-            if let Ok(client) = Client::connect(&config) {
-                if let Err(error) = client.ask(&Request::Shutdown, |_| {}) {
-                    tracing::warn!(%error, "the node does not end in order");
-                }
+            let asked = Client::connect(&config).and_then(|c| c.ask(&Request::Shutdown, |_| {}));
+            if let Err(error) = asked {
+                tracing::warn!(%error, "the node does not end in order");
             }
             thread::sleep(END_LIMIT);
             tracing::error!(?END_LIMIT, "the node did not end in time");

@@ -231,18 +231,6 @@ pub(crate) struct Findings {
     pub(crate) writers: Vec<Run>,
 }
 
-impl Findings {
-    /// Every acknowledged record exactly once, in order, unaltered.
-    pub(crate) fn is_good(&self) -> bool {
-        self.acked > 0
-            && self.missing == 0
-            && self.on_target == self.acked
-            && self.duplicates == 0
-            && self.out_of_order == 0
-            && self.altered == 0
-    }
-}
-
 /// Reads the file in `dir` and compares it with what was acknowledged.
 ///
 /// # Errors
@@ -292,6 +280,16 @@ pub(crate) fn check(
 mod tests {
     use super::*;
     use std::fs;
+
+    /// Every acknowledged record exactly once, in order, unaltered.
+    fn is_good(found: &Findings) -> bool {
+        found.acked > 0
+            && found.missing == 0
+            && found.on_target == found.acked
+            && found.duplicates == 0
+            && found.out_of_order == 0
+            && found.altered == 0
+    }
 
     fn payload(number: u64) -> String {
         hex(&blake3::hash(&number.to_le_bytes()).as_bytes()[..16])
@@ -363,13 +361,13 @@ mod tests {
         ledger.append(&[record(1), record(2)]).unwrap();
         ledger.append(&[record(1), record(2), record(3)]).unwrap();
         let found = check(dir.path(), &(1..=3).collect(), payload).unwrap();
-        assert!(found.is_good(), "{found:?}");
+        assert!(is_good(&found), "{found:?}");
     }
 
     #[test]
     fn a_good_file_is_found_good_and_shows_who_wrote() {
         let found = findings(1..=9, 8);
-        assert!(found.is_good(), "{found:?}");
+        assert!(is_good(&found), "{found:?}");
         assert_eq!(found.unanswered, 1);
         let runs: Vec<(&str, u64)> =
             found.writers.iter().map(|run| (run.writer.as_str(), run.records)).collect();
@@ -379,15 +377,15 @@ mod tests {
     #[test]
     fn each_kind_of_loss_is_found() {
         let lost = findings([1, 2, 4], 4);
-        assert_eq!((lost.missing, lost.is_good()), (1, false));
+        assert_eq!((lost.missing, is_good(&lost)), (1, false));
         let doubled = findings([1, 2, 2, 3], 3);
-        assert_eq!((doubled.duplicates, doubled.is_good()), (1, false));
+        assert_eq!((doubled.duplicates, is_good(&doubled)), (1, false));
         let swapped = findings([1, 3, 2, 4], 4);
-        assert_eq!((swapped.out_of_order, swapped.is_good()), (1, false));
-        assert!(!findings([], 0).is_good());
+        assert_eq!((swapped.out_of_order, is_good(&swapped)), (1, false));
+        assert!(!is_good(&findings([], 0)));
 
         let dir = dir_with(1..=3);
         let found = check(dir.path(), &(1..=3).collect(), |_| payload(9)).unwrap();
-        assert_eq!((found.altered, found.is_good()), (3, false));
+        assert_eq!((found.altered, is_good(&found)), (3, false));
     }
 }
