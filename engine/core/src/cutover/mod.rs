@@ -33,7 +33,7 @@ use crate::limits::{
 };
 use crate::message::Body;
 use crate::record::Role;
-use crate::service::{Service, Work};
+use crate::service::Service;
 use crate::unit::Unit;
 
 /// A move under way.
@@ -338,7 +338,7 @@ impl Unit {
         if stopped {
             // Actions of a unit are performed in order, so whatever is still being stopped or
             // fenced ends before this begins. No standby can have taken anything.
-            self.work = Work::Stopped;
+            self.work_has_stopped(ctx);
             self.activate(ctx);
         } else {
             self.undo_finished(ctx, None);

@@ -8,7 +8,7 @@ use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId};
 use crate::io::{Action, Outcome};
 use crate::node::PlantedBug;
 use crate::record::Role;
-use crate::service::{Service, Work};
+use crate::service::Service;
 use crate::unit::{Op, Unit};
 use flocker_store::Snapshot;
 
@@ -23,7 +23,7 @@ impl Unit {
     }
 
     pub(super) fn fence(&mut self, ctx: &mut Ctx) {
-        self.work = Work::Stopped;
+        self.work_has_stopped(ctx);
         self.service = Service::Stopped;
         if ctx.config.planted(PlantedBug::SkipFence) {
             return self.final_snapshot(ctx);

@@ -237,7 +237,7 @@ impl Unit {
         self.end_cutover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
         self.set_role(ctx, Role::Serving);
         self.say(ctx, source, answer);
-        self.work = crate::service::Work::Stopped;
+        self.work_has_stopped(ctx);
         self.activate(ctx);
     }
 

@@ -15,17 +15,21 @@
 //! Postconditions. `Up`: the volumes are reachable and writable by this node's workload, and by
 //! nobody else's. `Halted`: no workload of this unit runs here and its volumes are fenced.
 
+mod work;
+
+pub(crate) use work::Work;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Fingerprint, OpId, RequestId};
-use crate::io::{Action, EventKind, Outcome, Reply};
-use crate::limits::{BACKOFF_LAST_MS, CLAIM_ALARM_MS, RESEND_MS, RESTART_FIRST_MS, RETRY_MS};
+use crate::ids::{AttemptId, Fingerprint, OpId};
+use crate::io::{Action, Outcome};
+use crate::limits::{BACKOFF_LAST_MS, CLAIM_ALARM_MS, RESEND_MS, RETRY_MS};
 use crate::message::{ActivationTimes, Body};
 use crate::node::PlantedBug;
-use crate::record::{Role, WorkloadRecord};
+use crate::record::Role;
 use crate::unit::{Op, Unit};
 
 /// Whether the volumes may be written here.
@@ -68,23 +72,6 @@ impl Service {
             | Service::HaltFailed { .. } => false,
         }
     }
-}
-
-/// The workload here.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// Not looked at yet.
-    Unknown,
-    /// None runs.
-    Stopped,
-    /// Being started; somebody may wait for it.
-    Starting { op: OpId, since: u64, request: Option<RequestId>, restarts: u32 },
-    /// It runs.
-    Running { start_ms: u64, restarts: u32 },
-    /// Being stopped on a person's request.
-    Stopping { op: OpId, request: Option<RequestId> },
-    /// It ended by itself, or could not be started.
-    Ended { status: String, again_at: Option<u64>, restarts: u32 },
 }
 
 fn backoff(first: u64, tries: u32) -> u64 {
@@ -267,7 +254,7 @@ impl Unit {
                 self.service = Service::Halted;
             }
             Ok(_) => {
-                self.work = Work::Stopped;
+                self.work_has_stopped(ctx);
                 let action = Action::Fence { datasets: self.datasets() };
                 let op = ctx.run(self.id(), Op::Service, action);
                 self.service = Service::Halting { op, fencing: true };
@@ -281,149 +268,6 @@ impl Unit {
                 self.raise(ctx, failure);
             }
         }
-    }
-
-    // ---- the workload -------------------------------------------------------------------------
-
-    fn wanted(&self) -> Option<WorkloadRecord> {
-        self.record.workload.clone().filter(|w| w.wanted)
-    }
-
-    /// Whether everything that should run here does.
-    pub(crate) fn fully_up(&self) -> bool {
-        matches!(self.service, Service::Up { .. })
-            && match self.work {
-                Work::Running { .. } => true,
-                Work::Stopped | Work::Ended { .. } => self.wanted().is_none(),
-                Work::Unknown | Work::Starting { .. } | Work::Stopping { .. } => false,
-            }
-    }
-
-    pub(crate) fn set_workload(
-        &mut self,
-        ctx: &mut Ctx,
-        request: RequestId,
-        workload: WorkloadRecord,
-    ) {
-        let running = matches!(self.work, Work::Running { .. } | Work::Starting { .. });
-        let same = self.record.workload.as_ref().is_some_and(|w| w.command == workload.command);
-        if self.record.role.is_primary() && running && !same {
-            let text =
-                format!("{} is running; stop it first: flocker-repl stop {0}", self.record.name);
-            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
-        }
-        if self.cutover.is_some() {
-            let text = format!("{} is being migrated; wait until it has ended", self.record.name);
-            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
-        }
-        self.record.workload = Some(workload);
-        self.persist(ctx);
-        match (&self.service, &self.work) {
-            (Service::Up { paths: None, .. }, _) => {
-                let text = format!(
-                    "{}: a {} has no path on {}; the command is kept for where it has one",
-                    self.record.name, self.record.volumes[0].kind, ctx.config.store.describe
-                );
-                ctx.reply(request, Err(Failure::refused(FailureCode::Unsupported, text)));
-            }
-            (Service::Up { .. }, Work::Stopped | Work::Ended { .. }) => {
-                self.start_work(ctx, Some(request), 0);
-            }
-            _ => ctx.reply(request, Ok(Reply::Done)),
-        }
-    }
-
-    fn start_work(&mut self, ctx: &mut Ctx, request: Option<RequestId>, restarts: u32) {
-        let (Some(workload), Service::Up { paths: Some(paths), .. }) =
-            (self.wanted(), &self.service)
-        else {
-            return;
-        };
-        let action = Action::StartWorkload { workload, paths: paths.clone() };
-        let op = ctx.run(self.id(), Op::Work, action);
-        self.work = Work::Starting { op, since: ctx.now.mono_ms, request, restarts };
-    }
-
-    /// Stops the workload and keeps it stopped.
-    pub(crate) fn stop_workload(&mut self, ctx: &mut Ctx, request: RequestId) {
-        if self.cutover.is_some() {
-            let text = format!("{} is being migrated; wait until it has ended", self.record.name);
-            return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
-        }
-        let Some(workload) = &mut self.record.workload else {
-            let text = format!("{} has no workload here", self.record.name);
-            return ctx.reply(request, Err(Failure::refused(FailureCode::BadRequest, text)));
-        };
-        workload.wanted = false;
-        self.persist(ctx);
-        match self.work {
-            Work::Running { .. } | Work::Starting { .. } => self.stop_work(ctx, Some(request)),
-            Work::Unknown | Work::Stopped | Work::Stopping { .. } => {
-                ctx.reply(request, Ok(Reply::Done));
-            }
-            Work::Ended { .. } => {
-                self.work = Work::Stopped;
-                ctx.reply(request, Ok(Reply::Done));
-            }
-        }
-    }
-
-    fn stop_work(&mut self, ctx: &mut Ctx, request: Option<RequestId>) {
-        if let Work::Starting { request: Some(waiting), .. } = self.work {
-            let text = format!("{} was stopped while it was being started", self.record.name);
-            ctx.reply(waiting, Err(Failure::refused(FailureCode::Cancelled, text)));
-        }
-        let limit_ms = self.stop_limit_ms();
-        let op = ctx.run(self.id(), Op::Work, Action::StopWorkload { limit_ms });
-        self.work = Work::Stopping { op, request };
-    }
-
-    pub(crate) fn work_done(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
-        match self.work {
-            Work::Starting { op: mine, since, request, restarts } if mine == op => {
-                let answer = outcome.map(|_| Reply::Done);
-                if let Err(failure) = &answer {
-                    let again_at = Some(ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
-                    let status = failure.message.clone();
-                    self.work = Work::Ended { status, again_at, restarts: restarts + 1 };
-                    self.activation_failed(ctx, failure.clone());
-                } else {
-                    let start_ms = ctx.now.mono_ms - since;
-                    self.work = Work::Running { start_ms, restarts };
-                }
-                if let Some(request) = request {
-                    ctx.reply(request, answer);
-                }
-            }
-            Work::Stopping { op: mine, request } if mine == op => {
-                if let Err(failure) = &outcome {
-                    self.work = Work::Running { start_ms: 0, restarts: 0 };
-                    self.raise(ctx, failure.clone());
-                } else {
-                    self.work = Work::Stopped;
-                }
-                if let Some(request) = request {
-                    ctx.reply(request, outcome.map(|_| Reply::Done));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    pub(crate) fn workload_exited(&mut self, ctx: &mut Ctx, status: String, success: bool) {
-        let restarts = match self.work {
-            Work::Running { restarts, .. } => restarts,
-            // Stopped by us, or already known.
-            _ => return,
-        };
-        let again_at = (!success).then(|| ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
-        let text = format!("{}: the workload ended by itself: {status}", self.record.name);
-        if success {
-            ctx.report(self.record.id, &self.record.name, EventKind::Note(text));
-        } else {
-            self.raise(ctx, Failure::new(Remedy::Retry, FailureCode::Workload, text));
-        }
-        self.work = Work::Ended { status, again_at, restarts: restarts + 1 };
     }
 
     // ---- what is due --------------------------------------------------------------------------
@@ -471,25 +315,6 @@ impl Unit {
         self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::ConnectionLost, text));
     }
 
-    fn advance_work(&mut self, ctx: &mut Ctx) {
-        let now = ctx.now.mono_ms;
-        if !matches!(self.service, Service::Up { .. }) || self.stopping_for_cutover() {
-            return;
-        }
-        match &self.work {
-            Work::Stopped => self.start_work(ctx, None, 0),
-            Work::Ended { again_at: Some(at), restarts, .. } if now >= *at => {
-                let restarts = *restarts;
-                self.start_work(ctx, None, restarts);
-                if let Work::Ended { again_at, .. } = &mut self.work {
-                    // Not wanted any more.
-                    *again_at = None;
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// A unit that came here by a cutover: tell the old primary once it runs.
     fn announce(&mut self, ctx: &mut Ctx) {
         let Some((attempt, source)) = self.standby.announce else {
@@ -532,25 +357,13 @@ impl Unit {
             _ => None,
         };
         let work = match &self.work {
-            Work::Ended { again_at, .. } if matches!(self.service, Service::Up { .. }) => *again_at,
+            Work::Ended { again_at, .. }
+                if matches!(self.service, Service::Up { .. }) && !self.stopping_for_cutover() =>
+            {
+                *again_at
+            }
             _ => None,
         };
         service.into_iter().chain(work).min()
-    }
-
-    pub(crate) fn workload_word(&self) -> String {
-        match (&self.record.workload, &self.work) {
-            (None, _) => "none".into(),
-            (Some(_), _) if !self.record.role.is_primary() => "elsewhere".into(),
-            (_, Work::Unknown) => "unknown".into(),
-            (_, Work::Stopped) => "stopped".into(),
-            (_, Work::Starting { .. }) => "starting".into(),
-            (_, Work::Running { .. }) => "running".into(),
-            (_, Work::Stopping { .. }) => "stopping".into(),
-            (_, Work::Ended { status, again_at: Some(_), .. }) => {
-                format!("exited ({status}), to be started again")
-            }
-            (_, Work::Ended { status, .. }) => format!("exited ({status})"),
-        }
     }
 }
