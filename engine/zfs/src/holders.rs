@@ -7,6 +7,10 @@
 //! means something else in another namespace, and nothing after a lazy unmount. Asking does not wait for
 //! the filesystem (`AT_STATX_DONT_SYNC`): a wedged FUSE daemon must not wedge us.
 //!
+//! A process that does not let us look at its files (hardened kernels protect some even from root) is
+//! passed over: its mounts are seen all the same, in our own namespace it makes the unmount fail, and in
+//! another one it shows as a mount.
+//!
 //! Files of threads that share nothing with their process (`unshare(CLONE_FILES)`) are not looked for;
 //! the unmount that follows, and the proof that the FUSE connection is gone, catch them.
 
@@ -46,7 +50,7 @@ impl ZfsStore {
             orphans: self.dialect.fuse,
         };
         for pid in mounts::processes()? {
-            search.process(pid, &mut found)?;
+            search.process(pid, &mut found);
             if found.len() > MAX_HOLDERS {
                 found.truncate(MAX_HOLDERS);
                 break;
@@ -179,23 +183,23 @@ struct Search {
 }
 
 impl Search {
-    fn process(&self, pid: u32, found: &mut Vec<Holder>) -> Result<()> {
+    fn process(&self, pid: u32, found: &mut Vec<Holder>) {
         let mut here = Vec::new();
         for task in mounts::tasks(pid) {
             for (name, what) in [("cwd", "working directory"), ("root", "root directory")] {
-                self.look(&task.join(name), what, &mut here)?;
+                self.look(&task.join(name), what, &mut here);
             }
         }
         let process = PathBuf::from(format!("/proc/{pid}"));
-        self.look(&process.join("exe"), "running program", &mut here)?;
+        self.look(&process.join("exe"), "running program", &mut here);
         let files = fs::read_dir(process.join("fd"));
-        if let Some(files) = mounts::gone_is_none(files, &process)? {
+        if let Some(files) = visible(files, &process) {
             for file in files.flatten() {
-                self.look(&file.path(), "open file", &mut here)?;
+                self.look(&file.path(), "open file", &mut here);
             }
         }
         let maps = fs::read(process.join("maps"));
-        if let Some(maps) = mounts::gone_is_none(maps, &process)? {
+        if let Some(maps) = visible(maps, &process) {
             here.extend(self.mapped(&maps));
         }
         here.sort();
@@ -205,14 +209,13 @@ impl Search {
             command: mounts::command_of(pid),
             what,
         }));
-        Ok(())
     }
 
-    fn look(&self, link: &Path, what: &str, found: &mut Vec<String>) -> Result<()> {
+    fn look(&self, link: &Path, what: &str, found: &mut Vec<String>) {
         let flags = AtFlags::STATX_DONT_SYNC;
         let asked = statx(CWD, link, flags, StatxFlags::TYPE).map_err(std::io::Error::from);
-        let Some(stat) = mounts::gone_is_none(asked, link)? else {
-            return Ok(());
+        let Some(stat) = visible(asked, link) else {
+            return;
         };
         let dev = (stat.stx_dev_major, stat.stx_dev_minor);
         let to = || fs::read_link(link).unwrap_or_default();
@@ -229,7 +232,6 @@ impl Search {
                 ));
             }
         }
-        Ok(())
     }
 
     /// Mapped files: their descriptor may be closed. The device is the fourth field, hexadecimal.
@@ -246,6 +248,16 @@ impl Search {
             })
             .collect()
     }
+}
+
+/// `None` for what a process that has ended, or that may not be looked at, had.
+fn visible<T>(outcome: std::io::Result<T>, path: &Path) -> Option<T> {
+    if let Err(error) = &outcome
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        tracing::trace!(path = %path.display(), "not visible");
+    }
+    outcome.ok()
 }
 
 #[cfg(test)]
@@ -270,7 +282,7 @@ mod tests {
             orphans: false,
         };
         let mut found = Vec::new();
-        search.process(std::process::id(), &mut found).unwrap();
+        search.process(std::process::id(), &mut found);
         assert!(found.iter().any(|h| h.what.starts_with("open file")), "{found:?}");
         assert!(found.iter().all(|h| h.pid == std::process::id()));
     }

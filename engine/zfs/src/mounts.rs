@@ -91,31 +91,49 @@ pub(crate) fn own() -> Result<Vec<Mount>> {
 
 /// The mount tables of every namespace in which a thread lives, or which a file pins.
 ///
+/// Some processes do not let even root see which namespace they are in (hardened kernels, a daemon without
+/// `CAP_SYS_PTRACE`), but their mount table can be read all the same; mount ids tell namespaces apart then,
+/// since no two mounts of a system have the same.
+///
 /// # Errors
-/// [`StoreError::Permission`] where a process may not be looked at: what is not seen is not free.
+/// [`StoreError::Permission`] where a mount table may not be read: what is not seen is not free.
 pub(crate) fn everywhere() -> Result<Namespaces> {
-    let own_link = link("/proc/self/ns/mnt")?.unwrap_or_default();
+    let own = own()?;
     let mut seen: BTreeMap<PathBuf, Option<Namespace>> = BTreeMap::new();
-    seen.insert(own_link, None);
+    if let Ok(link) = fs::read_link("/proc/self/ns/mnt") {
+        seen.insert(link, None);
+    }
+    let mut veiled: Vec<Namespace> = Vec::new();
     for pid in processes()? {
         for task in tasks(pid) {
-            let Some(namespace) = link(task.join("ns/mnt"))? else {
-                continue;
+            let link = match fs::read_link(task.join("ns/mnt")) {
+                Ok(link) if seen.contains_key(&link) => continue,
+                Ok(link) => Some(link),
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+                // It has ended.
+                Err(_) => continue,
             };
-            if seen.contains_key(&namespace) {
-                continue;
-            }
             let Some(bytes) = gone_is_none(fs::read(task.join("mountinfo")), &task)? else {
                 continue;
             };
             // A zombie has a namespace no more and an empty table.
             let found = Namespace { pid, command: command_of(pid), mounts: parse(&bytes)? };
-            seen.insert(namespace, Some(found));
+            match link {
+                Some(link) => drop(seen.insert(link, Some(found))),
+                None => veiled.push(found),
+            }
         }
     }
-    let own = own()?;
     let opaque = look_into_pinned(&own, &mut seen);
-    Ok(Namespaces { own, others: seen.into_values().flatten().collect(), opaque })
+    let mut others: Vec<Namespace> = seen.into_values().flatten().collect();
+    for namespace in veiled {
+        let first = namespace.mounts.first().map(|mount| mount.id);
+        let same = |mounts: &[Mount]| mounts.iter().any(|mount| Some(mount.id) == first);
+        if !same(&own) && !others.iter().any(|other| same(&other.mounts)) {
+            others.push(namespace);
+        }
+    }
+    Ok(Namespaces { own, others, opaque })
 }
 
 /// Adds the namespaces that no process lives in and that a file keeps (`unshare --mount=FILE`, snapd);
@@ -175,17 +193,13 @@ pub(crate) fn command_of(pid: u32) -> String {
     String::from_utf8_lossy(&read).trim_end().to_owned()
 }
 
-fn link(path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
-    gone_is_none(fs::read_link(path.as_ref()), path.as_ref())
-}
-
 /// A process that has ended has nothing; one that we may not look at may have everything.
 pub(crate) fn gone_is_none<T>(outcome: io::Result<T>, path: &Path) -> Result<Option<T>> {
     match outcome {
         Ok(found) => Ok(Some(found)),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(StoreError::Permission {
             command: format!("looking at {}", path.display()),
-            detail: format!("{e}; only root can see every process's mounts and files"),
+            detail: format!("{e}; only root can see every process's mounts"),
         }),
         // ENOENT, ESRCH, and EINVAL of a zombie.
         Err(_) => Ok(None),
