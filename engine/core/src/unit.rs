@@ -45,7 +45,10 @@ pub(crate) enum Op {
 /// A unit that is being let go.
 #[derive(Debug)]
 pub(crate) struct Ending {
-    pub(crate) op: OpId,
+    /// `None`: whatever is under way has to end first, or it would leave its traces after all.
+    pub(crate) op: Option<OpId>,
+    /// Keep the newest of our snapshots: it is a replica's data.
+    pub(crate) keep_newest: bool,
     pub(crate) request: Option<RequestId>,
     /// What to answer: a protection that was refused, or nothing but `Done`.
     pub(crate) refusal: Option<Failure>,
@@ -377,6 +380,9 @@ impl Unit {
         what: &Op,
         outcome: Result<Outcome, Failure>,
     ) {
+        if self.ending.is_some() {
+            return;
+        }
         match what {
             Op::Service => self.service_done(ctx, op, outcome),
             Op::Work => self.work_done(ctx, op, outcome),
@@ -403,6 +409,9 @@ impl Unit {
         stream_bytes: u64,
         wire_bytes: u64,
     ) {
+        if self.ending.is_some() {
+            return;
+        }
         if self.standby.is_receiving(transfer) {
             self.receive_ended(ctx, transfer, outcome);
         } else {
@@ -413,7 +422,7 @@ impl Unit {
     /// Begins whatever is due now. Idempotent.
     pub(crate) fn advance(&mut self, ctx: &mut Ctx) {
         if self.ending.is_some() {
-            return;
+            return self.advance_ending(ctx);
         }
         self.advance_service(ctx);
         self.advance_cutover(ctx);

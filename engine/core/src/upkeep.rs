@@ -223,14 +223,27 @@ impl Unit {
         }
         let failure = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
         self.drop_replicas(ctx, &failure);
-        let action = Action::GiveBack {
-            datasets: self.datasets(),
-            tag: self.tag(),
-            prefix: self.prefix(),
-            keep_newest,
-        };
-        let op = ctx.run(self.id(), Op::GiveBack, action);
-        self.ending = Some(Ending { op, request, refusal });
+        self.cancel_receiving(ctx);
+        self.nobody_waits_for_work(ctx);
+        self.ending = Some(Ending { op: None, keep_newest, request, refusal });
+        self.advance_ending(ctx);
+    }
+
+    /// Begins to give back once nothing of this unit is under way: a mirror written afterwards
+    /// would be a claim without a unit.
+    pub(crate) fn advance_ending(&mut self, ctx: &mut Ctx) {
+        let (id, tag, prefix) = (self.id(), self.tag(), self.prefix());
+        let busy = ctx.out.ops.values().any(|(unit, _)| *unit == id)
+            || ctx.out.transfers.values().any(|unit| *unit == id);
+        let datasets = self.datasets();
+        if let Some(ending) = &mut self.ending
+            && ending.op.is_none()
+            && !busy
+        {
+            let keep_newest = ending.keep_newest;
+            let action = Action::GiveBack { datasets, tag, prefix, keep_newest };
+            ending.op = Some(ctx.run(id, Op::GiveBack, action));
+        }
     }
 
     /// The answer to `GiveBack`; `true` when the record may be deleted.
@@ -240,7 +253,7 @@ impl Unit {
         op: OpId,
         outcome: Result<Outcome, Failure>,
     ) -> bool {
-        let Some(ending) = self.ending.take_if(|e| e.op == op) else {
+        let Some(ending) = self.ending.take_if(|e| e.op == Some(op)) else {
             return false;
         };
         let gone = match outcome {

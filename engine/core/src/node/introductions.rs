@@ -50,10 +50,39 @@ impl Node {
         let Body::Intro { name, volumes, policy } = &message.body else {
             unreachable!("only introductions are looked into");
         };
+        if nothing_there(&outcome) && self.let_go_of_namesake(now, peer, &message, name) {
+            return; // Introduced again soon, when the name is free.
+        }
         let answer = self.introduce(now, peer, &message, name, volumes, *policy, outcome);
         let mut ctx = ctx!(self, now);
         let body = Body::IntroReply(answer);
         ctx.send(peer, Message { unit: message.unit, epoch: message.epoch, body });
+    }
+
+    /// Names are unique on the peer, so a unit of the same name that follows this very peer is one
+    /// that it has let go of, and whose end we did not hear of. Only where nothing was received yet:
+    /// should this be an old introduction that comes late, the other unit is introduced again.
+    fn let_go_of_namesake(
+        &mut self,
+        now: Now,
+        peer: Fingerprint,
+        message: &Message,
+        name: &str,
+    ) -> bool {
+        if message.epoch.owner != peer {
+            return false;
+        }
+        let namesake = self.units.values_mut().find(|u| {
+            let follows = matches!(u.record.role, Role::Following { source } if source == peer);
+            u.record.name == name && u.record.id != message.unit && follows
+        });
+        let Some(unit) = namesake else {
+            return false;
+        };
+        if unit.ending.is_none() {
+            unit.end(&mut ctx!(self, now), None, None, true);
+        }
+        true
     }
 
     #[expect(clippy::too_many_arguments, reason = "an introduction taken apart, in one place")]
@@ -111,6 +140,13 @@ impl Node {
         self.orphans.retain(|_, m| m.unit != message.unit);
         self.units.insert(unit.id(), unit);
         Ok(())
+    }
+}
+
+fn nothing_there(outcome: &Result<Outcome, Failure>) -> bool {
+    match outcome {
+        Ok(Outcome::Inspected(found)) => found.iter().all(|f| f.info.is_none()),
+        _ => false,
     }
 }
 

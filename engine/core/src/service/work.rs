@@ -192,12 +192,25 @@ impl Unit {
 
     /// Nothing runs any more, whatever was under way; whoever waited for it is told.
     pub(crate) fn work_has_stopped(&mut self, ctx: &mut Ctx) {
-        match std::mem::replace(&mut self.work, Work::Stopped) {
-            Work::Starting { request: Some(request), .. } => {
-                let text = format!("{} was stopped while it was being started", self.record.name);
-                ctx.reply(request, Err(Failure::refused(FailureCode::Cancelled, text)));
+        self.nobody_waits_for_work(ctx);
+        self.work = Work::Stopped;
+    }
+
+    /// Tells whoever waits for a start or a stop that something else came first.
+    pub(crate) fn nobody_waits_for_work(&mut self, ctx: &mut Ctx) {
+        match &mut self.work {
+            Work::Starting { request, .. } => {
+                if let Some(request) = request.take() {
+                    let name = &self.record.name;
+                    let text = format!("{name} was stopped while it was being started");
+                    ctx.reply(request, Err(Failure::refused(FailureCode::Cancelled, text)));
+                }
             }
-            Work::Stopping { request: Some(request), .. } => ctx.reply(request, Ok(Reply::Done)),
+            Work::Stopping { request, .. } => {
+                if let Some(request) = request.take() {
+                    ctx.reply(request, Ok(Reply::Done));
+                }
+            }
             _ => {}
         }
     }

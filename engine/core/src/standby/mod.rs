@@ -219,6 +219,11 @@ impl Unit {
         attempt.number <= upto && !self.record.taken.contains(&attempt)
     }
 
+    /// Refused, or taken once already: an issuer that lost its journal may count from the start.
+    fn is_over(&self, attempt: AttemptId) -> bool {
+        self.is_refused(attempt) || self.record.taken.contains(&attempt)
+    }
+
     /// Not durable before the record is persisted, which every caller does next.
     fn refuse(&mut self, attempt: AttemptId) {
         let upto = self.record.refused_up_to.entry(attempt.issuer).or_insert(0);

@@ -178,7 +178,7 @@ impl Unit {
     }
 
     /// Ends a receive; its end is heard of later.
-    pub(super) fn cancel_receiving(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn cancel_receiving(&mut self, ctx: &mut Ctx) {
         match &self.standby.receiving {
             Some(Receiving { checking: Some(_), .. }) => self.standby.receiving = None,
             Some(Receiving { checking: None, offer, .. }) => {

@@ -33,7 +33,7 @@ impl Unit {
         if !self.follows(peer) {
             return Err(self.not_following(ctx, peer));
         }
-        if attempt.issuer != peer || self.is_refused(attempt) {
+        if attempt.issuer != peer || self.is_over(attempt) {
             let text = format!("{}: attempt {attempt} is over", self.record.name);
             return Err(Failure::refused(FailureCode::Cancelled, text));
         }
@@ -90,7 +90,7 @@ impl Unit {
         let refuse = |text: String| Err(Failure::refused(FailureCode::Conflict, text));
         let answer = if !self.follows(peer) {
             Err(self.not_following(ctx, peer))
-        } else if attempt.issuer != peer || self.is_refused(attempt) {
+        } else if attempt.issuer != peer || self.is_over(attempt) {
             refuse(format!("{}: attempt {attempt} is over", self.record.name))
         } else if self.record.epoch.number.checked_add(1) != Some(next.number)
             || next.owner != ctx.config.fingerprint
