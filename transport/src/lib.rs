@@ -23,6 +23,7 @@ pub mod endpoint;
 pub mod error;
 pub mod frame;
 pub mod framed;
+pub mod fuzzing;
 mod greeting;
 pub mod identity;
 pub mod lane;

@@ -74,7 +74,10 @@ impl MemorySend {
             self.cable.check()?;
             message = match self.tx.send_timeout(message, POLL) {
                 Ok(()) => return Ok(()),
-                Err(SendTimeoutError::Disconnected(_)) => return Err(stopped),
+                Err(SendTimeoutError::Disconnected(_)) => {
+                    // A cut cable makes the other side let go too.
+                    return self.cable.check().and(Err(stopped));
+                }
                 Err(SendTimeoutError::Timeout(back)) => back,
             };
             waited += POLL;
@@ -151,7 +154,8 @@ impl MemoryRecv {
                 Ok(Message::Data(part)) => self.rest = part,
                 Ok(Message::End) => self.ended = true,
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(LaneError::Reset { code: CODE_CANCELLED });
+                    let reset = LaneError::Reset { code: CODE_CANCELLED };
+                    return self.cable.check().and(Err(reset));
                 }
                 Err(RecvTimeoutError::Timeout) => waited += POLL,
             }
