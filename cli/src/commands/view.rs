@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Context, unexpected};
 use crate::args::RoundsArgs;
 use crate::exit::Exit;
+use crate::render::status::StatusObject;
 use crate::render::{self, Names};
 
 fn node(context: &Context<'_>, name: Option<String>) -> anyhow::Result<NodeView> {
@@ -24,7 +25,7 @@ pub(super) fn status(context: &Context<'_>, name: Option<String>) -> anyhow::Res
     let view = node(context, name)?;
     let out = context.out;
     if out.json {
-        out.object(&view)?;
+        out.object(&StatusObject::from(view))?;
     } else if out.terminal {
         out.text(&render::status::for_people(&view, one, out.theme))?;
     } else {

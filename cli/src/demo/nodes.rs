@@ -17,6 +17,7 @@ use flocker_engine::api::NodeView;
 use serde::de::DeserializeOwned;
 
 use super::interrupt;
+use crate::render::status::StatusObject;
 
 /// How long a node may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -149,7 +150,7 @@ impl Node {
     /// # Errors
     /// It does not answer.
     pub(crate) fn status(&self) -> anyhow::Result<NodeView> {
-        run_json(&self.config, &["status"])
+        run_json::<StatusObject>(&self.config, &["status"]).map(NodeView::from)
     }
 
     /// Its process.

@@ -1,11 +1,70 @@
 //! `status` and `peers`: for people on a terminal, and as `KEY=VALUE` lines elsewhere.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use flocker_core::record::{Grant, Policy};
-use flocker_core::status::{PeerStatus, StandbyStatus, UnitStatus};
+use flocker_core::status::{NodeStatus, PeerStatus, StandbyStatus, UnitStatus};
 use flocker_engine::api::{Direction, NodeView, Progress};
+use serde::{Deserialize, Serialize};
 
 use crate::out::{Theme, clean};
 use crate::quantity::{bytes, count, millis, rate};
+
+/// What `status --json` prints: the node's view in one level, `units` and `peers` beside its name.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StatusObject {
+    name: String,
+    version: String,
+    pid: u32,
+    uptime_ms: u64,
+    listen: String,
+    store: String,
+    root: String,
+    words: String,
+    #[serde(flatten)]
+    node: NodeStatus,
+    transfers: Vec<Progress>,
+    paths: BTreeMap<String, PathBuf>,
+}
+
+impl From<NodeView> for StatusObject {
+    fn from(view: NodeView) -> Self {
+        let NodeView {
+            name,
+            version,
+            pid,
+            uptime_ms,
+            listen,
+            store,
+            root,
+            words,
+            node,
+            transfers,
+            paths,
+        } = view;
+        Self { name, version, pid, uptime_ms, listen, store, root, words, node, transfers, paths }
+    }
+}
+
+impl From<StatusObject> for NodeView {
+    fn from(object: StatusObject) -> Self {
+        let StatusObject {
+            name,
+            version,
+            pid,
+            uptime_ms,
+            listen,
+            store,
+            root,
+            words,
+            node,
+            transfers,
+            paths,
+        } = object;
+        Self { name, version, pid, uptime_ms, listen, store, root, words, node, transfers, paths }
+    }
+}
 
 /// For people. `one`: only a unit was asked for, so the node itself is left out.
 pub(crate) fn for_people(view: &NodeView, one: bool, theme: Theme) -> String {
@@ -410,6 +469,17 @@ mod tests {
         assert!(text.contains("\nunit name=db role=primary epoch=1 rpo_ms=1000 "), "{text}");
         assert!(text.contains("alarm=\"b: recv/a/db has no room"), "{text}");
         assert!(text.contains("standby unit=db peer=b connected=yes lag_ms=420 within_rpo=yes"));
+    }
+
+    #[test]
+    fn json_has_units_and_peers_beside_the_nodes_name_and_reads_back() {
+        let text = serde_json::to_string(&StatusObject::from(samples::view())).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["name"], "a");
+        assert_eq!(value["units"][0]["name"], "db");
+        assert_eq!(value["peers"][0]["record"]["name"], "b");
+        let back: StatusObject = serde_json::from_str(&text).unwrap();
+        assert_eq!(NodeView::from(back), samples::view());
     }
 
     #[test]
