@@ -70,7 +70,7 @@ fn says(flat: &str, sentences: &[&str]) -> bool {
 
 /// The typed error for a command that failed.
 pub(crate) fn explain(finished: &Finished, about: About<'_>) -> StoreError {
-    let flat = finished.stderr.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let flat = flat(&finished.stderr, about);
     let dataset = || about.dataset.clone();
     let detail = || finished.stderr.trim().replace('\n', " ");
     if says(&flat, PERMISSION) {
@@ -103,6 +103,21 @@ pub(crate) fn explain(finished: &Finished, about: About<'_>) -> StoreError {
         return StoreError::Busy { dataset: dataset(), holders: Vec::new() };
     }
     unknown(finished)
+}
+
+/// The sentences alone: lower case, on one line, without the names, which may hold any words at all
+/// (`tank/out of space` is a dataset).
+fn flat(stderr: &str, about: About<'_>) -> String {
+    let between_quotes = stderr.split('\'').enumerate();
+    let unquoted: Vec<&str> =
+        between_quotes.filter_map(|(n, text)| (n % 2 == 0).then_some(text)).collect();
+    unquoted
+        .join(" ")
+        .replace(about.dataset.as_str(), " ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .to_lowercase()
 }
 
 /// A failure whose words mean nothing to us.
@@ -181,4 +196,53 @@ fn dependents(stderr: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     if names.is_empty() { "clones or children".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::Ending;
+
+    fn explained(dataset: &str, stderr: &str) -> StoreError {
+        let finished = Finished {
+            command: "zfs x".to_owned(),
+            ending: Ending::Code(1),
+            stdout: Vec::new(),
+            stderr: stderr.to_owned(),
+        };
+        explain(&finished, About::dataset(&DatasetName::new(dataset).unwrap()))
+    }
+
+    #[test]
+    fn the_words_of_a_name_are_not_taken_for_words_of_zfs() {
+        let name = "tank/out of space redacted";
+        let busy = explained(name, &format!("cannot destroy '{name}': dataset is busy"));
+        assert!(matches!(busy, StoreError::Busy { .. }), "{busy}");
+        let modified = format!("destination {name} has been modified\nsince most recent snapshot");
+        let modified = explained(name, &modified);
+        assert!(matches!(modified, StoreError::Modified { .. }), "{modified}");
+    }
+
+    #[test]
+    fn what_is_not_recognised_keeps_everything_that_was_said() {
+        let error = explained("tank", "internal error: \u{fffd} of a new kind\nsecond line");
+        let StoreError::Command { status, stderr, .. } = &error else { panic!("{error}") };
+        assert_eq!(status, "exit status 1");
+        assert!(stderr.ends_with("second line"));
+    }
+
+    #[test]
+    fn names_are_taken_from_what_zfs_says_in_each_of_its_manners() {
+        let cases = [
+            ("cannot open 'a b@s:1': dataset does not exist", "a b@s:1"),
+            ("WARNING: could not send a b@s:1: does not exist", "a b@s:1"),
+            ("cannot send 'a@b': incremental source (@nope) does not exist", "@nope"),
+        ];
+        for (stderr, expect) in cases {
+            let StoreError::NoSnapshot { name } = explained("tank", stderr) else {
+                panic!("{stderr}")
+            };
+            assert_eq!(name, expect);
+        }
+    }
 }

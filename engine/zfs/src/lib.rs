@@ -42,6 +42,8 @@ mod errors;
 pub mod fence;
 #[cfg(feature = "fixture")]
 pub mod fixture;
+#[cfg(test)]
+mod golden;
 pub mod holders;
 pub mod holds;
 mod mounts;
