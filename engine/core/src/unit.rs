@@ -216,10 +216,16 @@ impl Unit {
         if let Some(replica) = self.replicas.get_mut(&peer) {
             replica.down(ctx, self.record.id);
         }
+        if self.follows(peer) {
+            self.standby.heard = false;
+        }
         self.cutover_peer_down(ctx, peer);
     }
 
     pub(crate) fn handle_message(&mut self, ctx: &mut Ctx, peer: Fingerprint, message: Message) {
+        if self.follows(peer) {
+            self.standby.heard = true;
+        }
         // The settling of an attempt crosses epochs by its nature, so it comes before the rule.
         match message.body {
             Body::Settle { attempt } => return self.on_settle(ctx, peer, attempt),

@@ -168,7 +168,7 @@ impl Node {
                 false
             }
             Role::Following { source } => {
-                if peers.get(&source).is_some_and(|p| p.connected) {
+                if unit.standby.heard && peers.get(&source).is_some_and(|p| p.connected) {
                     let text = format!(
                         "{name} is a standby of {}; run `flocker-repl unprotect {name}` there",
                         peers.get(&source).map_or_else(String::new, |p| p.record.name.clone())

@@ -27,6 +27,8 @@ pub(crate) struct StandbyView {
     ended: Option<(TransferId, Result<Guid, Failure>)>,
     /// Wall clock of the primary at the latest moment at which this replica equalled it.
     pub(crate) equal_wall_ms: Option<i64>,
+    /// The primary spoke of this unit since it last connected: it still counts on this standby.
+    pub(crate) heard: bool,
     /// The newest snapshot of a volume is fuzzy: not a moment that ever was.
     fuzzy: BTreeMap<VolumeId, bool>,
     surveying: BTreeMap<Fingerprint, OpId>,
@@ -127,7 +129,7 @@ pub(crate) fn replica_dataset(
 
 impl Unit {
     /// The primary this unit follows, if that is `peer`.
-    fn follows(&self, peer: Fingerprint) -> bool {
+    pub(crate) fn follows(&self, peer: Fingerprint) -> bool {
         match &self.record.role {
             Role::Following { source } | Role::Ready { source, .. } => *source == peer,
             Role::Serving | Role::Leaving { .. } | Role::HandedOver { .. } => false,
