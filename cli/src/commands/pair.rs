@@ -68,7 +68,7 @@ pub(super) fn pair(context: &Context<'_>, args: PairArgs) -> anyhow::Result<Exit
         Some(receive) => {
             Some(Gift { receive, quota_bytes: args.quota, workloads: kinds(&args.workload) })
         }
-        None if context.out.terminal && io::stdin().is_terminal() => ask_for_grant(context, &peer)?,
+        None if context.out.terminal && io::stdin().is_terminal() => ask_for_grant(&peer)?,
         None => None,
     };
     if let Some(gift) = &gift {
@@ -81,11 +81,8 @@ pub(super) fn pair(context: &Context<'_>, args: PairArgs) -> anyhow::Result<Exit
             granted: gift.as_ref().map(|gift| gift.receive.as_str()),
         })?;
     } else if gift.is_none() {
-        let command = format!(
-            "grant {} --receive {} --workload process",
-            peer.name,
-            suggestion(context, &peer)
-        );
+        let command =
+            format!("grant {} --receive {} --workload process", peer.name, suggestion(&peer));
         context.out.line(format!(
             "{} may do nothing here yet. To let it keep replicas here and start workloads on arrival:\n  {}",
             peer.name,
@@ -127,18 +124,14 @@ fn show_paired(context: &Context<'_>, peer: &PairedPeer) -> anyhow::Result<()> {
     out.line(format!("  fingerprint {}", peer.fingerprint))
 }
 
-/// `<store root>/recv/<peer>`, or without the root where the node does not say it.
-fn suggestion(context: &Context<'_>, peer: &PairedPeer) -> String {
-    let leaf = format!("recv/{}", peer.name);
-    match context.ask(&Request::Status { name: None }) {
-        Ok(Answer::Status(view)) if !view.root.is_empty() => format!("{}/{leaf}", view.root),
-        _ => leaf,
-    }
+/// The usual place, from the store's root on.
+fn suggestion(peer: &PairedPeer) -> String {
+    format!("recv/{}", peer.name)
 }
 
 /// Asks on the terminal; prompts go to stderr, so that stdout holds only what was done.
-fn ask_for_grant(context: &Context<'_>, peer: &PairedPeer) -> anyhow::Result<Option<Gift>> {
-    let suggested = suggestion(context, peer);
+fn ask_for_grant(peer: &PairedPeer) -> anyhow::Result<Option<Gift>> {
+    let suggested = suggestion(peer);
     let mut input = io::stdin().lock();
     let prompt = format!(
         "Do the words agree with the other screen? Then: below which dataset may {} keep replicas here?\n\

@@ -52,7 +52,11 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
     };
     let status = Request::Status { name: Some(name.clone()) };
     let path = match context.ask(&status)? {
-        Answer::Status(mut view) => view.paths.remove(&args.dataset),
+        Answer::Status(view) => {
+            let volumes = view.node.units.iter().flat_map(|unit| &unit.volumes);
+            let mut paths = volumes.filter_map(|volume| view.paths.get(volume.dataset.as_str()));
+            paths.next().cloned()
+        }
         other => return unexpected(&other),
     };
     let out = context.out;

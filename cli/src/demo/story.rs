@@ -26,6 +26,9 @@ use crate::render::rounds;
 /// The unit.
 const UNIT: &str = "db";
 
+/// Its volume, from the store's root on.
+const DATASET: &str = "data/db";
+
 /// How long anything may take that should take moments.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -153,22 +156,15 @@ fn set_up(teller: &mut Teller<'_>, dir: &Path) -> anyhow::Result<Stage> {
     Ok(Stage { load: None, a, b, _sweep: sweep, workload, seed })
 }
 
-/// A dataset below the store's root.
-fn below(view: &NodeView, leaf: &str) -> String {
-    if view.root.is_empty() { leaf.to_owned() } else { format!("{}/{leaf}", view.root) }
-}
-
 fn pair(teller: &mut Teller<'_>, stage: &mut Stage) -> anyhow::Result<()> {
     teller.chapter("A pair, by a one-time code")?;
-    let for_b = below(&stage.a.status()?, "recv/b");
-    let for_a = below(&stage.b.status()?, "recv/a");
-    let invite = ["pair", "--invite", "--receive", &for_b, "--workload", "process"];
+    let invite = ["pair", "--invite", "--receive", "recv/b", "--workload", "process"];
     teller.command("a", &invite)?;
     let mut inviting = stage.a.follow(&invite)?;
     let open = inviting.line::<Invitation>()?.invitation;
     teller.say(&format!("code {}", open.code))?;
     let address = stage.a.listen.to_string();
-    let join = ["pair", &address, &open.code, "--receive", &for_a, "--workload", "process"];
+    let join = ["pair", &address, &open.code, "--receive", "recv/a", "--workload", "process"];
     teller.command("b", &join)?;
     let joined: Paired = stage.b.ask(&join)?;
     let invited: Paired = inviting.end()?;
@@ -205,9 +201,8 @@ fn wait_for_path(node: &Node) -> anyhow::Result<PathBuf> {
 
 fn protect(teller: &mut Teller<'_>, stage: &mut Stage, args: &DemoArgs) -> anyhow::Result<Preload> {
     teller.chapter("A volume and its workload")?;
-    let dataset = below(&stage.a.status()?, "data/db");
     let rpo = format!("{}ms", args.rpo.as_millis());
-    let words = ["protect", &dataset, "--create", "--to", "b", "--rpo", &rpo];
+    let words = ["protect", DATASET, "--create", "--to", "b", "--rpo", &rpo];
     teller.command("a", &words)?;
     stage.a.tell(&words)?;
     let path = wait_for_path(&stage.a)?;
