@@ -33,7 +33,10 @@ impl Unit {
                 self.record.name,
                 ctx.peer_name(target)
             );
-            self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::ConnectionLost, text));
+            if self.alarm.is_none() {
+                let code = FailureCode::ConnectionLost;
+                self.raise(ctx, Failure::new(Remedy::Operator, code, text));
+            }
         }
     }
 

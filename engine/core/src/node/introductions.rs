@@ -50,6 +50,10 @@ impl Node {
         let Body::Intro { name, volumes, policy } = &message.body else {
             unreachable!("only introductions are looked into");
         };
+        if self.units.contains_key(&message.unit) {
+            // Introduced twice while we were looking, and long answered; epochs may have moved on.
+            return;
+        }
         if nothing_there(&outcome) && self.let_go_of_namesake(now, peer, &message, name) {
             return; // Introduced again soon, when the name is free.
         }
@@ -96,10 +100,6 @@ impl Node {
         policy: Policy,
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
-        if self.units.contains_key(&message.unit) {
-            // Introduced twice while we were looking.
-            return Ok(());
-        }
         let refuse = |code, text: String| Err(Failure::refused(code, text));
         if message.epoch.owner != peer {
             return refuse(FailureCode::Conflict, format!("{name} is not yours to introduce"));

@@ -8,6 +8,7 @@ use crate::io::{Action, Outcome};
 use crate::message::Body;
 use crate::node::PlantedBug;
 use crate::record::{Answer, Role, TAKEN_KEPT, WorkloadKind};
+use crate::service::Service;
 use crate::unit::{Op, Unit};
 use flocker_store::{Guid, Snapshot};
 
@@ -237,8 +238,14 @@ impl Unit {
         self.end_cutover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
         self.set_role(ctx, Role::Serving);
         self.say(ctx, source, answer);
-        self.work_has_stopped(ctx);
-        self.activate(ctx);
+        if matches!(self.service, Service::Halted | Service::Halting { fencing: true, .. }) {
+            self.work_has_stopped(ctx);
+            self.activate(ctx);
+        } else {
+            // That nothing of it runs here is not proven yet, as after a start of ours.
+            self.nobody_waits_for_work(ctx);
+            self.enter_role(ctx);
+        }
     }
 
     pub(crate) fn on_abandon(&mut self, ctx: &mut Ctx, peer: Fingerprint, attempt: AttemptId) {
