@@ -246,7 +246,7 @@ impl World {
             Body::Settle { attempt } => {
                 let committed = record.as_ref().is_some_and(|r| match &r.role {
                     // Settled already, and asked once more to hear how the activation went.
-                    Role::Following { .. } => r.epoch.attempt == *attempt,
+                    Role::Following { .. } | Role::Ready { .. } => r.epoch.attempt == *attempt,
                     Role::HandedOver { attempt: a, target, .. } => a == attempt && *target == peer,
                     _ => false,
                 });

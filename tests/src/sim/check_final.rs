@@ -124,7 +124,12 @@ impl World {
     fn check_answers(&mut self) {
         for node in 0..self.hosts.len() {
             let Some(life) = &self.hosts[node].life else { continue };
-            let late = life.asked.values().find(|a| a.at_ms + ANSWER_MS < self.now_ms).cloned();
+            let late = life
+                .asked
+                .values()
+                // Where a journal was lost, a move stays open until a person decides.
+                .find(|a| a.at_ms + ANSWER_MS < self.now_ms && !self.units[a.unit].tainted)
+                .cloned();
             if let Some(asked) = late {
                 let text =
                     format!("n{node} never answered `{}`, asked at {}", asked.what, asked.at_ms);

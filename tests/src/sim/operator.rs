@@ -132,10 +132,13 @@ impl World {
         if asked.what != "migrate" {
             return;
         }
+        let unit = self.units[asked.unit].id;
+        if self.moves.get(&unit).is_some_and(|m| m.source == node) {
+            self.moves.remove(&unit);
+        }
         match reply {
             Ok(Reply::Migrated(report)) => {
                 self.coverage.migrations.moved += 1;
-                let unit = self.units[asked.unit].id;
                 let taken = (0..self.hosts.len()).any(|n| {
                     self.hosts[n].record(unit).is_some_and(|r| r.taken.contains(&report.attempt))
                 });
@@ -233,11 +236,8 @@ impl World {
         self.ask(0, unit, "protect", command);
     }
 
-    /// With more than two nodes, the primary gets the others as standbys one by one.
+    /// The primary gets every other node as a standby, one by one.
     fn add_standbys(&mut self, unit: usize) {
-        if self.hosts.len() == 2 {
-            return;
-        }
         let Some(owner) = self.owner_of(unit) else { return };
         let Some(record) = self.hosts[owner].record(self.units[unit].id).cloned() else { return };
         let missing = (0..self.hosts.len())
