@@ -1,7 +1,7 @@
 //! The QUIC endpoint: one socket, through which a node dials and is dialled.
 //!
 //! Owns: binding, dialling a pinned key, the limits on what unknown callers may cost, and the greeting
-//! that makes a QUIC connection a [`Connection`] with a peer ([`crate::greeting`]). Leaves to others:
+//! that makes a QUIC connection a [`Connection`] with a peer (`greeting`). Leaves to others:
 //! redialling and keeping one connection per peer ([`crate::peers`]), pairing ([`crate::pairing`]).
 
 use std::net::SocketAddr;

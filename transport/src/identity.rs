@@ -2,7 +2,7 @@
 //!
 //! Owns: making, storing and loading the key; the self-signed certificate that carries it through
 //! TLS; the step from a certificate to a [`Fingerprint`]. Leaves to others: which fingerprints are
-//! trusted ([`crate::trust`]), the words shown for one ([`crate::words`]), the TLS rules
+//! trusted ([`crate::trust`]), the words shown for one ([`mod@crate::words`]), the TLS rules
 //! ([`crate::tls`]).
 
 use std::fs;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Node, PATIENCE, Synthetic, golden, paired};
+use common::{Node, PATIENCE, Synthetic, Wire, golden, paired};
 use flocker_transport::frame::{MAX_BULK_HEADER, MAX_CONTROL};
 use flocker_transport::{
     BulkReceiver, BulkSender, ConnectError, ControlError, DownReason, Endpoint, Identity,
@@ -405,4 +405,39 @@ async fn strangers_cannot_exhaust_a_node() {
     }
     assert!(told > 10, "{told} were told that they are not paired");
     assert!(a.manager.is_up(&b.key()), "the pair never noticed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_goes_silent_in_mid_transfer_is_noticed_on_both_sides_and_found_again() {
+    let (mut a, mut b) = (Node::start("a"), Node::start("b"));
+    let wire = Wire::to(&b.address).await;
+    b.trust.insert(a.key());
+    a.trust.insert(b.key());
+    a.manager.set_peer(b.key(), vec![wire.address.clone()]);
+    a.up().await;
+    b.up().await;
+    let sender = a.manager.open_bulk(&b.key(), b"").await.unwrap();
+    let sending = send(Synthetic::new(1 << 20, BLOCK, true), sender);
+    let (_, receiver) = b.bulk().await;
+    let receiving = receive(receiver);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let started = Instant::now();
+    wire.cut(true);
+    let error = sending.await.unwrap().unwrap_err();
+    assert!(matches!(error, SendError::ConnectionLost { .. }), "{error}");
+    let result = receiving.await.unwrap().1;
+    assert!(matches!(result, Err(ReceiveError::ConnectionLost { .. })), "{result:?}");
+    assert_eq!((a.down().await, b.down().await), (DownReason::Silent, DownReason::Silent));
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    wire.cut(false);
+    a.up().await;
+    b.up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_stays_up_far_beyond_the_idle_timeout() {
+    let (mut a, b) = paired().await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(a.manager.is_up(&b.key()));
+    assert!(a.events.try_recv().is_err(), "nothing happened");
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the sending pipeline. Three threads: one reads, cuts and verifies; one waits for the answer;
 //! the caller's own puts batches on the lane in order. Between the first and the last stands a queue
-//! of [`IN_ORDER`] batches and, before that, the memory [`super::budget`]: when the lane is full the
+//! of `IN_ORDER` batches and, before that, the memory [`super::budget`]: when the lane is full the
 //! reader stops, and so does `zfs send` at its pipe.
 //!
 //! The reading thread alone touches the caller's reader. When the transfer ends early it is left behind:

@@ -24,7 +24,7 @@ enum Message {
 pub struct Cable(Arc<AtomicBool>);
 
 impl Cable {
-    /// Both sides now find their connection lost, blocked ones within about [`POLL`].
+    /// Both sides now find their connection lost, blocked ones within about 10 ms.
     pub fn cut(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

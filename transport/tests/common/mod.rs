@@ -233,3 +233,47 @@ pub(crate) async fn paired() -> (Node, Node) {
     b.up().await;
     (a, b)
 }
+
+/// A piece of network between two nodes that can be cut: packets to its address reach `to`, and answers
+/// come back.
+pub(crate) struct Wire {
+    pub(crate) address: String,
+    cut: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Wire {
+    pub(crate) async fn to(target: &str) -> Self {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let near = Arc::new(tokio::net::UdpSocket::bind(LOOPBACK).await.expect("a socket"));
+        let far = Arc::new(tokio::net::UdpSocket::bind(LOOPBACK).await.expect("a socket"));
+        far.connect(target).await.expect("the target");
+        let address = near.local_addr().expect("bound").to_string();
+        let cut = Arc::new(AtomicBool::new(false));
+        let caller = Arc::new(std::sync::Mutex::new(None));
+        let (n, f, c, who) = (near.clone(), far.clone(), cut.clone(), caller.clone());
+        tokio::spawn(async move {
+            let mut buf = vec![0; 65536];
+            while let Ok((len, from)) = n.recv_from(&mut buf).await {
+                *who.lock().expect("unpoisoned") = Some(from);
+                if !c.load(Ordering::SeqCst) {
+                    let _ = f.send(&buf[..len]).await;
+                }
+            }
+        });
+        let c = cut.clone();
+        tokio::spawn(async move {
+            let mut buf = vec![0; 65536];
+            while let Ok(len) = far.recv(&mut buf).await {
+                let to = *caller.lock().expect("unpoisoned");
+                if let (Some(to), false) = (to, c.load(Ordering::SeqCst)) {
+                    let _ = near.send_to(&buf[..len], to).await;
+                }
+            }
+        });
+        Self { address, cut }
+    }
+
+    pub(crate) fn cut(&self, cut: bool) {
+        self.cut.store(cut, std::sync::atomic::Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,158 @@
+//! How fast a stream moves, and what it costs: `cargo run --release -p flocker-transport --example
+//! lane_speed [noise|text] [MiB] [quic|memory]`. Both nodes are in this one process, so the CPU seconds
+//! are those of both ends; the stream is sound and made in memory before the clock starts.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flocker_transport::{
+    BulkReceiver, BulkSender, Identity, LocalNode, PeerEvent, PeerManager, Progress, Resources,
+    SendOptions, TrustSet, lane, receive_stream, send_stream,
+};
+use zfs_stream::record::{Begin, End, Object, Write};
+use zfs_stream::{Record, Seal, Writer};
+
+const BLOCK: usize = 128 << 10;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let mut args = std::env::args().skip(1);
+    let noise = args.next().as_deref() != Some("text");
+    let mib: usize = args.next().map_or(Ok(1024), |n| n.parse())?;
+    let memory = args.next().as_deref() == Some("memory");
+    let stream = stream(mib * 8, noise)?;
+    // Held until the end: dropping a node closes its connection.
+    let mut nodes = if memory { None } else { Some(nodes().await?) };
+    let (sender, receiver) = match &mut nodes {
+        Some((a, b, events)) => open(a, b, events).await?,
+        None => {
+            let (a, b, _) = lane::memory::pair();
+            let (here, there) = (Resources::start()?, Resources::start()?);
+            (BulkSender::over(a, here), BulkReceiver::over(b, there))
+        }
+    };
+    let (started, cpu) = (Instant::now(), cpu_time()?);
+    let receiving = tokio::task::spawn_blocking(move || {
+        let mut receiver = receiver;
+        receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
+        receiver.finish(Ok(()))?;
+        Ok::<_, Failure>(())
+    });
+    let sending = tokio::task::spawn_blocking(move || {
+        let options = SendOptions::default();
+        send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &Progress::default())
+    });
+    let report = sending.await??;
+    receiving.await??;
+    let (wall, cpu) = (started.elapsed(), cpu_time()?.saturating_sub(cpu));
+    let gb = report.raw_bytes as f64 / 1e9;
+    println!(
+        "{:.2} GB/s, {:.2} cpu-s/GB, ratio {:.2}, {} batches ({} stored), {}",
+        gb / wall.as_secs_f64(),
+        cpu.as_secs_f64() / gb,
+        report.raw_bytes as f64 / report.wire_bytes as f64,
+        report.batches,
+        report.stored_batches,
+        peak_memory()?
+    );
+    Ok(())
+}
+
+type Events = tokio::sync::mpsc::Receiver<PeerEvent>;
+
+/// Two nodes whose connection is up, and the second one's events.
+async fn nodes() -> Result<(PeerManager, PeerManager, Events), Failure> {
+    let listen: SocketAddr = "127.0.0.1:0".parse()?;
+    let (one, two) = (Arc::new(Identity::ephemeral()?), Arc::new(Identity::ephemeral()?));
+    let trust = Arc::new(TrustSet::new([one.fingerprint(), two.fingerprint()]));
+    let (a, mut from_a) = PeerManager::start(listen, one, LocalNode::new("a"), trust.clone())?;
+    let (b, from_b) = PeerManager::start(listen, two, LocalNode::new("b"), trust)?;
+    a.set_peer(b.fingerprint(), vec![b.local_addr()?.to_string()]);
+    while !matches!(from_a.recv().await, Some(PeerEvent::Up { .. }) | None) {}
+    Ok((a, b, from_b))
+}
+
+async fn open(
+    a: &PeerManager,
+    b: &PeerManager,
+    events: &mut Events,
+) -> Result<(BulkSender, BulkReceiver), Failure> {
+    let sender = a.open_bulk(&b.fingerprint(), b"").await?;
+    loop {
+        match events.recv().await {
+            Some(PeerEvent::Bulk { receiver, .. }) => return Ok((sender, receiver)),
+            Some(_) => {}
+            None => return Err("the node ended".into()),
+        }
+    }
+}
+
+/// A sound stream of `blocks` blocks.
+fn stream(blocks: usize, noise: bool) -> Result<Vec<u8>, Failure> {
+    let mut out = Vec::with_capacity(blocks * (BLOCK + 312) + 936);
+    let mut writer = Writer::new(Seal::PerRecord);
+    let begin =
+        Begin { objset_type: 3, to_guid: 7, to_name: b"p/v@s".to_vec(), ..Begin::default() };
+    writer.record(&Record::Begin(begin), &[], &mut out)?;
+    let object = Object {
+        object: 1,
+        object_type: 23,
+        block_size: BLOCK as u32,
+        dn_slots: 1,
+        to_guid: 7,
+        ..Object::default()
+    };
+    writer.record(&Record::Object(object), &[], &mut out)?;
+    let text = text();
+    let mut block = vec![0; BLOCK];
+    for number in 0..blocks {
+        if noise {
+            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
+        } else {
+            let from = (number * 40_009) % text.len();
+            block.iter_mut().zip(text.iter().cycle().skip(from)).for_each(|(to, b)| *to = *b);
+        }
+        let write = Write {
+            object: 1,
+            object_type: 23,
+            offset: (number * BLOCK) as u64,
+            logical_size: BLOCK as u64,
+            to_guid: 7,
+            checksum_type: 7,
+            ..Write::default()
+        };
+        writer.record(&Record::Write(write), &block, &mut out)?;
+    }
+    writer.record(&Record::End(End { to_guid: 7, ..End::default() }), &[], &mut out)?;
+    Ok(out)
+}
+
+/// Something that compresses as programs do: this very program.
+fn text() -> Vec<u8> {
+    let mut out = Vec::new();
+    let read =
+        std::fs::File::open("/proc/self/exe").and_then(|f| f.take(8 << 20).read_to_end(&mut out));
+    if read.is_err() || out.is_empty() {
+        out = include_bytes!("lane_speed.rs").to_vec();
+    }
+    out
+}
+
+fn cpu_time() -> io::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+fn peak_memory() -> io::Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line =
+        |name: &str| status.lines().find(|l| l.starts_with(name)).unwrap_or_default().to_owned();
+    Ok(format!("{} (the stream itself included)", line("VmHWM")))
+}
