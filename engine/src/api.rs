@@ -331,8 +331,27 @@ pub struct NodeView {
     pub node: NodeStatus,
     /// Transfers that run now.
     pub transfers: Vec<Progress>,
+    /// The connections, by peer.
+    pub links: Vec<LinkView>,
     /// Where the live data of datasets is reachable now, by dataset.
     pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// The connection with a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkView {
+    /// The peer.
+    pub peer: Fingerprint,
+    /// Its name here.
+    pub name: String,
+    /// Its fingerprint in words.
+    pub words: String,
+    /// Its software version, while it is connected.
+    pub software: Option<String>,
+    /// Round-trip time while it is connected, microseconds.
+    pub round_trip_us: Option<u64>,
+    /// Why it is not, if it was tried: another protocol version, not paired, unreachable.
+    pub last_error: Option<String>,
 }
 
 #[cfg(test)]

@@ -52,8 +52,13 @@ pub(crate) fn pass<N: Display>(name: impl FnOnce() -> N) {
     }
 }
 
+/// Whether any place is named; for callers on the path of the bytes.
+pub(crate) fn is_set() -> bool {
+    armed().is_some()
+}
+
 /// The byte counts at which `mid-KIND@BYTES` is set for this kind, if it is.
-pub(crate) fn bytes_for(kind: &str) -> Option<u64> {
+fn bytes_for(kind: &str) -> Option<u64> {
     let point = armed()?;
     let (name, bytes) = point.name.split_once('@')?;
     if name != kind {

@@ -6,6 +6,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use flocker_core::ids::Incarnation;
+use flocker_store::StoreError;
+use flocker_transport::{Identity, IdentityError};
+
+use crate::journal::{Journal, JournalError};
+use crate::store;
+
 use super::{Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri};
 
 /// What a new node is made of.
@@ -37,6 +44,24 @@ pub enum InitError {
     /// What was asked for is no configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The identity could not be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The journal could not be made, or the one that is there cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// No random number was to be had.
+    #[error("no random number is to be had: {0}")]
+    Random(getrandom::Error),
+    /// The store could not be made or opened.
+    #[error("the store {store} cannot be used: {source}")]
+    Store {
+        /// As given.
+        store: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// A file or directory could not be made.
     #[error("{}: {source}", path.display())]
     Io {
@@ -85,8 +110,26 @@ impl Config {
         };
         config.check("")?;
         make_private_dir(&config.node.state)?;
+        Identity::load_or_create(&config.node.state)?;
+        config.make_journal()?;
+        store::init(&config.node.store)
+            .map_err(|source| InitError::Store { store: config.node.store.to_string(), source })?;
         config.write()?;
         Ok(config)
+    }
+
+    /// A journal that an earlier `init` left is used on, if it can be.
+    fn make_journal(&self) -> Result<(), InitError> {
+        let path = self.journal_path();
+        if path.exists() {
+            Journal::open(&path)?.contents()?;
+            return Ok(());
+        }
+        let mut bytes = [0u8; 8];
+        getrandom::fill(&mut bytes).map_err(InitError::Random)?;
+        let incarnation = Incarnation(u64::from_le_bytes(bytes));
+        Journal::create(&path, self.node.name.as_str(), incarnation)?;
+        Ok(())
     }
 
     fn write(&self) -> Result<(), InitError> {

@@ -27,8 +27,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use init::make_private_dir;
 pub use init::{InitError, InitOptions};
 pub use paths::{default_config_path, default_config_path_for_init, default_state_dir};
+pub(crate) use value::check_address;
 pub use value::{NodeName, StoreUri, ValueError};
 
 /// A node's configuration.

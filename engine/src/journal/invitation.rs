@@ -31,7 +31,11 @@ pub enum Try {
         /// Tries left after this one.
         left: u32,
     },
-    /// The invitation is not open (any more).
+    /// The invitation's time is over.
+    Expired,
+    /// Its tries are used up.
+    Exhausted,
+    /// It is not open (any more).
     Closed,
 }
 
@@ -62,14 +66,17 @@ impl Journal {
             else {
                 return Ok(());
             };
-            let open = invitation.id == id
-                && now_unix_s < invitation.expires_unix_s
-                && invitation.tries < MAX_TRIES;
-            if open {
+            outcome = if invitation.id != id {
+                Try::Closed
+            } else if now_unix_s >= invitation.expires_unix_s {
+                Try::Expired
+            } else if invitation.tries >= MAX_TRIES {
+                Try::Exhausted
+            } else {
                 invitation.tries += 1;
-                outcome = Try::Go { left: MAX_TRIES - invitation.tries };
                 table.insert(KEY, encode(&invitation).as_slice())?;
-            }
+                Try::Go { left: MAX_TRIES - invitation.tries }
+            };
             Ok(())
         })?;
         Ok(outcome)

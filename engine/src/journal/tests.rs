@@ -192,7 +192,7 @@ fn five_tries_end_an_invitation_even_across_restarts() {
         assert_eq!(journal.count_try(4, 999).unwrap(), Try::Go { left });
     }
     let journal = Journal::open(&path).unwrap();
-    assert_eq!(journal.count_try(4, 999).unwrap(), Try::Closed);
+    assert_eq!(journal.count_try(4, 999).unwrap(), Try::Exhausted);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_invitation_that_ran_out_or_was_replaced_takes_no_try() {
     let journal = Journal::create(&dir.path().join("journal.redb"), "a", Incarnation(9)).unwrap();
     let record = |id| InvitationRecord { id, expires_unix_s: 1000, tries: 0 };
     journal.open_invitation(&record(1)).unwrap();
-    assert_eq!(journal.count_try(1, 1000).unwrap(), Try::Closed);
+    assert_eq!(journal.count_try(1, 1000).unwrap(), Try::Expired);
     journal.open_invitation(&record(2)).unwrap();
     assert_eq!(journal.count_try(1, 5).unwrap(), Try::Closed);
     journal.close_invitation(1).unwrap();

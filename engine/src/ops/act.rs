@@ -1,0 +1,271 @@
+//! What each action does.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flocker_core::ids::UnitId;
+use flocker_core::io::{Inspected, MirrorState};
+use flocker_core::record::{WorkloadKind, WorkloadRecord};
+use flocker_core::{Action, Failure, Outcome};
+use flocker_store::{
+    Change, DatasetName, HoldTag, Inventory, SnapshotName, SnapshotSpec, StoreError,
+};
+
+use super::Tools;
+use crate::{failpoint, mirror};
+
+fn failure(error: StoreError) -> Failure {
+    Failure::from(&error)
+}
+
+pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Outcome, Failure> {
+    match action {
+        Action::Inspect { datasets } => inspect(tools, &datasets),
+        Action::Room { root } => room(tools, &root),
+        Action::Snapshot { names, freeze, quiesced } => {
+            snapshot(tools, unit, names, freeze, quiesced)
+        }
+        Action::Tidy { tag, hold, release, destroy } => {
+            tidy(tools, &tag, &hold, &release, &destroy)
+        }
+        Action::Changed { since } => changed(tools, &since),
+        Action::ProbeWorkload => {
+            let running = tools.workloads.probe(unit)?;
+            Ok(Outcome::Probed { running })
+        }
+        Action::StartWorkload { workload, paths } => start(tools, unit, &workload, &paths),
+        Action::StopWorkload { limit_ms } => {
+            tools.workloads.stop(unit, Duration::from_millis(limit_ms))?;
+            Ok(Outcome::Nothing)
+        }
+        Action::Fence { datasets } => fence(tools, &datasets),
+        Action::VerifyUnwritten { snapshots } => {
+            for snapshot in &snapshots {
+                tools.store.verify_unwritten(snapshot).map_err(failure)?;
+            }
+            Ok(Outcome::Nothing)
+        }
+        Action::Activate { datasets } => activate(tools, &datasets),
+        Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
+        Action::GiveBack { datasets, tag, prefix, keep_newest } => {
+            for dataset in &datasets {
+                give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
+            }
+            Ok(Outcome::Nothing)
+        }
+    }
+}
+
+fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+    let store = tools.store.as_ref();
+    let look = |dataset: &DatasetName| -> Result<Inspected, StoreError> {
+        let info = store.dataset(dataset)?;
+        Ok(Inspected {
+            inventory: store.inventory(dataset)?,
+            mirror: mirror::read(store, &info)?,
+            info: Some(info),
+        })
+    };
+    let mut inspected = Vec::with_capacity(datasets.len());
+    for dataset in datasets {
+        inspected.push(match look(dataset) {
+            Ok(found) => found,
+            Err(StoreError::NoDataset { .. }) => {
+                Inspected { info: None, inventory: Inventory::default(), mirror: None }
+            }
+            Err(other) => return Err(failure(other)),
+        });
+    }
+    Ok(Outcome::Inspected(inspected))
+}
+
+fn room(tools: &Tools, root: &DatasetName) -> Result<Outcome, Failure> {
+    let space = tools.store.space(root).map_err(failure)?;
+    // Of a root that is not there yet, the space is its parent's: others use that.
+    let used_bytes = match tools.store.dataset(root) {
+        Ok(_) => space.used_bytes,
+        Err(StoreError::NoDataset { .. }) => 0,
+        Err(other) => return Err(failure(other)),
+    };
+    Ok(Outcome::Room { used_bytes, available_bytes: space.available_bytes })
+}
+
+/// Takes snapshots. In a store that cannot snapshot what is being written, a snapshot is only a
+/// moment that was if nobody wrote meanwhile: the workload is frozen, and nobody else has a file
+/// below the volume open for writing. Somebody else makes it fuzzy.
+///
+/// Others are looked for before the freeze, since it takes longer than the workload should stand;
+/// who opens a file between the look and the snapshot is missed. Only the workload belongs there.
+fn snapshot(
+    tools: &Tools,
+    unit: UnitId,
+    names: Vec<SnapshotName>,
+    freeze: bool,
+    quiesced: bool,
+) -> Result<Outcome, Failure> {
+    let needs_rest = !quiesced && !tools.store.capabilities().live_snapshot;
+    let mut alone = true;
+    if needs_rest {
+        let paths = live_paths(tools, &names)?;
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        let outsiders = tools.workloads.outsiders(unit, &paths);
+        for holder in &outsiders {
+            tracing::warn!(%holder, "snapshot is fuzzy: somebody else is writing the volume");
+        }
+        alone = outsiders.is_empty();
+    }
+    let frozen = match needs_rest && freeze {
+        true => Some(tools.workloads.freeze(unit)?),
+        false => None,
+    };
+    failpoint::pass(|| "frozen");
+    let taken = tools.store.snapshot(&SnapshotSpec {
+        names,
+        quiesced: quiesced || (needs_rest && alone),
+        properties: BTreeMap::new(),
+    });
+    // It goes on first, whatever came of it.
+    let frozen_ms = frozen.map_or(0, |frozen| match frozen.count() {
+        0 => 0,
+        _ => frozen.thaw(),
+    });
+    Ok(Outcome::Snapshots { snapshots: taken.map_err(failure)?, frozen_ms })
+}
+
+fn live_paths(tools: &Tools, names: &[SnapshotName]) -> Result<Vec<PathBuf>, Failure> {
+    let mut paths = Vec::new();
+    for name in names {
+        let info = tools.store.dataset(name.dataset()).map_err(failure)?;
+        paths.extend(info.mounted_at);
+    }
+    Ok(paths)
+}
+
+/// Holds must be there before anything is let go; what is let go is tried to the end, so that one
+/// snapshot in the way does not keep all others for ever.
+fn tidy(
+    tools: &Tools,
+    tag: &HoldTag,
+    hold: &[SnapshotName],
+    release: &[SnapshotName],
+    destroy: &[SnapshotName],
+) -> Result<Outcome, Failure> {
+    let store = tools.store.as_ref();
+    let holds = store.capabilities().holds;
+    if holds && !hold.is_empty() {
+        store.hold(tag, hold).map_err(failure)?;
+    }
+    let released = match holds && !release.is_empty() {
+        true => store.release(tag, release),
+        false => Ok(()),
+    };
+    let destroyed = match destroy.is_empty() {
+        true => Ok(()),
+        false => store.destroy_snapshots(destroy),
+    };
+    released.and(destroyed).map_err(failure)?;
+    Ok(Outcome::Nothing)
+}
+
+fn changed(tools: &Tools, since: &[SnapshotName]) -> Result<Outcome, Failure> {
+    let mut all = Change::Unchanged;
+    for snapshot in since {
+        let one = tools.store.changed_since(snapshot).map_err(failure)?;
+        all = match (all, one) {
+            (Change::Changed { bytes: a }, Change::Changed { bytes: b }) => {
+                Change::Changed { bytes: a.saturating_add(b) }
+            }
+            (changed @ Change::Changed { .. }, _) | (_, changed @ Change::Changed { .. }) => {
+                changed
+            }
+            (Change::Unknown, _) | (_, Change::Unknown) => Change::Unknown,
+            (Change::Unchanged, Change::Unchanged) => Change::Unchanged,
+        };
+    }
+    Ok(Outcome::Changed(all))
+}
+
+fn start(
+    tools: &Tools,
+    unit: UnitId,
+    workload: &WorkloadRecord,
+    paths: &[PathBuf],
+) -> Result<Outcome, Failure> {
+    match workload.kind {
+        WorkloadKind::Process => {
+            tools.workloads.start(unit, &workload.command, paths, workload.die_with_daemon)?
+        }
+    }
+    Ok(Outcome::Nothing)
+}
+
+/// Fences one volume after the other. Where one is in use, those before it stay fenced: whoever
+/// takes the attempt back activates them all.
+fn fence(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+    for dataset in datasets {
+        tools.store.fence(dataset).map_err(failure)?;
+        let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
+        paths.remove(dataset);
+    }
+    Ok(Outcome::Nothing)
+}
+
+fn activate(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+    let mut all = Vec::with_capacity(datasets.len());
+    for dataset in datasets {
+        let path = tools.store.activate(dataset).map_err(failure)?;
+        if let Some(path) = &path {
+            let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
+            paths.insert(dataset.clone(), path.clone());
+        }
+        all.push(path);
+    }
+    Ok(Outcome::Activated { paths: all })
+}
+
+fn write_mirrors(
+    tools: &Tools,
+    mirrors: &[(DatasetName, MirrorState)],
+) -> Result<Outcome, Failure> {
+    for (dataset, state) in mirrors {
+        mirror::write(tools.store.as_ref(), dataset, state).map_err(failure)?;
+    }
+    Ok(Outcome::Nothing)
+}
+
+/// Takes back what is ours on one dataset. One that is gone has nothing to give back.
+fn give_back(
+    tools: &Tools,
+    dataset: &DatasetName,
+    tag: &HoldTag,
+    prefix: &str,
+    keep_newest: bool,
+) -> Result<(), StoreError> {
+    let store = tools.store.as_ref();
+    let inventory = match store.inventory(dataset) {
+        Ok(inventory) => inventory,
+        Err(StoreError::NoDataset { .. }) => return Ok(()),
+        Err(other) => return Err(other),
+    };
+    let mut ours: Vec<SnapshotName> = inventory
+        .snapshots
+        .into_iter()
+        .map(|snapshot| snapshot.name)
+        .filter(|name| name.short().starts_with(prefix))
+        .collect();
+    if store.capabilities().holds && !ours.is_empty() {
+        store.release(tag, &ours)?;
+    }
+    if keep_newest {
+        ours.pop();
+    }
+    if !ours.is_empty() {
+        store.destroy_snapshots(&ours)?;
+    }
+    mirror::remove(store, dataset)?;
+    store.give_back(dataset)?;
+    let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
+    paths.remove(dataset);
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Actions by kind: their words, and which of them keep a unit's order.
+
+use flocker_core::Action;
+
+/// Its word in logs, metrics and failpoints.
+pub(super) fn word(action: &Action) -> &'static str {
+    match action {
+        Action::Inspect { .. } => "inspect",
+        Action::Room { .. } => "room",
+        Action::Snapshot { .. } => "snapshot",
+        Action::Tidy { .. } => "tidy",
+        Action::Changed { .. } => "changed",
+        Action::ProbeWorkload => "probe-workload",
+        Action::StartWorkload { .. } => "start-workload",
+        Action::StopWorkload { .. } => "stop-workload",
+        Action::Fence { .. } => "fence",
+        Action::VerifyUnwritten { .. } => "verify-unwritten",
+        Action::Activate { .. } => "activate",
+        Action::Mirror { .. } => "mirror",
+        Action::GiveBack { .. } => "give-back",
+    }
+}
+
+/// Whether it touches the unit's workload or live volumes, and so keeps its place in the order.
+/// Giving back ends both, so it waits for whatever is under way.
+pub(super) fn needs_lane(action: &Action) -> bool {
+    match action {
+        Action::Snapshot { .. }
+        | Action::ProbeWorkload
+        | Action::StartWorkload { .. }
+        | Action::StopWorkload { .. }
+        | Action::Fence { .. }
+        | Action::VerifyUnwritten { .. }
+        | Action::Activate { .. }
+        | Action::GiveBack { .. } => true,
+        Action::Inspect { .. }
+        | Action::Room { .. }
+        | Action::Tidy { .. }
+        | Action::Changed { .. }
+        | Action::Mirror { .. } => false,
+    }
+}

@@ -1,0 +1,322 @@
+//! What each request does: checks what a person gave, asks the core, adds what the core does not know.
+
+use std::sync::Arc;
+
+use flocker_core::ids::{UnitId, VolumeId};
+use flocker_core::record::{Grant, Policy, WorkloadKind, WorkloadRecord};
+use flocker_core::status::NodeStatus;
+use flocker_core::{Command, Failure, FailureCode, Reply};
+use flocker_store::{DatasetName, Store, StoreError};
+use flocker_transport::{PeerManager, words};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{Notify, oneshot};
+
+use super::{End, Lines, ending, pairing, refused};
+use crate::api::{Answer, LinkView, NodeView, Request, Response};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::journal::Journal;
+use crate::ops::Tools;
+use crate::transfer::Transfers;
+use crate::turn::{Turn, Turns};
+
+/// What the API works with.
+pub(crate) struct Api {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) turns: Turns,
+    pub(crate) hub: Hub,
+    pub(crate) transfers: Transfers,
+    pub(crate) tools: Arc<Tools>,
+    pub(crate) manager: PeerManager,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) shutdown: Arc<Notify>,
+}
+
+/// Answers one request; `rest` tells when the client goes away.
+pub(super) async fn answer(
+    api: &Arc<Api>,
+    request: Request,
+    rest: OwnedReadHalf,
+    lines: &mut Lines,
+) -> End {
+    match request {
+        Request::Status { name } => status(api, name).await,
+        Request::Invite { ttl_s } => pairing::invite(api, ttl_s, lines).await,
+        Request::Join { address, code } => pairing::join(api, &address, &code).await,
+        Request::Grant { peer, receive, quota_bytes, workloads } => {
+            grant(api, peer, receive, quota_bytes, workloads).await
+        }
+        Request::Protect { dataset, to, name, policy, create } => {
+            protect(api, &dataset, to, name, policy, create).await
+        }
+        Request::Run { name, command, stop_limit_ms, die_with_daemon } => {
+            run(api, name, command, stop_limit_ms, die_with_daemon).await
+        }
+        Request::Stop { name } => api.done(Command::StopWorkload { name }).await,
+        Request::Migrate { name, to } => migrate(api, name, to, lines).await,
+        Request::Pause { name } => api.done(Command::Pause { name }).await,
+        Request::Resume { name } => api.done(Command::Resume { name }).await,
+        Request::Unprotect { name } => api.done(Command::Unprotect { name }).await,
+        Request::Unpair { peer } => api.done(Command::RemovePeer { peer }).await,
+        Request::StartAlone { name } => api.done(Command::StartAlone { name }).await,
+        Request::Watch { name } => watch(api, name, rest, lines).await,
+        Request::Rounds { name, last } => {
+            let history = api.hub.history().clone();
+            blocking(move || Ok(Answer::Rounds(history.rounds(&name, last)))).await
+        }
+        Request::History { name, last } => {
+            let history = api.hub.history().clone();
+            blocking(move || Ok(Answer::History(history.events(name.as_deref(), last)))).await
+        }
+        Request::Metrics => Ok(Answer::Metrics(api.metrics.render())),
+        Request::Shutdown => {
+            api.shutdown.notify_one();
+            Ok(Answer::Done)
+        }
+    }
+}
+
+async fn blocking(work: impl FnOnce() -> End + Send + 'static) -> End {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ending()))
+}
+
+impl Api {
+    /// Asks the core.
+    pub(super) async fn command(&self, command: Command) -> Result<Reply, Failure> {
+        let (answer, taken) = oneshot::channel();
+        self.turns.send(Turn::Command(command, answer)).map_err(|_| ending())?;
+        taken.await.unwrap_or_else(|_| Err(ending()))
+    }
+
+    /// Asks the core for what is just done.
+    async fn done(&self, command: Command) -> End {
+        self.command(command).await.map(|reply| match reply {
+            Reply::Done => Answer::Done,
+            Reply::Protected { name, unit } => Answer::Protected { name, unit },
+            Reply::Migrated(report) => Answer::Migrated(report),
+        })
+    }
+
+    async fn node_status(&self) -> Result<NodeStatus, Failure> {
+        let (answer, taken) = oneshot::channel();
+        self.turns.send(Turn::Status(answer)).map_err(|_| ending())?;
+        taken.await.map_err(|_| ending())
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.tools.store.as_ref()
+    }
+
+    /// A dataset as a person names it: in full, or from the store's root on.
+    fn dataset(&self, given: &str) -> Result<DatasetName, Failure> {
+        let bad =
+            |error: flocker_store::NameError| refused(FailureCode::BadRequest, error.to_string());
+        let root = self.store().root();
+        let name = DatasetName::new(given).map_err(bad)?;
+        if name.is_within(root) {
+            return Ok(name);
+        }
+        if name.pool() == root.pool() {
+            return Err(refused(
+                FailureCode::NotGranted,
+                format!("{name} is outside of {root}, below which this node works"),
+            ));
+        }
+        DatasetName::new(format!("{root}/{given}")).map_err(bad)
+    }
+}
+
+async fn status(api: &Api, name: Option<String>) -> End {
+    let mut node = api.node_status().await?;
+    if let Some(name) = name {
+        node.units.retain(|unit| unit.name == name);
+        if node.units.is_empty() {
+            return Err(refused(
+                FailureCode::NotFound,
+                format!("there is no unit `{name}` on this node: `flocker-repl status` lists them"),
+            ));
+        }
+    }
+    let fingerprint = api.manager.fingerprint();
+    let store = api.store();
+    let peers = api.hub.peers();
+    let links = api.manager.peers().into_iter().map(|link| {
+        let name = peers.iter().find(|p| p.fingerprint == link.fingerprint);
+        LinkView {
+            peer: link.fingerprint,
+            name: name.map(|p| p.name.clone()).unwrap_or_default(),
+            words: words(&link.fingerprint),
+            software: link.up.as_ref().map(|(info, _)| info.software.clone()),
+            round_trip_us: link
+                .up
+                .as_ref()
+                .map(|(_, rtt)| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            last_error: link.last_error.map(|error| error.to_string()),
+        }
+    });
+    Ok(Answer::Status(Box::new(NodeView {
+        name: api.config.node.name.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: api.clock.uptime_ms(),
+        listen: api.manager.local_addr().unwrap_or(api.config.node.listen).to_string(),
+        store: format!("{} ({})", store.describe(), store.capabilities().version),
+        root: store.root().to_string(),
+        words: words(&fingerprint),
+        node,
+        transfers: api.transfers.running(),
+        links: links.collect(),
+        paths: api.tools.paths(),
+    })))
+}
+
+async fn grant(
+    api: &Api,
+    peer: String,
+    receive: Option<String>,
+    quota_bytes: Option<u64>,
+    workloads: Vec<WorkloadKind>,
+) -> End {
+    let grant = match receive {
+        Some(receive) => Some(Grant {
+            receive: api.dataset(&receive)?,
+            quota_bytes,
+            workloads: workloads.into_iter().collect(),
+        }),
+        None => None,
+    };
+    api.done(Command::SetGrant { peer, grant }).await
+}
+
+async fn protect(
+    api: &Arc<Api>,
+    dataset: &str,
+    to: String,
+    name: Option<String>,
+    policy: Policy,
+    create: bool,
+) -> End {
+    let dataset = api.dataset(dataset)?;
+    if create {
+        let (tools, dataset) = (Arc::clone(&api.tools), dataset.clone());
+        blocking(move || create_missing(tools.store.as_ref(), &dataset)).await?;
+    }
+    api.done(Command::Protect {
+        unit: UnitId(random()?),
+        volume: VolumeId(random()?),
+        dataset,
+        to,
+        name,
+        policy,
+    })
+    .await
+}
+
+fn create_missing(store: &dyn Store, dataset: &DatasetName) -> End {
+    let failure = |error: StoreError| Failure::from(&error);
+    match store.dataset(dataset) {
+        Ok(_) => return Ok(Answer::Done),
+        Err(StoreError::NoDataset { .. }) => {}
+        Err(other) => return Err(failure(other)),
+    }
+    let Some(kind) = store.capabilities().live_kinds.first().copied() else {
+        return Err(refused(
+            FailureCode::Unsupported,
+            format!("{} has no live volumes of its own", store.describe()),
+        ));
+    };
+    store.create(dataset, kind).map_err(failure)?;
+    store.activate(dataset).map_err(failure)?;
+    tracing::info!(%dataset, %kind, "dataset created");
+    Ok(Answer::Done)
+}
+
+fn random() -> Result<u128, Failure> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| refused(FailureCode::Other, format!("no random number: {error}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+async fn run(
+    api: &Api,
+    name: String,
+    command: Vec<String>,
+    stop_limit_ms: u64,
+    die_with_daemon: bool,
+) -> End {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(refused(FailureCode::BadRequest, "the command is missing"));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(refused(FailureCode::BadRequest, "the command has a zero byte in it"));
+    }
+    let workload = WorkloadRecord {
+        kind: WorkloadKind::Process,
+        command,
+        stop_limit_ms,
+        die_with_daemon,
+        wanted: true,
+    };
+    api.done(Command::SetWorkload { name, workload }).await
+}
+
+async fn migrate(api: &Api, name: String, to: String, lines: &mut Lines) -> End {
+    let mut seen = api.hub.watch(Some(name.clone()));
+    let moving = api.done(Command::Migrate { name, to });
+    tokio::pin!(moving);
+    let end = loop {
+        tokio::select! {
+            biased;
+            Some(line) = seen.recv() => lines.send(&line).await,
+            end = &mut moving => break end,
+        }
+    };
+    // What was said before the end is written before it.
+    while let Ok(line) = seen.try_recv() {
+        lines.send(&line).await;
+    }
+    end
+}
+
+async fn watch(api: &Api, name: Option<String>, mut rest: OwnedReadHalf, lines: &mut Lines) -> End {
+    let mut seen = api.hub.watch(name);
+    let mut byte = [0u8; 64];
+    loop {
+        tokio::select! {
+            line = seen.recv() => match line {
+                Some(line) => lines.send(&line).await,
+                None => return Err(ending()),
+            },
+            read = rest.read(&mut byte) => {
+                if !matches!(read, Ok(n) if n > 0) {
+                    return Ok(Answer::Done);
+                }
+            }
+        }
+    }
+}
+
+/// Tells those who watch how far transfers are, for ever.
+pub(crate) async fn tell_progress(hub: Hub, transfers: Transfers) {
+    let mut every = tokio::time::interval(std::time::Duration::from_millis(250));
+    loop {
+        every.tick().await;
+        let shown = transfers.look();
+        if hub.is_watched() {
+            for progress in shown {
+                hub.progress(progress);
+            }
+        }
+    }
+}
+
+/// An event line, for those who only want to say something.
+pub(super) fn open_line(open: crate::api::InviteOpen) -> Response {
+    Response::InviteOpen(open)
+}

@@ -1,0 +1,94 @@
+//! The receiving side of one transfer. The store has committed before the sender is told.
+
+use flocker_core::Failure;
+use flocker_store::{ReceiveSpec, ReceiveStream, Snapshot};
+use flocker_transport::{BulkReceiver, ReceiveError, Refusal, receive_stream};
+
+use super::meter::Incoming;
+use super::{Inner, Live, ending};
+use crate::failpoint;
+
+/// Receives, commits, and tells the sender.
+pub(super) fn run(
+    inner: &Inner,
+    live: &Live,
+    spec: &ReceiveSpec,
+    limit_bytes: Option<u64>,
+    mut receiver: BulkReceiver,
+) -> Result<Option<Snapshot>, Failure> {
+    live.link(receiver.cancel_handle());
+    let outcome = into_store(inner, live, spec, limit_bytes, &mut receiver);
+    let (whole, outcome) = match outcome {
+        Ok(Taken::Whole(snapshot)) => (true, Ok(Some(snapshot))),
+        Ok(Taken::Early(snapshot)) => (false, Ok(Some(snapshot))),
+        Err(failure) => (false, Err(failure)),
+    };
+    let word = match &outcome {
+        Ok(_) if whole => Ok(()),
+        Ok(_) => Err(Refusal {
+            code: 0,
+            reason: "the store had the snapshot before the stream had ended".into(),
+        }),
+        Err(failure) => {
+            Err(Refusal { code: ending::number(failure.code), reason: failure.message.clone() })
+        }
+    };
+    if let Err(error) = receiver.finish(word) {
+        tracing::debug!(%error, "the sender was not told how its transfer ended");
+    }
+    outcome
+}
+
+enum Taken {
+    /// All of it.
+    Whole(Snapshot),
+    /// The store stopped reading, and has the snapshot all the same.
+    Early(Snapshot),
+}
+
+fn into_store(
+    inner: &Inner,
+    live: &Live,
+    spec: &ReceiveSpec,
+    limit_bytes: Option<u64>,
+    receiver: &mut BulkReceiver,
+) -> Result<Taken, Failure> {
+    let store = inner.parts.store.as_ref();
+    let stream = store.receive(spec).map_err(|error| Failure::from(&error))?;
+    let mut writer = Incoming::new(stream, live.kind(), limit_bytes);
+    let received = receive_stream(receiver, &mut writer, &live.progress);
+    let over_limit = writer.over_limit;
+    let stream = writer.inner;
+    match received {
+        Ok(_) if live.cancel.is_cancelled() => {
+            abort(stream);
+            Err(ending::cancelled())
+        }
+        Ok(_) => {
+            failpoint::pass(|| "before-commit");
+            let snapshot = commit(stream)?;
+            failpoint::pass(|| "after-commit");
+            Ok(Taken::Whole(snapshot))
+        }
+        Err(_) if over_limit => {
+            abort(stream);
+            Err(ending::over_limit(limit_bytes.unwrap_or(0)))
+        }
+        // The store refused a write; what it says at the end is why.
+        Err(ReceiveError::Write { .. }) => commit(stream).map(Taken::Early),
+        Err(error) => {
+            abort(stream);
+            Err(ending::of_receive(&error))
+        }
+    }
+}
+
+fn commit(stream: Box<dyn ReceiveStream>) -> Result<Snapshot, Failure> {
+    stream.commit().map_err(|error| Failure::from(&error))
+}
+
+fn abort(stream: Box<dyn ReceiveStream>) {
+    if let Err(error) = stream.abort() {
+        tracing::warn!(%error, "what arrived of a broken transfer could not be taken back");
+    }
+}

@@ -1,0 +1,49 @@
+//! The sending side of one transfer.
+
+use flocker_core::Failure;
+use flocker_store::{SendSpec, SendStream, Snapshot};
+use flocker_transport::{SendOptions, send_stream};
+
+use super::meter::Outgoing;
+use super::{Inner, Live, ending};
+
+/// Sends, and returns when the receiving side has committed.
+pub(super) fn run(
+    inner: &Inner,
+    live: &Live,
+    spec: &SendSpec,
+) -> Result<Option<Snapshot>, Failure> {
+    let store = inner.parts.store.as_ref();
+    let stream = store.send(spec).map_err(|error| Failure::from(&error))?;
+    // Only where somebody may want to know how long it takes: increments are short.
+    if live.full && store.capabilities().estimate {
+        let estimate = store.estimate(spec).ok().flatten();
+        *live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()) = estimate;
+    }
+    let header = match postcard::to_stdvec(&live.transfer) {
+        Ok(header) => header,
+        Err(error) => panic!("two integers cannot be encoded: {error}"),
+    };
+    let sink = inner.parts.lanes.open(&live.peer, &header, &live.cancel)?;
+    live.link(sink.cancel_handle());
+    let level = inner.parts.compression_level;
+    let options = SendOptions { level: Some(level) };
+    let finish = |reader: Outgoing<Box<dyn SendStream>>| {
+        reader.inner.finish().map_err(|error| Box::new(error).into())
+    };
+    let reader = Outgoing::new(stream, live.kind());
+    match send_stream(reader, finish, sink, options, &live.progress) {
+        Ok(report) => {
+            tracing::debug!(
+                stream_bytes = report.raw_bytes,
+                wire_bytes = report.wire_bytes,
+                "sent"
+            );
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "sending ended");
+            Err(ending::of_send(&error))
+        }
+    }
+}

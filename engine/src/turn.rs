@@ -1,0 +1,239 @@
+//! The node's one loop: an input in, its effects out, one after the other. It alone owns the core.
+//!
+//! Owns: the order of effects, and the rule that nothing is begun before what it rests on is
+//! durable. Leaves to others: doing what takes time (`ops`, `transfer`); bulk bytes never come here.
+//!
+//! A journal that cannot be written ends the process with [`EXIT_JOURNAL`]: what was decided is not
+//! known to be durable, so nothing may follow from it. The next start reads what is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use flocker_core::ids::{Fingerprint, RequestId};
+use flocker_core::io::MigrationReport;
+use flocker_core::record::{JournalChange, PeerRecord};
+use flocker_core::status::NodeStatus;
+use flocker_core::{Command, Effect, Failure, Input, Node, Reply};
+use flocker_transport::{ControlError, PeerManager, TrustSet};
+use tokio::sync::oneshot;
+
+use crate::clock::Clock;
+use crate::failpoint;
+use crate::hub::Hub;
+use crate::journal::Journal;
+use crate::ops::Ops;
+use crate::transfer::Transfers;
+
+/// Exit status of a daemon whose journal could not be written (`EX_IOERR` of sysexits.h).
+pub const EXIT_JOURNAL: i32 = 74;
+
+/// Inputs that may wait for the loop before what peers say waits outside. The queue itself has no
+/// bound, since the loop puts ends of transfers into it; those are bounded by their own number.
+pub(crate) const QUEUE: usize = 4096;
+
+/// Longest wait of the loop; the watchdog of actions runs at least this often.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// What reaches the loop.
+pub(crate) enum Turn {
+    /// For the core.
+    Input(Input),
+    /// A person's wish, and where its answer goes.
+    Command(Command, oneshot::Sender<Result<Reply, Failure>>),
+    /// How are things?
+    Status(oneshot::Sender<NodeStatus>),
+    /// The end.
+    Stop,
+}
+
+/// The connections, as far as the loop needs them.
+pub(crate) struct Peers {
+    pub(crate) manager: PeerManager,
+    pub(crate) trust: Arc<TrustSet>,
+    pub(crate) known: BTreeMap<Fingerprint, Vec<String>>,
+}
+
+impl Peers {
+    /// Trusts and dials these peers, and no others.
+    pub(crate) fn set(&mut self, peers: &[PeerRecord]) {
+        let wanted: BTreeMap<Fingerprint, Vec<String>> =
+            peers.iter().map(|peer| (peer.fingerprint, peer.addresses.clone())).collect();
+        for gone in self.known.keys().filter(|peer| !wanted.contains_key(peer)) {
+            self.trust.remove(gone);
+            self.manager.remove_peer(gone);
+        }
+        for (peer, addresses) in &wanted {
+            self.trust.insert(*peer);
+            if self.known.get(peer) != Some(addresses) {
+                self.manager.set_peer(*peer, addresses.clone());
+            }
+        }
+        self.known = wanted;
+    }
+}
+
+/// Everything the loop works with.
+pub(crate) struct Loop {
+    pub(crate) node: Node,
+    pub(crate) clock: Clock,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) peers: Peers,
+    pub(crate) ops: Ops,
+    pub(crate) transfers: Transfers,
+    pub(crate) hub: Hub,
+    pub(crate) pending: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Failure>>>,
+    pub(crate) last_request: u64,
+}
+
+/// The sender's end of the loop's queue.
+pub(crate) type Turns = Sender<Turn>;
+
+impl Loop {
+    /// Runs until it is told to stop, or nobody can tell it anything any more.
+    pub(crate) fn run(mut self, turns: &Receiver<Turn>) {
+        let mut watched = Instant::now();
+        self.perform();
+        loop {
+            let wait = self.node.poll_timeout().map_or(IDLE, |at| self.clock.until(at).min(IDLE));
+            match turns.recv_timeout(wait) {
+                Ok(Turn::Input(input)) => self.input(input),
+                Ok(Turn::Command(command, answer)) => self.command(command, answer),
+                Ok(Turn::Status(answer)) => {
+                    // Whoever asked may have gone away.
+                    let _ = answer.send(self.node.status(self.clock.now()));
+                }
+                Ok(Turn::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => self.input(Input::Tick),
+            }
+            // A queue that is never empty may not keep time from going on.
+            let late = self.node.poll_timeout().is_some_and(|at| at < self.clock.uptime_ms());
+            if late {
+                self.input(Input::Tick);
+            }
+            if watched.elapsed() >= IDLE {
+                watched = Instant::now();
+                self.ops.watch();
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        if let Input::PeerDown { peer } = &input {
+            self.transfers.peer_lost(peer);
+        }
+        self.node.handle(self.clock.now(), input);
+        self.perform();
+    }
+
+    fn command(&mut self, command: Command, answer: oneshot::Sender<Result<Reply, Failure>>) {
+        self.last_request += 1;
+        let request = RequestId(self.last_request);
+        self.pending.insert(request, answer);
+        self.input(Input::Command { request, command });
+    }
+
+    /// Performs every effect, in order. Changes of the journal that follow each other with nothing
+    /// in between are one transaction.
+    fn perform(&mut self) {
+        let mut changes: Vec<JournalChange> = Vec::new();
+        while let Some(effect) = self.node.poll_effect() {
+            match effect {
+                Effect::Persist(more) => changes.extend(more),
+                other => {
+                    self.persist(&mut changes);
+                    self.effect(other);
+                }
+            }
+        }
+        self.persist(&mut changes);
+    }
+
+    fn persist(&mut self, changes: &mut Vec<JournalChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        pass_failpoints("before-persist", changes);
+        let begun = Instant::now();
+        if let Err(error) = self.journal.apply(changes) {
+            tracing::error!(%error, "the journal could not be written: this process ends");
+            std::process::exit(EXIT_JOURNAL);
+        }
+        metrics::histogram!("flocker_repl_persist_seconds").record(begun.elapsed().as_secs_f64());
+        pass_failpoints("after-persist", changes);
+        self.hub.note_changes(changes);
+        changes.clear();
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Persist(_) => unreachable!("collected by the caller"),
+            Effect::Send { peer, message } => self.send(peer, &message),
+            Effect::Run { op, unit, action } => self.ops.run(op, unit, action),
+            Effect::StartSend { transfer, peer, unit, spec } => {
+                self.transfers.start_send(transfer, peer, unit, spec)
+            }
+            Effect::StartReceive { transfer, peer, unit, spec, limit_bytes } => {
+                self.transfers.expect(transfer, peer, unit, spec, limit_bytes)
+            }
+            Effect::CancelTransfer { transfer } => self.transfers.cancel(transfer),
+            Effect::Reply { request, reply } => {
+                if let Ok(Reply::Migrated(report)) = &reply {
+                    count_downtime(report);
+                }
+                if let Some(answer) = self.pending.remove(&request) {
+                    // Whoever asked may have gone away.
+                    let _ = answer.send(reply);
+                }
+            }
+            Effect::PeersChanged(peers) => self.peers.set(&peers),
+            Effect::Report(event) => {
+                let phase = match &event.kind {
+                    flocker_core::EventKind::Phase { phase, .. } => Some(phase.clone()),
+                    _ => None,
+                };
+                self.hub.event(event);
+                if let Some(phase) = phase {
+                    failpoint::pass(|| format!("phase:{phase}"));
+                }
+            }
+        }
+    }
+
+    fn send(&self, peer: Fingerprint, message: &flocker_core::Message) {
+        let payload = match postcard::to_stdvec(message) {
+            Ok(payload) => Bytes::from(payload),
+            Err(error) => panic!("a message of our own cannot be encoded: {error}"),
+        };
+        match self.peers.manager.try_send_control(&peer, payload) {
+            Ok(()) | Err(ControlError::Down { .. }) => {}
+            // The machines ask again: a lost message is no harm, a loop that waits would be.
+            Err(error) => tracing::warn!(peer = %peer.short(), %error, "a message is lost"),
+        }
+    }
+}
+
+fn pass_failpoints(when: &str, changes: &[JournalChange]) {
+    for change in changes {
+        match change {
+            JournalChange::PutUnit(unit) => {
+                failpoint::pass(|| format!("{when}:{}", unit.role.word()));
+            }
+            JournalChange::DeleteUnit(_) => failpoint::pass(|| format!("{when}:deleted")),
+            JournalChange::PutPeer(_) | JournalChange::DeletePeer(_) => {}
+        }
+    }
+}
+
+fn count_downtime(report: &MigrationReport) {
+    let unit = report.name.clone();
+    metrics::counter!("flocker_repl_migrations_total", "unit" => unit.clone()).increment(1);
+    for (part, ms) in &report.downtime_ms {
+        metrics::histogram!("flocker_repl_downtime_seconds", "unit" => unit.clone(), "part" => part.clone())
+            .record(*ms as f64 / 1e3);
+    }
+    metrics::histogram!("flocker_repl_downtime_seconds", "unit" => unit, "part" => "total")
+        .record(report.downtime_total_ms as f64 / 1e3);
+}
