@@ -12,7 +12,7 @@ use flocker_core::ids::Fingerprint;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::counters;
@@ -31,6 +31,9 @@ const MAX_HANDSHAKES: usize = 64;
 
 /// From this many on, a caller must first show that it receives at the address it claims.
 const HANDSHAKES_UNVALIDATED: usize = 16;
+
+/// Pairing connections at once: nobody needs more than one, and they may take seconds.
+const MAX_PAIRINGS: usize = 8;
 
 /// TLS and greeting together, of either side.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -301,9 +304,14 @@ impl Endpoint {
         }
     }
 
+    /// Closes every connection and takes no more.
+    pub(crate) fn shut(&self, reason: &str) {
+        self.0.quic.close(CloseCode::Shutdown.code().into(), reason.as_bytes());
+    }
+
     /// Closes every connection and the socket; waits until peers were told.
     pub async fn close(&self, reason: &str) {
-        self.0.quic.close(CloseCode::Shutdown.code().into(), reason.as_bytes());
+        self.shut(reason);
         // Told or not, a stopping node does not wait longer than it takes to be told.
         let _ = timeout(Duration::from_secs(1), self.0.quic.wait_idle()).await;
     }
@@ -317,6 +325,7 @@ pub(crate) fn close(quic: &quinn::Connection, code: CloseCode, reason: &str) {
 
 async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::Sender<Arrival>) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let pairings = Arc::new(Semaphore::new(MAX_PAIRINGS));
     while let Some(incoming) = endpoint.0.quic.accept().await {
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             refused("busy");
@@ -333,8 +342,18 @@ async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::
             continue;
         }
         let (endpoint, trust, arrivals) = (endpoint.clone(), Arc::clone(&trust), arrivals.clone());
+        let pairings = Arc::clone(&pairings);
         tokio::spawn(async move {
-            welcome(&endpoint, trust.as_ref(), &arrivals, incoming, place).await;
+            let welcomed = welcome(&endpoint, trust.as_ref(), &arrivals, incoming).await;
+            drop(place);
+            let Some((quic, joiner)) = welcomed else { return };
+            match pairings.try_acquire() {
+                Ok(_place) => endpoint.inviter().answer(&endpoint, quic, joiner).await,
+                Err(_) => {
+                    refused("busy");
+                    close(&quic, CloseCode::Busy, "too many nodes try to pair at once");
+                }
+            }
         });
     }
 }
@@ -343,30 +362,34 @@ fn refused(reason: &'static str) {
     metrics::counter!(counters::CONNECTIONS_REFUSED, "reason" => reason).increment(1);
 }
 
-/// One incoming connection, from its first packet to its arrival.
+/// One incoming connection, from its first packet to its arrival; one that is for pairing is handed
+/// back, with the key it proved.
 async fn welcome(
     endpoint: &Endpoint,
     trust: &dyn Trust,
     arrivals: &mpsc::Sender<Arrival>,
     incoming: quinn::Incoming,
-    place: OwnedSemaphorePermit,
-) {
+) -> Option<(quinn::Connection, Fingerprint)> {
     let address = incoming.remote_address();
     let quic = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
         Ok(Ok(quic)) => quic,
         Ok(Err(error)) => {
             refused("handshake");
             tracing::debug!(%address, %error, "an incoming connection did not finish its handshake");
-            return;
+            return None;
         }
-        Err(_) => return refused("timeout"),
+        Err(_) => {
+            refused("timeout");
+            return None;
+        }
     };
     let Some(peer) = proven_key(&quic) else {
         refused("no key");
-        return close(&quic, CloseCode::Protocol, "no key was shown");
+        close(&quic, CloseCode::Protocol, "no key was shown");
+        return None;
     };
     if alpn(&quic).as_deref() == Some(ALPN_PAIR) {
-        return endpoint.inviter().answer(endpoint, quic, peer, place).await;
+        return Some((quic, peer));
     }
     let greeted = timeout(
         HANDSHAKE_TIMEOUT,
@@ -381,12 +404,13 @@ async fn welcome(
         }
         Err(_) => {
             refused("timeout");
-            return close(&quic, CloseCode::Protocol, "no greeting in time");
+            close(&quic, CloseCode::Protocol, "no greeting in time");
+            return None;
         }
     };
-    drop(place);
     // The node is stopping when nobody takes it; dropping the connection then closes it.
     let _ = arrivals.send(arrival).await;
+    None
 }
 
 /// The key that the other side proved in its handshake.

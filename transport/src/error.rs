@@ -179,7 +179,7 @@ impl ConnectError {
         match code {
             RejectCode::Version => Self::Version { ours: protocol, theirs, name },
             RejectCode::NotPaired => Self::NotPaired { name, ours },
-            RejectCode::Busy | RejectCode::Other => Self::Rejected { name, reason },
+            RejectCode::Other => Self::Rejected { name, reason },
         }
     }
 

@@ -16,12 +16,15 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection shows that it lives: four chances within [`IDLE_TIMEOUT`].
 pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
-/// What one stream may have in flight unread: a tenth of a second at 60 MB/s, and so small that a
+/// What one stream may have in flight unread: a tenth of a second at 40 MB/s, and so small that a
 /// receiver that stands still holds no more than this in quinn.
-pub const STREAM_WINDOW_BYTES: u32 = 6 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
-/// The same for all streams of a connection, so that a stalled stream leaves room for others.
-pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// The same for all streams of a connection. Every bulk stream and the control stream fit, so that
+/// transfers whose receivers hang, however many, never keep control from passing. Two windows more,
+/// because quinn gives credit back only by eighths of this; what is held is still bounded by the
+/// streams' own windows.
+pub const CONNECTION_WINDOW_BYTES: u32 = (MAX_BULK_STREAMS + 3) * STREAM_WINDOW_BYTES;
 
 /// What a connection keeps of sent bytes until they are acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 16 << 20;

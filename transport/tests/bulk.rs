@@ -224,7 +224,12 @@ fn cancelling_the_sender_frees_both_sides_at_once() {
         "{error}"
     );
     let result = received.join().unwrap().1;
-    assert!(matches!(result, Err(ReceiveError::SenderGone)), "{result:?}");
+    // In the middle of a batch there is no room for words, between two there is.
+    let told = matches!(
+        &result,
+        Err(ReceiveError::SenderGone | ReceiveError::Aborted { code: AbortCode::Cancelled, .. })
+    );
+    assert!(told, "{result:?}");
     assert!(started.elapsed() < PROMPT);
 }
 

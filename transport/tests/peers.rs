@@ -441,3 +441,26 @@ async fn an_idle_connection_stays_up_far_beyond_the_idle_timeout() {
     assert!(a.manager.is_up(&b.key()));
     assert!(a.events.try_recv().is_err(), "nothing happened");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_passes_while_every_transfer_there_may_be_hangs() {
+    let (a, mut b) = paired().await;
+    let (mut sending, mut hanging) = (Vec::new(), Vec::new());
+    for n in 0..8 {
+        let sender = a.manager.open_bulk(&b.key(), &[n]).await.unwrap();
+        sending.push(send(Synthetic::new(1 << 20, BLOCK, true), sender));
+        hanging.push(b.bulk().await.1);
+    }
+    // Until nothing moves any more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let started = Instant::now();
+    for n in 0..100u8 {
+        a.manager.send_control(&b.key(), Bytes::from(vec![n; 100_000])).await.unwrap();
+        assert_eq!(control(&mut b).await[0], n);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    drop(hanging);
+    for sent in sending {
+        assert!(matches!(sent.await.unwrap(), Err(SendError::ReceiverGone)));
+    }
+}

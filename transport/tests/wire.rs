@@ -281,7 +281,7 @@ proptest! {
         let failed = Failed { code: 1, reason };
         let heard = Failed::decode(&failed.encode()).unwrap();
         prop_assert_eq!(heard.code, 1);
-        let reject = Reject { code: RejectCode::Busy, protocol, name, reason: "later".into() };
+        let reject = Reject { code: RejectCode::Version, protocol, name, reason: "later".into() };
         prop_assert_eq!(Reject::decode(&reject.encode()), Ok(reject));
     }
 

@@ -21,11 +21,11 @@
 //! | sending: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
 //! | sending: records larger than 2 MiB, one transfer at a time (16 MiB record, 8 MiB batch) | 24 MiB |
 //! | receiving: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
-//! | workers: 4 × compression output (1 MiB, for one large batch 8 MiB) and contexts | 40 MiB |
-//! | QUIC: windows of one connection, both ways | 32 MiB |
+//! | workers: 4 × compression output and contexts, 3 MiB, and 8 MiB for each of two large batches | 28 MiB |
+//! | QUIC: windows of one connection, 36 MiB in and 16 MiB out | 52 MiB |
 //! | control: queues, see [`crate::peers`] | 28 MiB |
 //!
-//! Together 236 MiB when everything is full at once, with one peer; each further peer adds its windows.
+//! Together 244 MiB when everything is full at once, with one peer; each further peer adds its windows.
 
 pub mod budget;
 pub mod codec;

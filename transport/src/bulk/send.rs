@@ -39,6 +39,9 @@ const READER_BYTES: usize = 2 << 20;
 /// How long last words may take: the reason of an abort on its way out.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// The same after a cancel, which is to be prompt.
+const CANCELLED_WORDS: Duration = Duration::from_millis(250);
+
 /// How long the answer may lag behind the end of the lane that came with it.
 const ANSWER_LAG: Duration = Duration::from_secs(1);
 
@@ -368,7 +371,12 @@ impl Outgoing<'_> {
                 Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
             }
             Err(Halt::Source(error)) => {
-                self.abort(&error);
+                self.abort(abort_code(&error), &error, LAST_WORDS);
+                Err(error)
+            }
+            Err(Halt::Cancelled) => {
+                let error = self.cancelled();
+                self.abort(AbortCode::Cancelled, &error, CANCELLED_WORDS);
                 Err(error)
             }
             Err(halt) => Err(self.explain(halt)),
@@ -441,16 +449,11 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Tells the receiver why the source gave up. Best effort: without it the receiver still sees that
-    /// the stream was not finished.
-    fn abort(&mut self, error: &SendError) {
-        let code = match error {
-            SendError::Damaged { .. } => AbortCode::Damaged,
-            SendError::Read { .. } | SendError::Source { .. } => AbortCode::Source,
-            _ => AbortCode::Other,
-        };
+    /// Tells the receiver why. Best effort: without it the receiver still sees that the stream was not
+    /// finished.
+    fn abort(&mut self, code: AbortCode, error: &SendError, limit: Duration) {
         let abort = Abort { code, reason: error.to_string() }.encode();
-        let until = Until::Elapsed(LAST_WORDS);
+        let until = Until::Elapsed(limit);
         let told = lane::send_frame(self.lane.as_mut(), FrameType::Abort, &abort, until)
             .and_then(|()| self.lane.finish())
             .and_then(|()| self.lane.drained(until));
@@ -505,5 +508,13 @@ impl Outgoing<'_> {
             }
             LaneError::Interrupted => self.cancelled(),
         }
+    }
+}
+
+fn abort_code(error: &SendError) -> AbortCode {
+    match error {
+        SendError::Damaged { .. } => AbortCode::Damaged,
+        SendError::Read { .. } | SendError::Source { .. } => AbortCode::Source,
+        _ => AbortCode::Other,
     }
 }

@@ -64,13 +64,11 @@ pub enum RejectCode {
     Version = 1,
     /// The acceptor does not know the dialler's key.
     NotPaired = 2,
-    /// Too many connections or tries at once: come back later.
-    Busy = 3,
 }
 
 impl RejectCode {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Other, Self::Version, Self::NotPaired, Self::Busy];
+    pub const ALL: [Self; 3] = [Self::Other, Self::Version, Self::NotPaired];
 
     /// The number on the wire.
     pub const fn code(self) -> u16 {

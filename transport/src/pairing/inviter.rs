@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flocker_core::ids::Fingerprint;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::exchange::{Claim, EXPORTER_LABEL, Exchange, Proof, Proofs, Role, Scene};
@@ -102,13 +102,11 @@ impl InviterSlot {
         endpoint: &Endpoint,
         quic: quinn::Connection,
         joiner: Fingerprint,
-        place: OwnedSemaphorePermit,
     ) {
         if let Err(error) = self.serve(endpoint, &quic, joiner).await {
             tracing::warn!(%joiner, %error, "a pairing connection was refused");
         }
         close(&quic, CloseCode::PairingOver, "pairing is over");
-        drop(place);
     }
 
     async fn serve(

@@ -321,6 +321,8 @@ impl Keeper {
             self.close(&peer, CloseCode::Shutdown, &DownReason::Shutdown);
         }
         self.parts.publish.send_replace(BTreeMap::new());
+        // Also where the handle was just dropped: nobody takes what would still arrive.
+        self.parts.endpoint.shut(&DownReason::Shutdown.to_string());
     }
 }
 

@@ -210,13 +210,16 @@ impl Session {
         metrics::gauge!(counters::CONNECTIONS).increment(1.0);
         // Events that cannot be sent: the engine is gone, and the session is about to end too.
         let _ = events.send(PeerEvent::Up { peer, session }).await;
+        let mut opening = JoinSet::new();
         let incoming = Incoming { peer: fingerprint, session, events: &events };
         let ended = tokio::select! {
             ended = write_control(send, queue) => ended,
             ended = incoming.read_control(recv) => ended,
-            ended = incoming.accept_bulk(&quic, &resources) => ended,
+            ended = incoming.accept_bulk(&quic, &resources, &mut opening) => ended,
             reason = quic.closed() => from_quic(&reason),
         };
+        // Nothing of the session comes after its Down.
+        opening.shutdown().await;
         room.close();
         if let DownReason::Protocol { reason } = &ended {
             close(&quic, CloseCode::Protocol, reason);
@@ -304,8 +307,8 @@ impl Incoming<'_> {
         &self,
         quic: &quinn::Connection,
         resources: &Arc<Resources>,
+        opening: &mut JoinSet<()>,
     ) -> DownReason {
-        let mut opening = JoinSet::new();
         loop {
             let streams = tokio::select! {
                 streams = quic.accept_bi() => streams,
