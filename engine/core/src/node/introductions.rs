@@ -78,7 +78,9 @@ impl Node {
         }
         let namesake = self.units.values_mut().find(|u| {
             let follows = matches!(u.record.role, Role::Following { source } if source == peer);
-            u.record.name == name && u.record.id != message.unit && follows
+            // What was looked at may be older than what was received meanwhile.
+            let empty = !u.standby.is_busy() && !u.local.exists.contains(&true);
+            u.record.name == name && u.record.id != message.unit && follows && empty
         });
         let Some(unit) = namesake else {
             return false;

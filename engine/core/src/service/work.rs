@@ -222,6 +222,15 @@ impl Unit {
                 *ended = Some((status, success));
                 return;
             }
+            // It ended while it was being looked for, so what is found may be out of date.
+            Work::Unknown if matches!(self.service, Service::Probing { .. }) => {
+                return self.enter_role(ctx);
+            }
+            Work::Looking { .. } => {
+                let op = ctx.run(self.id(), Op::Work, Action::ProbeWorkload);
+                self.work = Work::Looking { op };
+                return;
+            }
             // Stopped by us, or already known.
             _ => return,
         };
