@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::{Context, unexpected};
 use crate::args::RoundsArgs;
 use crate::exit::Exit;
-use crate::render::status::StatusObject;
 use crate::render::{self, Names};
 
 fn node(context: &Context<'_>, name: Option<String>) -> anyhow::Result<NodeView> {
@@ -25,7 +24,7 @@ pub(super) fn status(context: &Context<'_>, name: Option<String>) -> anyhow::Res
     let view = node(context, name)?;
     let out = context.out;
     if out.json {
-        out.object(&StatusObject::from(view))?;
+        out.object(&render::status::object(&view)?)?;
     } else if out.terminal {
         out.text(&render::status::for_people(&view, one, out.theme))?;
     } else {
@@ -42,10 +41,11 @@ pub(super) fn peers(context: &Context<'_>) -> anyhow::Result<Exit> {
         #[derive(Serialize)]
         struct Peers<'a> {
             peers: &'a [flocker_core::status::PeerStatus],
+            links: &'a [flocker_engine::api::LinkView],
         }
-        out.object(&Peers { peers: &view.node.peers })?;
+        out.object(&Peers { peers: &view.node.peers, links: &view.links })?;
     } else if out.terminal {
-        out.text(&render::status::peers_for_people(&view.node.peers, out.theme))?;
+        out.text(&render::status::peers_for_people(&view, out.theme))?;
     } else {
         out.text(&render::status::peers_plain(&view.node.peers))?;
     }

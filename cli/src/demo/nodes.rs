@@ -17,7 +17,7 @@ use flocker_engine::api::NodeView;
 use serde::de::DeserializeOwned;
 
 use super::interrupt;
-use crate::render::status::StatusObject;
+use crate::render::status::view_of;
 
 /// How long a node may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -150,7 +150,8 @@ impl Node {
     /// # Errors
     /// It does not answer.
     pub(crate) fn status(&self) -> anyhow::Result<NodeView> {
-        run_json::<StatusObject>(&self.config, &["status"]).map(NodeView::from)
+        let object = run_json(&self.config, &["status"])?;
+        view_of(object).context("`flocker-repl status` printed something else")
     }
 
     /// Its process.

@@ -1,70 +1,41 @@
 //! `status` and `peers`: for people on a terminal, and as `KEY=VALUE` lines elsewhere.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
 use flocker_core::record::{Grant, Policy};
-use flocker_core::status::{NodeStatus, PeerStatus, StandbyStatus, UnitStatus};
-use flocker_engine::api::{Direction, NodeView, Progress};
-use serde::{Deserialize, Serialize};
+use flocker_core::status::{PeerStatus, StandbyStatus, UnitStatus};
+use flocker_engine::api::{Direction, LinkView, NodeView, Progress};
+use serde_json::Value;
 
 use crate::out::{Theme, clean};
 use crate::quantity::{bytes, count, millis, rate};
 
 /// What `status --json` prints: the node's view in one level, `units` and `peers` beside its name.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StatusObject {
-    name: String,
-    version: String,
-    pid: u32,
-    uptime_ms: u64,
-    listen: String,
-    store: String,
-    root: String,
-    words: String,
-    #[serde(flatten)]
-    node: NodeStatus,
-    transfers: Vec<Progress>,
-    paths: BTreeMap<String, PathBuf>,
+///
+/// # Errors
+/// The view cannot be written as JSON.
+pub(crate) fn object(view: &NodeView) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(view)?;
+    if let Value::Object(map) = &mut value
+        && let Some(Value::Object(node)) = map.remove(NESTED)
+    {
+        map.extend(node);
+    }
+    Ok(value)
 }
 
-impl From<NodeView> for StatusObject {
-    fn from(view: NodeView) -> Self {
-        let NodeView {
-            name,
-            version,
-            pid,
-            uptime_ms,
-            listen,
-            store,
-            root,
-            words,
-            node,
-            transfers,
-            paths,
-        } = view;
-        Self { name, version, pid, uptime_ms, listen, store, root, words, node, transfers, paths }
+/// The view again.
+///
+/// # Errors
+/// It is not what [`object`] makes.
+pub(crate) fn view_of(mut object: Value) -> serde_json::Result<NodeView> {
+    let node = object.clone();
+    if let Value::Object(map) = &mut object {
+        map.insert(NESTED.into(), node);
     }
+    serde_json::from_value(object)
 }
 
-impl From<StatusObject> for NodeView {
-    fn from(object: StatusObject) -> Self {
-        let StatusObject {
-            name,
-            version,
-            pid,
-            uptime_ms,
-            listen,
-            store,
-            root,
-            words,
-            node,
-            transfers,
-            paths,
-        } = object;
-        Self { name, version, pid, uptime_ms, listen, store, root, words, node, transfers, paths }
-    }
-}
+/// Where the local API keeps what the core says.
+const NESTED: &str = "node";
 
 /// For people. `one`: only a unit was asked for, so the node itself is left out.
 pub(crate) fn for_people(view: &NodeView, one: bool, theme: Theme) -> String {
@@ -98,6 +69,9 @@ fn node(text: &mut String, view: &NodeView, theme: Theme) {
     ));
     for peer in &view.node.peers {
         text.push_str(&format!("  {}\n", peer_sentence(peer, theme)));
+        if let Some(why) = why_not(view, peer) {
+            text.push_str(&format!("    {}\n", clean(why)));
+        }
     }
     if view.node.peers.is_empty() {
         text.push_str(&format!(
@@ -111,6 +85,18 @@ fn node(text: &mut String, view: &NodeView, theme: Theme) {
             theme.warn("!")
         ));
     }
+}
+
+fn link<'a>(view: &'a NodeView, peer: &PeerStatus) -> Option<&'a LinkView> {
+    view.links.iter().find(|link| link.peer == peer.record.fingerprint)
+}
+
+/// Why a peer is not connected, if that is known.
+fn why_not<'a>(view: &'a NodeView, peer: &PeerStatus) -> Option<&'a str> {
+    if peer.connected {
+        return None;
+    }
+    link(view, peer)?.last_error.as_deref()
 }
 
 fn peer_sentence(peer: &PeerStatus, theme: Theme) -> String {
@@ -275,13 +261,26 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
 }
 
 /// The peers alone.
-pub(crate) fn peers_for_people(peers: &[PeerStatus], theme: Theme) -> String {
-    if peers.is_empty() {
+pub(crate) fn peers_for_people(view: &NodeView, theme: Theme) -> String {
+    if view.node.peers.is_empty() {
         return format!("no peers; begin with {}\n", theme.accent("flocker-repl pair --invite"));
     }
     let mut text = String::new();
-    for peer in peers {
+    for peer in &view.node.peers {
         text.push_str(&format!("{}\n", peer_sentence(peer, theme)));
+        if let Some(why) = why_not(view, peer) {
+            text.push_str(&format!("  {}\n", clean(why)));
+        }
+        if let Some(link) = link(view, peer) {
+            text.push_str(&format!("  words {}", link.words));
+            if let Some(us) = link.round_trip_us {
+                text.push_str(&format!(" · round trip {}.{:03} ms", us / 1000, us % 1000));
+            }
+            if let Some(software) = &link.software {
+                text.push_str(&format!(" · version {}", clean(software)));
+            }
+            text.push('\n');
+        }
         text.push_str(&format!(
             "  {}\n  at {}\n",
             theme.dim(&peer.record.fingerprint.to_string()),
@@ -473,13 +472,11 @@ mod tests {
 
     #[test]
     fn json_has_units_and_peers_beside_the_nodes_name_and_reads_back() {
-        let text = serde_json::to_string(&StatusObject::from(samples::view())).unwrap();
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let value = object(&samples::view()).unwrap();
         assert_eq!(value["name"], "a");
         assert_eq!(value["units"][0]["name"], "db");
         assert_eq!(value["peers"][0]["record"]["name"], "b");
-        let back: StatusObject = serde_json::from_str(&text).unwrap();
-        assert_eq!(NodeView::from(back), samples::view());
+        assert_eq!(view_of(value).unwrap(), samples::view());
     }
 
     #[test]
