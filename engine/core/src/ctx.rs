@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::Failure;
-use crate::ids::{Fingerprint, Now, OpId, RequestId, TransferId, UnitId};
+use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, TransferId, UnitId};
 use crate::io::{Action, Effect, Event, EventKind, Reply};
 use crate::message::Message;
 use crate::node::{NodeConfig, Peer};
@@ -17,6 +17,7 @@ pub(crate) struct Out {
     pub(crate) transfers: BTreeMap<TransferId, UnitId>,
     next_op: u64,
     next_transfer: u64,
+    next_question: u64,
 }
 
 /// One input being handled.
@@ -41,6 +42,12 @@ impl Ctx<'_> {
     pub(crate) fn new_transfer(&mut self) -> TransferId {
         self.out.next_transfer += 1;
         TransferId { boot: self.config.boot, number: self.out.next_transfer }
+    }
+
+    /// Names a question that this node asks.
+    pub(crate) fn new_question(&mut self) -> QuestionId {
+        self.out.next_question += 1;
+        QuestionId { boot: self.config.boot, number: self.out.next_question }
     }
 
     pub(crate) fn push(&mut self, effect: Effect) {

@@ -199,6 +199,16 @@ pub struct TransferId {
     pub number: u64,
 }
 
+/// A question whose answer counts only for the moment it was asked in: an answer that comes late, or
+/// again, names another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct QuestionId {
+    /// The asking node's boot, a random number given when its core starts.
+    pub boot: u64,
+    /// Counts up within that boot.
+    pub number: u64,
+}
+
 /// An action handed out, to be answered by exactly one `Input::Done`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);

@@ -7,7 +7,7 @@ use flocker_store::{DatasetKind, Guid, Inventory};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::ids::{AttemptId, Epoch, Incarnation, TransferId, UnitId, VolumeId};
+use crate::ids::{AttemptId, Epoch, Incarnation, QuestionId, TransferId, UnitId, VolumeId};
 use crate::record::{Answer, Policy, WorkloadKind};
 
 /// A message about one unit.
@@ -88,9 +88,17 @@ pub enum Body {
     /// Standby → primary: yes, or why not.
     IntroReply(Result<(), Failure>),
     /// Primary → standby: what do you hold?
-    Survey,
+    Survey {
+        /// To be named in the answer.
+        question: QuestionId,
+    },
     /// Standby → primary.
-    SurveyReply(Result<Vec<VolumeSurvey>, Failure>),
+    SurveyReply {
+        /// What was asked.
+        question: QuestionId,
+        /// What was found; looked at after the question came.
+        answer: Result<Vec<VolumeSurvey>, Failure>,
+    },
     /// Primary → standby: a send is about to begin.
     Offer(StepOffer),
     /// Standby → primary: go ahead, or why not.

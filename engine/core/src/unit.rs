@@ -272,8 +272,10 @@ impl Unit {
                 self.on_intro(ctx, peer, &name, &volumes, policy);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
-            Body::Survey => self.on_survey(ctx, peer),
-            Body::SurveyReply(answer) => self.on_survey_reply(ctx, peer, answer),
+            Body::Survey { question } => self.on_survey(ctx, peer, question),
+            Body::SurveyReply { question, answer } => {
+                self.on_survey_reply(ctx, peer, question, answer);
+            }
             Body::Offer(offer) => self.on_offer(ctx, peer, offer),
             Body::OfferReply { transfer, answer } => {
                 self.on_offer_reply(ctx, peer, transfer, answer);
@@ -519,7 +521,7 @@ impl Unit {
 fn is_question(body: &Body) -> bool {
     match body {
         Body::Intro { .. }
-        | Body::Survey
+        | Body::Survey { .. }
         | Body::Offer(_)
         | Body::Equal { .. }
         | Body::Preflight { .. }
@@ -527,7 +529,7 @@ fn is_question(body: &Body) -> bool {
         | Body::Claim
         | Body::Drop => true,
         Body::IntroReply(_)
-        | Body::SurveyReply(_)
+        | Body::SurveyReply { .. }
         | Body::OfferReply { .. }
         | Body::StepReply { .. }
         | Body::PreflightReply { .. }

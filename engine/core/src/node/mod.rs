@@ -281,7 +281,7 @@ impl Node {
                 let body = Body::ClaimReply { known: false };
                 ctx.send(peer, Message { body, ..message });
             }
-            Body::Survey
+            Body::Survey { .. }
             | Body::Offer(_)
             | Body::Equal { .. }
             | Body::Preflight { .. }
@@ -290,7 +290,7 @@ impl Node {
                 ctx.send(peer, Message { body: Body::Unknown, ..message });
             }
             Body::IntroReply(_)
-            | Body::SurveyReply(_)
+            | Body::SurveyReply { .. }
             | Body::OfferReply { .. }
             | Body::StepReply { .. }
             | Body::PreflightReply { .. }

@@ -22,7 +22,7 @@ use flocker_store::{Guid, Inventory, SendSpec, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{Fingerprint, Now, OpId, RequestId, UnitId};
+use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId};
 use crate::io::{Action, Effect, Reply, RoundReport};
 use crate::limits::{BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, ROUND_GAP_MS};
 use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
@@ -101,7 +101,7 @@ pub(crate) struct Replica {
 pub(crate) enum State {
     Offline,
     Introducing { ask_at: u64 },
-    Surveying { ask_at: u64, theirs: Option<Vec<VolumeSurvey>> },
+    Surveying { ask_at: u64, question: QuestionId, theirs: Option<Vec<VolumeSurvey>> },
     Idle,
     Round(Box<Round>),
     Waiting { until: u64 },
@@ -305,7 +305,8 @@ impl Unit {
         }
         match answer {
             Ok(()) => {
-                replica.state = State::Surveying { ask_at: 0, theirs: None };
+                let question = ctx.new_question();
+                replica.state = State::Surveying { ask_at: 0, question, theirs: None };
                 self.local.inventories = None;
                 if let Some(request) = replica.protect_request.take() {
                     let (name, unit) = (self.record.name.clone(), self.record.id);
@@ -367,14 +368,18 @@ impl Unit {
         &mut self,
         ctx: &mut Ctx,
         peer: Fingerprint,
+        asked: QuestionId,
         answer: Result<Vec<VolumeSurvey>, Failure>,
     ) {
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
-        let State::Surveying { theirs, .. } = &mut replica.state else {
+        let State::Surveying { theirs, question, .. } = &mut replica.state else {
             return;
         };
+        if *question != asked {
+            return;
+        }
         match answer {
             Ok(surveys) => *theirs = Some(surveys),
             Err(failure) => self.round_failed(ctx, peer, failure),
@@ -459,12 +464,13 @@ impl Unit {
                 let body = self.intro(ctx);
                 self.say(ctx, peer, body);
             }
-            State::Surveying { ask_at, theirs } => {
+            State::Surveying { ask_at, question, theirs } => {
+                let question = *question;
                 let ask = theirs.is_none() && now >= *ask_at;
                 let compare = theirs.is_some() && self.local.inventories.is_some();
                 if ask {
                     *ask_at = now + RESEND_MS;
-                    self.say(ctx, peer, Body::Survey);
+                    self.say(ctx, peer, Body::Survey { question });
                 }
                 if self.local.inventories.is_none() {
                     self.look(ctx);
@@ -551,7 +557,7 @@ impl Unit {
             let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
             let state = match &r.state {
                 State::Introducing { ask_at } => Some(*ask_at),
-                State::Surveying { ask_at, theirs: None } => Some(*ask_at),
+                State::Surveying { ask_at, theirs: None, .. } => Some(*ask_at),
                 State::Round(round) => match round.step.word_by {
                     Some(by) => Some(by),
                     None => (!round.step.accepted).then_some(round.step.ask_at),

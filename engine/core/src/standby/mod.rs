@@ -13,7 +13,7 @@ use flocker_store::{DatasetKind, DatasetName, Guid};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
-use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, TransferId, VolumeId};
+use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, TransferId, VolumeId};
 use crate::io::{Action, Outcome};
 use crate::message::{ActivationTimes, Body, StepOffer, VolumeIntro, VolumeSurvey};
 use crate::record::{Grant, Policy, Role};
@@ -31,7 +31,8 @@ pub(crate) struct StandbyView {
     pub(crate) heard: bool,
     /// The newest snapshot of a volume is fuzzy: not a moment that ever was.
     fuzzy: BTreeMap<VolumeId, bool>,
-    surveying: BTreeMap<Fingerprint, OpId>,
+    /// Looks for whoever asked; void once a receive has begun.
+    surveying: BTreeMap<Fingerprint, (OpId, QuestionId)>,
     preparing: Option<Preparing>,
     /// This unit came here by this attempt, from this node, which wants to know when it runs.
     pub(crate) announce: Option<(AttemptId, Fingerprint)>,
@@ -169,16 +170,20 @@ impl Unit {
 
     // ---- surveys ------------------------------------------------------------------------------
 
-    pub(crate) fn on_survey(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+    pub(crate) fn on_survey(&mut self, ctx: &mut Ctx, peer: Fingerprint, question: QuestionId) {
         if !self.follows(peer) {
-            let failure = self.not_following(ctx, peer);
-            return self.say(ctx, peer, Body::SurveyReply(Err(failure)));
+            let answer = Err(self.not_following(ctx, peer));
+            return self.say(ctx, peer, Body::SurveyReply { question, answer });
         }
-        // A receive in flight would change what is found; its sender is not there any more.
+        // A receive in flight would change what is found; its sender is not there any more. Once it
+        // has ended the primary asks again: a look begun before that may miss what it committed.
         self.cancel_receiving(ctx);
+        if self.standby.is_busy() {
+            return;
+        }
         let action = Action::Inspect { datasets: self.datasets() };
         let op = ctx.run(self.id(), Op::Survey { peer }, action);
-        self.standby.surveying.insert(peer, op);
+        self.standby.surveying.insert(peer, (op, question));
     }
 
     pub(crate) fn survey_done(
@@ -188,14 +193,11 @@ impl Unit {
         peer: Fingerprint,
         outcome: Result<Outcome, Failure>,
     ) {
-        if self.standby.surveying.get(&peer) != Some(&op) {
-            return;
-        }
+        let question = match self.standby.surveying.get(&peer) {
+            Some((mine, question)) if *mine == op => *question,
+            _ => return,
+        };
         self.standby.surveying.remove(&peer);
-        if self.standby.is_busy() {
-            // Still ending; the primary asks again.
-            return;
-        }
         let answer = match outcome {
             Ok(Outcome::Inspected(found)) => {
                 self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
@@ -210,7 +212,7 @@ impl Unit {
             Ok(_) => unreachable!("asked for an inspection"),
             Err(failure) => Err(failure),
         };
-        self.say(ctx, peer, Body::SurveyReply(answer));
+        self.say(ctx, peer, Body::SurveyReply { question, answer });
     }
 
     // ---- tombstones ---------------------------------------------------------------------------

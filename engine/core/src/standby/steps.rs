@@ -106,6 +106,7 @@ impl Unit {
     }
 
     pub(super) fn take_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
+        self.standby.surveying.clear();
         if let Role::Ready { source, .. } = self.record.role {
             // A primary that sends steps again has given its attempt up. This makes it certain.
             self.tombstone_if_ready();
