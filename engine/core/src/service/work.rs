@@ -47,7 +47,8 @@ impl Unit {
     pub(crate) fn fully_up(&self) -> bool {
         matches!(self.service, Service::Up { .. })
             && match self.work {
-                Work::Running { .. } => true,
+                // What ended well by itself is not started again: nothing is waited for.
+                Work::Running { .. } | Work::Ended { again_at: None, .. } => true,
                 Work::Stopped | Work::Ended { .. } => self.wanted().is_none(),
                 Work::Unknown
                 | Work::Starting { .. }
