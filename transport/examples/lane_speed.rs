@@ -1,5 +1,6 @@
 //! How fast a stream moves, and what it costs: `cargo run --release -p flocker-transport --example
-//! lane_speed [noise|text] [MiB] [quic|memory]`. Both nodes are in this one process, so the CPU seconds
+//! lane_speed [noise|text] [MiB] [quic|memory|small]`. `small` sends 128 KiB steps one after another over a
+//! warm connection and prints how long one takes, from asking for it to its acknowledgement. Both nodes are in this one process, so the CPU seconds
 //! are those of both ends; the stream is sound and made in memory before the clock starts.
 
 use std::io::{self, Read};
@@ -23,7 +24,11 @@ async fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let noise = args.next().as_deref() != Some("text");
     let mib: usize = args.next().map_or(Ok(1024), |n| n.parse())?;
-    let memory = args.next().as_deref() == Some("memory");
+    let lane = args.next().unwrap_or_default();
+    if lane == "small" {
+        return small(stream(1, noise)?).await;
+    }
+    let memory = lane == "memory";
     let stream = stream(mib * 8, noise)?;
     // Held until the end: dropping a node closes its connection.
     let mut nodes = if memory { None } else { Some(nodes().await?) };
@@ -59,6 +64,31 @@ async fn main() -> Result<(), Failure> {
         report.stored_batches,
         peak_memory()?
     );
+    Ok(())
+}
+
+async fn small(stream: Vec<u8>) -> Result<(), Failure> {
+    let (a, b, mut events) = nodes().await?;
+    let mut took = Vec::new();
+    for _ in 0..300 {
+        let (started, stream) = (Instant::now(), stream.clone());
+        let (sender, receiver) = open(&a, &b, &mut events).await?;
+        let receiving = tokio::task::spawn_blocking(move || {
+            let mut receiver = receiver;
+            receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
+            receiver.finish(Ok(()))?;
+            Ok::<_, Failure>(())
+        });
+        let sending = tokio::task::spawn_blocking(move || {
+            let options = SendOptions::default();
+            send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &Progress::default())
+        });
+        sending.await??;
+        took.push(started.elapsed());
+        receiving.await??;
+    }
+    took.sort();
+    println!("one step: p50 {:?}, p90 {:?}, p99 {:?}", took[150], took[270], took[297]);
     Ok(())
 }
 

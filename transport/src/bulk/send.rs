@@ -404,8 +404,10 @@ impl Outgoing<'_> {
                     let end = End { raw_bytes, batches: report.batches, digest };
                     let until = Until::Cancelled(&self.cancel);
                     lane::send_frame(self.lane.as_mut(), FrameType::End, &end.encode(), until)
-                        .and_then(|()| self.lane.finish())
                         .map_err(Halt::Lane)?;
+                    // The receiver may have taken the end, answered and gone before this: then there
+                    // is nothing to finish, and the answer counts.
+                    let _ = self.lane.finish();
                     return Ok(());
                 }
             }
