@@ -61,3 +61,7 @@ pub(crate) const ROOM_CHECK_BYTES: u64 = 64 << 20;
 /// Between two tries to make volumes reachable, or to stop and fence them: whoever is in the way is
 /// named in the alarm, and gone soon after it was read.
 pub(crate) const RETRY_MS: u64 = 2_000;
+
+/// Of how many earlier boots of its primary a standby remembers the last transfer, so that an offer
+/// which comes very late begins nothing. A message does not outlive that many starts.
+pub(crate) const BOOTS_KEPT: usize = 8;

@@ -7,7 +7,7 @@
 mod steps;
 mod takeover;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use flocker_store::{DatasetKind, DatasetName, Guid};
 
@@ -25,6 +25,8 @@ pub(crate) struct StandbyView {
     receiving: Option<Receiving>,
     /// The last transfer that ended here, and how: its offer may come once more.
     ended: Option<(TransferId, Result<Guid, Failure>)>,
+    /// The last one of each earlier boot of the primary, newest last.
+    ended_before: VecDeque<TransferId>,
     /// Wall clock of the primary at the latest moment at which this replica equalled it.
     pub(crate) equal_wall_ms: Option<i64>,
     /// The primary spoke of this unit since it last connected: it still counts on this standby.

@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, OpId, TransferId};
 use crate::io::{Action, Effect, Outcome};
-use crate::limits::ROOM_CHECK_BYTES;
+use crate::limits::{BOOTS_KEPT, ROOM_CHECK_BYTES};
 use crate::message::{Body, StepOffer};
 use crate::record::Role;
 use crate::unit::{Op, Unit};
@@ -58,6 +58,11 @@ impl Unit {
         {
             let same = *ended == offer.transfer;
             return if same { Judgement::Ended(outcome.clone()) } else { Judgement::Wait };
+        }
+        let over =
+            |t: &TransferId| t.boot == offer.transfer.boot && t.number >= offer.transfer.number;
+        if self.standby.ended_before.iter().any(over) {
+            return Judgement::Wait;
         }
         let Some(at) = self.record.volumes.iter().position(|v| v.id == offer.volume) else {
             let text = format!("{} has no volume {}", self.record.name, offer.volume);
@@ -217,7 +222,13 @@ impl Unit {
                 Err(failure)
             }
         };
-        self.standby.ended = Some((transfer, outcome.clone()));
+        let before = self.standby.ended.replace((transfer, outcome.clone()));
+        if let Some((before, _)) = before.filter(|(b, _)| b.boot != transfer.boot) {
+            self.standby.ended_before.push_back(before);
+            if self.standby.ended_before.len() > BOOTS_KEPT {
+                self.standby.ended_before.pop_front();
+            }
+        }
         self.say(ctx, peer, Body::StepReply { transfer, outcome });
     }
 
