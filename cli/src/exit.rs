@@ -109,7 +109,7 @@ struct ErrorBody {
 }
 
 /// What a node said, where an error came from one.
-fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
+pub(crate) fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
     error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>() {
         Some(ClientError::Refused(failure)) => Some(failure),
         _ => None,

@@ -119,9 +119,12 @@ fn show_paired(context: &Context<'_>, peer: &PairedPeer) -> anyhow::Result<()> {
     let out = context.out;
     let theme = out.theme;
     out.line(format!("{} paired with {}", theme.mark(true), theme.strong(&peer.name)))?;
-    out.line(format!("  words of {:<10} {}", peer.name, peer.words))?;
-    out.line(format!("  words of this node {}", peer.own_words))?;
-    out.line(format!("  fingerprint {}", peer.fingerprint))
+    let whose = [format!("words of {}", peer.name), "words of this node".to_owned()];
+    let width = whose.iter().map(String::len).max().unwrap_or(0);
+    for (whose, words) in whose.iter().zip([&peer.words, &peer.own_words]) {
+        out.line(format!("  {whose:<width$}  {}", theme.strong(words)))?;
+    }
+    out.line(format!("  {:<width$}  {}", "fingerprint", peer.fingerprint))
 }
 
 /// The usual place, from the store's root on.

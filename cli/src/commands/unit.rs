@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flocker_core::FailureCode;
 use flocker_core::ids::UnitId;
 use flocker_core::record::Policy;
 use flocker_engine::api::{Answer, Request};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use super::{Context, unexpected};
 use crate::args::{DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs};
-use crate::exit::Exit;
+use crate::exit::{Exit, failure_in};
 use crate::quantity;
 
 /// What `protect --json` prints.
@@ -46,7 +47,20 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         policy,
         create: args.create,
     };
-    let (name, unit) = match context.ask(&request)? {
+    let answer = context.ask(&request).map_err(|error| {
+        let missing = failure_in(&error).is_some_and(|failure| {
+            failure.code == FailureCode::NotFound && failure.message.contains("dataset")
+        });
+        if missing && !args.create {
+            // The node's own words follow as the cause.
+            error.context(
+                "nothing is protected; with --create a dataset that does not exist is made",
+            )
+        } else {
+            error
+        }
+    })?;
+    let (name, unit) = match answer {
         Answer::Protected { name, unit } => (name, unit),
         other => return unexpected(&other),
     };

@@ -284,7 +284,7 @@ fn glance(view: &NodeView, acked: u64) -> String {
             Some(lag) => {
                 format!("; b is {} behind, {} promised", millis(lag), millis(unit.policy.rpo_ms()))
             }
-            None => "; b is not a copy yet".into(),
+            None => "; how far b is behind is not known yet".into(),
         },
         None => String::new(),
     };

@@ -10,16 +10,15 @@ use crate::quantity::{bytes, millis};
 
 /// An event with its moment.
 pub(crate) fn line(stamped: &StampedEvent, names: &Names, theme: Theme) -> String {
-    let whose = stamped
-        .event
-        .name
-        .as_ref()
-        .map_or_else(String::new, |name| format!("{}: ", theme.strong(name)));
-    format!(
-        "{}  {whose}{}",
-        theme.dim(&moment(stamped.at_unix_ms)),
-        words(&stamped.event.kind, names, theme)
-    )
+    let words = words(&stamped.event.kind, names, theme);
+    let whose = match &stamped.event.name {
+        // Some notes begin with the unit's name already.
+        Some(name) if !words.starts_with(&format!("{name}: ")) => {
+            format!("{}: ", theme.strong(name))
+        }
+        Some(_) | None => String::new(),
+    };
+    format!("{}  {whose}{words}", theme.dim(&moment(stamped.at_unix_ms)))
 }
 
 /// What happened.
@@ -51,6 +50,22 @@ pub(crate) fn words(kind: &EventKind, names: &Names, theme: Theme) -> String {
 mod tests {
     use super::*;
     use crate::render::samples;
+
+    #[test]
+    fn the_unit_is_named_once() {
+        let note = |words: &str| StampedEvent {
+            at_unix_ms: 0,
+            event: flocker_core::io::Event {
+                unit: None,
+                name: Some("db".into()),
+                kind: EventKind::Note(words.into()),
+            },
+        };
+        for words in ["db: it ended", "it ended"] {
+            let line = line(&note(words), &Names::default(), Theme::PLAIN);
+            assert!(line.ends_with("  db: it ended"), "{line}");
+        }
+    }
 
     #[test]
     fn a_round_is_one_line_with_its_figures() {

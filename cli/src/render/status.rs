@@ -145,7 +145,8 @@ fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
     if status.paused {
         head.push_str(&format!(" · {}", theme.warn("paused")));
     }
-    if !status.doing.is_empty() {
+    let said = status.paused && status.doing == "paused";
+    if !said && !status.doing.is_empty() {
         head.push_str(&format!(" · {}", clean(&status.doing)));
     }
     text.push_str(&head);
@@ -187,7 +188,7 @@ fn workload(text: &mut String, status: &UnitStatus, theme: Theme) {
     };
     let state = match status.workload_state.as_str() {
         "running" => theme.good("running"),
-        "exited" => theme.bad("exited"),
+        state if state.starts_with("exited") => theme.bad(&clean(state)),
         other => other.to_owned(),
     };
     text.push_str(&format!("  workload  {state}  {}\n", theme.dim(&workload.command.join(" "))));
@@ -196,7 +197,7 @@ fn workload(text: &mut String, status: &UnitStatus, theme: Theme) {
 fn lag_words(lag_ms: Option<u64>, within: bool, policy: Policy, theme: Theme) -> String {
     match lag_ms {
         Some(lag) => format!("{} {} behind, {}", theme.mark(within), millis(lag), promise(policy)),
-        None => format!("{} not a copy yet, {}", theme.mark(false), promise(policy)),
+        None => format!("{} lag not known yet, {}", theme.mark(false), promise(policy)),
     }
 }
 
@@ -444,7 +445,7 @@ mod tests {
         unit.standbys.clear();
         unit.workload_state = "elsewhere".into();
         let text = for_people(&view, true, Theme::PLAIN);
-        assert!(text.contains("lag       ✗ not a copy yet"), "{text}");
+        assert!(text.contains("lag       ✗ lag not known yet"), "{text}");
         view.node.units[0].lag_ms = Some(300);
         let text = for_people(&view, true, Theme::PLAIN);
         assert!(text.contains("lag       ✓ 300 ms behind"), "{text}");
