@@ -131,7 +131,7 @@ impl Applier {
             bonus: bonus.to_vec(),
             checksum_type: r.checksum_type,
             compress: r.compress,
-            dn_slots: r.dn_slots.max(1),
+            dn_slots: r.dn_slots,
             flags: r.flags & !object_flag::SPILL,
             end: u64::from(r.block_size),
             spill: None,
@@ -155,7 +155,7 @@ impl Applier {
 
     /// What an object that exists keeps when an OBJECT record comes for it.
     fn inherit(&self, before: &Object, object: &mut Object, has_spill: bool) -> Result<()> {
-        let other_slots = object.dn_slots != before.dn_slots;
+        let other_slots = object.slots() != before.slots();
         let mut freed = other_slots || object.block_pointers() < before.block_pointers();
         if object.block_size != before.block_size {
             let files = object.object_type == OT_PLAIN_FILE && before.object_type == OT_PLAIN_FILE;

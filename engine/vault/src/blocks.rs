@@ -273,10 +273,13 @@ impl Drop for Exclusive<'_> {
     }
 }
 
+/// The index as it was, and how often it may still be asked before a newer one is due.
+type IndexView = (ReadOnlyTable<[u8; 32], [u8; 16]>, u32);
+
 /// Reads blocks and keeps them from being collected.
 pub(crate) struct Pin {
     blocks: Arc<Blocks>,
-    view: Mutex<Option<(ReadOnlyTable<[u8; 32], [u8; 16]>, u32)>>,
+    view: Mutex<Option<IndexView>>,
 }
 
 impl std::fmt::Debug for Pin {

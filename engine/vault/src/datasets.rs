@@ -222,9 +222,7 @@ impl Inner {
         }
         let txn = self.db.write()?;
         let change = Change::new(&self.db, &txn);
-        if let Some(parent) = to.parent().filter(|p| *p != self.root) {
-            self.need_parent(&change, &parent)?;
-        }
+        self.need_parent(&change, to)?;
         for (id, _, name) in &moves {
             change.rename_dataset(*id, name)?;
         }
@@ -235,17 +233,32 @@ impl Inner {
         Ok(())
     }
 
-    fn need_parent(&self, change: &Change<'_>, parent: &DatasetName) -> Result<()> {
-        match View::new(&self.db)?.find(parent)? {
-            None => self.add_dataset(change, parent, DatasetKind::Filesystem).map(drop),
-            Some((_, found)) if found.kind == DatasetKind::Directory => {
-                Err(StoreError::NotCapable {
+    fn need_parent(&self, change: &Change<'_>, name: &DatasetName) -> Result<()> {
+        self.refuse_below_directory(name)?;
+        match name.parent() {
+            Some(parent) if View::new(&self.db)?.find(&parent)?.is_none() => {
+                self.add_dataset(change, &parent, DatasetKind::Filesystem).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Children of a directory volume would lie inside its live tree.
+    pub(crate) fn refuse_below_directory(&self, name: &DatasetName) -> Result<()> {
+        let view = View::new(&self.db)?;
+        let mut above = name.parent();
+        while let Some(parent) = above {
+            if let Some((_, found)) = view.find(&parent)?
+                && found.kind == DatasetKind::Directory
+            {
+                return Err(StoreError::NotCapable {
                     store: self.describe(),
                     what: format!("a dataset below {parent}, which is a directory volume"),
-                })
+                });
             }
-            Some(_) => Ok(()),
+            above = parent.parent();
         }
+        Ok(())
     }
 
     /// Takes the turn at a directory volume; `None` for a dataset that has no live data here.
@@ -314,8 +327,9 @@ impl Inner {
             0 => Written::Unchanged,
             bytes => Written::Changed { bytes },
         };
-        if let Some(directory) = self.directory(name.dataset())?
-            && let Live::Open | Live::Fenced = directory.state
+        let (_, record) = View::new(&self.db)?.dataset(name.dataset())?;
+        if let Live::Open | Live::Fenced = record.live
+            && let Some(directory) = self.directory(name.dataset())?
             && let Some(path) = directory.tree_path()
         {
             let pin = self.blocks.pin();

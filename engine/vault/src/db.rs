@@ -4,6 +4,7 @@
 //! [`crate::meta`] (datasets and snapshots), [`crate::blocks`] (index and packs) and [`crate::dir`]
 //! (what was seen of live files).
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -39,12 +40,14 @@ const CACHE_BYTES: usize = 24 << 20;
 pub(crate) struct Db {
     path: PathBuf,
     database: RwLock<Option<Arc<Database>>>,
+    /// The vault's lock: whoever still reads the database keeps others out.
+    _lock: File,
 }
 
 impl Db {
     /// Opens the database, or makes it.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let db = Db { path: path.to_owned(), database: RwLock::new(None) };
+    pub(crate) fn open(path: &Path, lock: File) -> Result<Self> {
+        let db = Db { path: path.to_owned(), database: RwLock::new(None), _lock: lock };
         db.reopen()?;
         let txn = db.write()?;
         let tables = || -> std::result::Result<(), redb::TableError> {

@@ -66,10 +66,8 @@ impl Job {
         let features = keep(shape, true)
             | keep(Features::LARGE_BLOCKS, self.large_blocks)
             | keep(packing, packed);
-        let mut flags = dialect.begin_flags & (begin_flag::CI_DATA | begin_flag::SPILL_BLOCK);
-        if self.says_gaps() {
-            flags |= begin_flag::FREERECORDS;
-        }
+        let kept = begin_flag::CI_DATA | begin_flag::SPILL_BLOCK | begin_flag::FREERECORDS;
+        let mut flags = dialect.begin_flags & kept;
         if self.to.fuzzy && dialect.objset_type == dir::OBJSET_DIRECTORY {
             flags |= dir::FLAG_FUZZY;
         }
@@ -174,7 +172,7 @@ impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
         if !(self.tells_spill && same_spill) {
             self.spill(number, &to, 0)?;
         }
-        self.next_object = number + u64::from(to.dn_slots.max(1));
+        self.next_object = number + u64::from(to.slots());
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 //! Owns: the open vault's parts, and small operations that several of its modules need. Leaves the store's
 //! operations to [`crate::datasets`], [`crate::snapshots`] and [`crate::transfer`].
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,8 +31,8 @@ pub(crate) struct Inner {
     pub(crate) claims: Claims,
     pub(crate) turns: Turns,
     pub(crate) tasks: Sender<Task>,
-    /// Held for as long as the vault is open.
-    pub(crate) _lock: File,
+    /// The vault closes: what only prepares for later stops.
+    pub(crate) stopping: AtomicBool,
 }
 
 impl Inner {
@@ -59,20 +59,11 @@ impl Inner {
         name: &DatasetName,
         kind: DatasetKind,
     ) -> Result<DatasetId> {
+        self.refuse_below_directory(name)?;
         let mut missing = Vec::new();
         let mut above = name.parent();
         let view = View::new(&self.db)?;
-        while let Some(parent) = above {
-            if let Some((_, found)) = view.find(&parent)? {
-                // Children of the one would lie inside the live tree of the other.
-                if found.kind == DatasetKind::Directory {
-                    return Err(StoreError::NotCapable {
-                        store: self.describe(),
-                        what: format!("a dataset below {parent}, which is a directory volume"),
-                    });
-                }
-                break;
-            }
+        while let Some(parent) = above.filter(|p| matches!(view.find(p), Ok(None))) {
             above = parent.parent();
             missing.push(parent);
         }

@@ -114,7 +114,7 @@ pub(crate) struct Object {
     pub(crate) bonus: Vec<u8>,
     pub(crate) checksum_type: u8,
     pub(crate) compress: u8,
-    /// Dnode slots, at least 1.
+    /// Dnode slots as the record said it; see [`Object::slots`].
     pub(crate) dn_slots: u8,
     /// Flags of the OBJECT record but the one that says whether there is a spill block.
     pub(crate) flags: u8,
@@ -151,12 +151,17 @@ impl Object {
         })
     }
 
+    /// Dnode slots: senders of pool version 23 leave the field 0, which means 1.
+    pub(crate) fn slots(&self) -> u8 {
+        self.dn_slots.max(1)
+    }
+
     /// The number of block pointers the dnode has, as `deduce_nblkptr` of OpenZFS finds it.
     pub(crate) fn block_pointers(&self) -> u32 {
         if self.bonus_type == OT_SA {
             return 1;
         }
-        let room = u32::from(self.dn_slots.max(1)) * 512 - 64 - 128;
+        let room = u32::from(self.slots()) * 512 - 64 - 128;
         1 + (room.saturating_sub(self.bonus_len) >> 7).min(2)
     }
 
@@ -197,7 +202,7 @@ impl Object {
         self.object_type != before.object_type
             || self.bonus_type != before.bonus_type
             || self.block_size != before.block_size
-            || self.dn_slots != before.dn_slots
+            || self.slots() != before.slots()
             || self.block_pointers() != before.block_pointers()
             || self.generation() != before.generation()
     }

@@ -76,7 +76,10 @@ impl Inner {
         let claim = self.claims.take(&spec.dataset)?;
         let found = View::new(&self.db)?.find(&spec.dataset)?;
         let base = match (found, spec.from_guid) {
-            (None, None) => Base::New,
+            (None, None) => {
+                self.refuse_below_directory(&spec.dataset)?;
+                Base::New
+            }
             (None, Some(_)) => {
                 return Err(StoreError::NoDataset { dataset: spec.dataset.clone() });
             }
@@ -122,6 +125,11 @@ impl Inner {
         if record.kind != DatasetKind::Directory {
             return Ok(());
         }
+        // At rest there is nothing to look at: in particular no need to wait for a checkout under way.
+        // Should it be activated meanwhile, the commit notices.
+        let (Live::Open | Live::Fenced) = record.live else {
+            return Ok(());
+        };
         let mut directory = Directory::enter(self, id, &spec.dataset)?;
         let (Live::Open | Live::Fenced) = directory.state else {
             return Ok(());

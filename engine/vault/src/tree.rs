@@ -126,7 +126,7 @@ impl<V: Value> Node<V> {
     }
 
     fn load(blocks: &impl ReadBlocks, hash: &Hash, level: u8) -> Result<Self> {
-        Self::decode(&*blocks.get(V::KIND, hash)?, level)
+        Self::decode(&blocks.get(V::KIND, hash)?, level)
     }
 
     /// Stores this node and what is below.

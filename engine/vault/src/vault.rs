@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 
 use flocker_store::store::Result;
@@ -54,7 +55,7 @@ impl Vault {
             .map_err(|e| StoreError::io(format!("opening {}", path.display()), e))?;
         let root = DatasetName::new(ROOT)?;
         let lock = layout::lock(&path, &root)?;
-        let db = Arc::new(Db::open(&path.join("index.redb"))?);
+        let db = Arc::new(Db::open(&path.join("index.redb"), lock)?);
         let blocks = Blocks::open(&path, db.clone())?;
         let (tasks, todo) = channel();
         let inner = Arc::new(Inner {
@@ -66,7 +67,7 @@ impl Vault {
             claims: Claims::default(),
             turns: Turns::default(),
             tasks: tasks.clone(),
-            _lock: lock,
+            stopping: AtomicBool::new(false),
         });
         inner.tidy()?;
         let worker = Worker::start(Arc::downgrade(&inner), tasks, todo)?;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
 
@@ -14,7 +15,7 @@ use flocker_store::{DatasetKind, DatasetName, StoreError};
 use crate::dir::live::Directory;
 use crate::gc;
 use crate::inner::Inner;
-use crate::meta::View;
+use crate::meta::{Live, View};
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub(crate) enum Task {
 /// The thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    inner: Weak<Inner>,
     tasks: Sender<Task>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,14 +45,20 @@ impl Worker {
     ) -> Result<Self, StoreError> {
         let thread = std::thread::Builder::new()
             .name("vault-worker".into())
-            .spawn(move || run(&inner, &todo))
+            .spawn({
+                let inner = inner.clone();
+                move || run(&inner, &todo)
+            })
             .map_err(|e| StoreError::io("starting the vault's thread", e))?;
-        Ok(Worker { tasks, thread: Some(thread) })
+        Ok(Worker { inner, tasks, thread: Some(thread) })
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.stopping.store(true, Ordering::Relaxed);
+        }
         let _ = self.tasks.send(Task::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic in there was printed; the vault closes all the same.
@@ -76,7 +84,9 @@ fn run(inner: &Weak<Inner>, todo: &Receiver<Task>) {
             let Some(inner) = inner.upgrade() else {
                 return;
             };
-            if let Err(error) = prepare_dataset(&inner, &dataset) {
+            if let Err(error) = prepare_dataset(&inner, &dataset)
+                && !matches!(error, StoreError::Cancelled)
+            {
                 tracing::warn!(%dataset, %error, "could not be checked out ahead; activation tries again");
             }
         }
@@ -102,5 +112,10 @@ pub(crate) fn prepare_dataset(
     if record.kind != DatasetKind::Directory {
         return Ok(());
     }
-    Directory::enter(inner, id, dataset)?.prepare()
+    match record.live {
+        Live::Open | Live::Fenced => Ok(()), // in use; nothing to wait for
+        Live::Absent | Live::Clean(_) | Live::Updating => {
+            Directory::enter(inner, id, dataset)?.prepare()
+        }
+    }
 }

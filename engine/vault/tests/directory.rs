@@ -361,7 +361,7 @@ fn snapshots_are_held_and_datasets_are_destroyed_only_when_nothing_keeps_them() 
     let at = [snap("vault/p/d@1")];
     vault.hold(&tag, &at).expect("held");
     vault.hold(&tag, &at).expect("twice is once");
-    assert_eq!(vault.holds(&at[0]).expect("holds"), [tag.clone()]);
+    assert_eq!(vault.holds(&at[0]).expect("holds"), std::slice::from_ref(&tag));
     assert_eq!(vault.inventory(&name("vault/p/d")).expect("inventory").snapshots[0].holds, 1);
     let kept = vault.destroy_snapshots(&at);
     assert!(matches!(kept, Err(StoreError::Kept { .. })), "{kept:?}");
@@ -371,7 +371,7 @@ fn snapshots_are_held_and_datasets_are_destroyed_only_when_nothing_keeps_them() 
     assert!(matches!(kept, Err(StoreError::Kept { .. })), "{kept:?}");
     drop(vault);
     let vault = Vault::open(dir.path().join("v")).expect("opened again");
-    assert_eq!(vault.holds(&at[0]).expect("holds survive"), [tag.clone()]);
+    assert_eq!(vault.holds(&at[0]).expect("holds survive"), std::slice::from_ref(&tag));
     vault.release(&tag, &at).expect("released");
     vault.release(&tag, &at).expect("twice is once");
     vault.destroy_snapshots(&at).expect("destroyed");

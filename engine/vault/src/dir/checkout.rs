@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flocker_store::StoreError;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, XattrFlags};
@@ -77,7 +78,7 @@ struct Checkout<'c, B> {
 /// Makes the tree at `place`, which holds `from` (or does not exist), hold `to`.
 ///
 /// # Errors
-/// After an error the tree holds neither.
+/// [`StoreError::Cancelled`] once `stop` is set. After an error the tree holds neither.
 pub(crate) fn checkout(
     db: &Db,
     blocks: &impl ReadBlocks,
@@ -85,6 +86,7 @@ pub(crate) fn checkout(
     place: &Place,
     from: Option<SetRoot>,
     to: SetRoot,
+    stop: &AtomicBool,
 ) -> Result<SeenBatch> {
     let before = from.map_or(Root(None), |from| from.objects);
     if from.is_none() {
@@ -110,6 +112,9 @@ pub(crate) fn checkout(
         })?;
     }
     tree::diff(blocks, before, to.objects, &mut |number, from, to| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(StoreError::Cancelled);
+        }
         checkout.attach(number, from, to)?;
         checkout.seen.relieve(db, id)
     })?;

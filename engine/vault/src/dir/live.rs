@@ -307,7 +307,8 @@ impl Directory {
         self.make_hidden()?;
         self.set_state(Live::Updating)?;
         fault::point("checkout", &self.inner.path)?;
-        let outcome = checkout::checkout(&self.inner.db, blocks, self.id, &self.place(), from, to)
+        let (place, stop) = (self.place(), &self.inner.stopping);
+        let outcome = checkout::checkout(&self.inner.db, blocks, self.id, &place, from, to, stop)
             .and_then(|mut seen| {
                 fault::point("checkout-synced", &self.inner.path)?;
                 let txn = self.inner.db.write()?;

@@ -28,8 +28,6 @@ pub(crate) mod inode;
 pub(crate) mod live;
 pub(crate) mod scan;
 pub(crate) mod seen;
-#[cfg(test)]
-mod tests;
 
 /// The object set type in BEGIN. ZFS knows 0 to 4 (`DMU_OST_NUMTYPES`) and refuses others as an invalid
 /// stream, which is what we want of it.
