@@ -496,8 +496,8 @@ pub struct StoreFacts {
     pub live_kinds: Vec<DatasetKind>,
     /// Kinds it can receive.
     pub replica_kinds: Vec<DatasetKind>,
-    /// Its streams are OpenZFS's dialect.
-    pub modern_streams: bool,
+    /// Its streams are OpenZFS's dialect; `None`: each volume's are as they came (a vault).
+    pub modern_streams: Option<bool>,
     /// It can receive OpenZFS's dialect of filesystem streams.
     pub receives_modern: bool,
     /// A live snapshot needs the workload frozen.

@@ -77,6 +77,8 @@ pub struct VolumeRecord {
     pub dataset: DatasetName,
     /// What it is.
     pub kind: DatasetKind,
+    /// It came here in OpenZFS's dialect, which zfs-fuse cannot receive as a filesystem.
+    pub modern_streams: bool,
 }
 
 /// The local configuration of a unit's workload: only this says what is started here.

@@ -225,6 +225,8 @@ impl Unit {
         self.drop_replicas(ctx, &failure);
         self.cancel_receiving(ctx);
         self.nobody_waits_for_work(ctx);
+        let over = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
+        self.end_cutover(ctx, Err(over));
         self.ending = Some(Ending { op: None, keep_newest, request, refusal });
         self.advance_ending(ctx);
     }
@@ -274,7 +276,13 @@ impl Unit {
             ctx.reply(request, answer);
         }
         if !gone {
-            self.join_replicas(ctx);
+            // It lives on, from its record alone, as after a start: answers to what was under way
+            // before were not listened to.
+            let alarm = self.alarm.take();
+            *self = Unit::new(self.record.clone());
+            self.alarm = alarm;
+            self.upkeep.mirror_due = true;
+            self.enter_role(ctx);
         }
         gone
     }

@@ -270,7 +270,12 @@ impl Node {
         let record = UnitRecord {
             id: unit,
             name,
-            volumes: vec![VolumeRecord { id: volume, dataset, kind: info.kind }],
+            volumes: vec![VolumeRecord {
+                id: volume,
+                dataset,
+                kind: info.kind,
+                modern_streams: self.config.store.modern_streams.unwrap_or(true),
+            }],
             policy,
             epoch: Epoch { number: 1, owner: self.config.fingerprint, attempt },
             role: Role::Serving,

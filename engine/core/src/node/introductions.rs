@@ -121,7 +121,12 @@ impl Node {
             id: message.unit,
             name: name.to_owned(),
             volumes: (volumes.iter().zip(datasets))
-                .map(|(v, dataset)| VolumeRecord { id: v.id, dataset, kind: v.kind })
+                .map(|(v, dataset)| VolumeRecord {
+                    id: v.id,
+                    dataset,
+                    kind: v.kind,
+                    modern_streams: v.modern_streams,
+                })
                 .collect(),
             policy,
             epoch: message.epoch,

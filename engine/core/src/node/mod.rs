@@ -46,6 +46,8 @@ pub enum PlantedBug {
     DestroyBase,
     /// An owner starts without asking its standbys.
     StartWithoutAsking,
+    /// A start does not look whether the workload runs already.
+    SecondWorkload,
     /// Messages of older epochs are believed.
     AcceptStaleEpoch,
     /// Holds are not taken off.

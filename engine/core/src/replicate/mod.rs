@@ -85,6 +85,8 @@ pub(crate) struct Replica {
     /// `protect` waits for its answer.
     pub(crate) protect_request: Option<RequestId>,
     pub(crate) protect_since: u64,
+    /// It agreed to keep replicas, at least once since this machine began.
+    introduced: bool,
     pub(crate) failure: Option<Failure>,
     failures: u32,
     pub(crate) rounds: u64,
@@ -147,6 +149,7 @@ impl Replica {
             candidates: None,
             equal: None,
             protect_request: None,
+            introduced: false,
             protect_since: 0,
             failure: None,
             failures: 0,
@@ -308,15 +311,35 @@ impl Unit {
                 let question = ctx.new_question();
                 replica.state = State::Surveying { ask_at: 0, question, theirs: None };
                 self.local.inventories = None;
-                if let Some(request) = replica.protect_request.take() {
-                    let (name, unit) = (self.record.name.clone(), self.record.id);
-                    ctx.reply(request, Ok(Reply::Protected { name, unit }));
-                }
+                replica.introduced = true;
             }
             Err(failure) if replica.protect_request.is_some() => {
                 self.refuse_protection(ctx, peer, failure);
             }
             Err(failure) => self.round_failed(ctx, peer, failure),
+        }
+    }
+
+    /// `protect` is answered when the standby has agreed and the volume is reachable here.
+    fn answer_protection(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Some(replica) = self.replicas.get_mut(&peer).filter(|r| r.introduced) else {
+            return;
+        };
+        match (&self.service, replica.protect_request) {
+            (Service::Up { .. }, Some(request)) => {
+                replica.protect_request = None;
+                let (name, unit) = (self.record.name.clone(), self.record.id);
+                ctx.reply(request, Ok(Reply::Protected { name, unit }));
+            }
+            (Service::Failed { .. }, Some(_)) => {
+                let unnamed = || {
+                    let text = format!("{} could not be made reachable", self.record.name);
+                    Failure::refused(FailureCode::Other, text)
+                };
+                let failure = self.alarm.clone().unwrap_or_else(unnamed);
+                self.refuse_protection(ctx, peer, failure);
+            }
+            _ => {}
         }
     }
 
@@ -449,6 +472,7 @@ impl Unit {
     }
 
     fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        self.answer_protection(ctx, peer);
         let now = ctx.now.mono_ms;
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
@@ -506,7 +530,8 @@ impl Unit {
             id: v.id,
             leaf: v.dataset.leaf().to_owned(),
             kind: v.kind,
-            modern_streams: ctx.config.store.modern_streams,
+            // A vault sends a replica on in the dialect in which it came.
+            modern_streams: ctx.config.store.modern_streams.unwrap_or(v.modern_streams),
         });
         Body::Intro {
             name: self.record.name.clone(),

@@ -83,6 +83,10 @@ impl Unit {
     pub(crate) fn enter_role(&mut self, ctx: &mut Ctx) {
         match self.record.role {
             Role::Serving | Role::Leaving { .. } => {
+                if ctx.config.planted(PlantedBug::SecondWorkload) {
+                    self.work = Work::Stopped;
+                    return self.begin_claiming(ctx);
+                }
                 let op = ctx.run(self.id(), Op::Service, Action::ProbeWorkload);
                 self.service = Service::Probing { op };
             }
