@@ -197,8 +197,8 @@ impl ZfsStore {
         dataset: &DatasetName,
         inventory: &flocker_store::Inventory,
     ) -> Result<()> {
-        for snapshot in inventory.snapshots.iter().filter(|s| s.holds > 0) {
-            return Err(self.kept_by_holds(&snapshot.name));
+        if let Some(held) = inventory.snapshots.iter().find(|s| s.holds > 0) {
+            return Err(self.kept_by_holds(&held.name));
         }
         let args =
             ["list", "-H", "-r", "-t", "filesystem,volume", "-o", "name,origin", dataset.pool()];

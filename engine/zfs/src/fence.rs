@@ -11,22 +11,19 @@
 //! * OpenZFS: `readonly=on` takes effect although `zfs set` returns 255 with a writer open: read back.
 //! * zfs-fuse: `readonly=on` does not stop an open descriptor, and `zfs get` then says `off`
 //!   (source `temporary`): there only unmounting fences, and `readonly` is left alone.
-//! * zfs-fuse: `zfs mount` while another namespace still has the dataset mounted is refused as busy, and
-//!   from then on every access to the mountpoint hangs until the daemon is killed. So nothing here or in
-//!   [`crate::activate`] mounts while anybody else may have it mounted.
-//! * zfs-fuse finishes an unmount after the command has returned: the FUSE connection is waited for. That
+//! * zfs-fuse hangs for good when a filesystem is unmounted while the closing of files has not reached
+//!   it: the connection is drained first ([`crate::fusectl`]).
+//! * zfs-fuse finishes an unmount after the command has returned: the connection's end is waited for. That
 //!   it is gone is also the proof that no namespace, pinned or not, has the filesystem any more.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
 use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
 
 use crate::ZfsStore;
 use crate::errors::About;
+use crate::fusectl::Connections;
 use crate::mounts;
 use crate::properties::Native;
 
@@ -38,9 +35,6 @@ pub const WAS_READONLY: &str = "flocker-repl:was-readonly";
 pub const WAS_MOUNTPOINT: &str = "flocker-repl:was-mountpoint";
 /// Stands for a value that was not set locally.
 pub const INHERIT: &str = "(inherit)";
-
-/// How long the FUSE connection of an unmounted filesystem may take to close.
-const CONNECTION_GRACE: Duration = Duration::from_secs(5);
 
 impl ZfsStore {
     pub(crate) fn fence_dataset(&self, dataset: &DatasetName) -> Result<()> {
@@ -144,10 +138,16 @@ impl ZfsStore {
     /// Unmounts in our namespace, names the holders where that does not work, and makes sure that the
     /// filesystem is gone from every namespace.
     pub(crate) fn unmount(&self, dataset: &DatasetName) -> Result<()> {
-        let dev = mounts::own()?
-            .into_iter()
-            .find(|mount| mount.is_live_of(dataset))
-            .map(|mount| mount.dev);
+        let own = mounts::own()?;
+        let mount = own.iter().find(|mount| mount.is_live_of(dataset));
+        let minor = mount.filter(|_| self.dialect.fuse).map(|mount| mount.dev.1);
+        let connections = minor.and_then(|_| Connections::open());
+        let connection = connections.as_ref().zip(minor);
+        if let Some((connections, minor)) = connection
+            && !connections.drain(minor)
+        {
+            return Err(self.still_held(dataset, 0, "zfs-fuse", "does not answer its requests"));
+        }
         match self.zfs(&["unmount", dataset.as_str()], About::dataset(dataset)) {
             Ok(_) => {}
             Err(StoreError::Busy { .. }) => {
@@ -165,56 +165,20 @@ impl ZfsStore {
             .others
             .iter()
             .find(|namespace| namespace.mounts.iter().any(|mount| mount.is_of(dataset)));
-        let pinned = match (left, dev) {
-            (Some(namespace), _) => Some((namespace.pid, namespace.command.clone())),
-            (None, Some((0, minor))) if self.dialect.fuse && !connection_closes(minor) => {
-                Some((0, "unknown".to_owned()))
+        let after = "still has it after it was unmounted here";
+        if let Some(namespace) = left {
+            return Err(self.still_held(dataset, namespace.pid, &namespace.command, after));
+        }
+        match connection {
+            Some((connections, minor)) if !connections.gone(minor) => {
+                Err(self.still_held(dataset, 0, "somebody unknown", after))
             }
-            (None, _) => None,
-        };
-        match pinned {
-            None => Ok(()),
-            Some((pid, command)) => Err(StoreError::Busy {
-                dataset: dataset.clone(),
-                holders: vec![Holder {
-                    pid,
-                    command,
-                    what: "still has it after it was unmounted here".to_owned(),
-                }],
-            }),
+            _ => Ok(()),
         }
     }
-}
 
-/// Waits for a FUSE connection, whose number is the minor of its filesystem's device, to be closed.
-/// Where neither sysfs nor the daemon's descriptors tell, the mount tables have to do.
-fn connection_closes(minor: u32) -> bool {
-    let deadline = Instant::now() + CONNECTION_GRACE;
-    let mut pause = Duration::from_millis(1);
-    while connection_is_open(minor) {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
+    fn still_held(&self, dataset: &DatasetName, pid: u32, command: &str, what: &str) -> StoreError {
+        let holder = Holder { pid, command: command.to_owned(), what: what.to_owned() };
+        StoreError::Busy { dataset: dataset.clone(), holders: vec![holder] }
     }
-    true
-}
-
-fn connection_is_open(minor: u32) -> bool {
-    let control = Path::new("/sys/fs/fuse/connections");
-    let listed = fs::read_dir(control).is_ok_and(|mut entries| entries.next().is_some());
-    if listed {
-        return control.join(minor.to_string()).exists();
-    }
-    // Without fusectl: kernels since 6.17 name the connection of each descriptor of the daemon.
-    let wanted = format!("fuse_connection:\t{minor}");
-    let daemons = mounts::processes().unwrap_or_default();
-    daemons
-        .into_iter()
-        .filter(|pid| mounts::command_of(*pid) == "zfs-fuse")
-        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fdinfo")).ok())
-        .flat_map(|entries| entries.flatten())
-        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .any(|info| info.lines().any(|line| line == wanted))
 }

@@ -14,14 +14,17 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use flocker_store::DatasetName;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::ZfsOptions;
+use crate::fusectl::Connections;
 use crate::mounts;
+use crate::run::{Finished, Program, Runner, SystemRunner};
 
 /// Beginning of the names of our pools; then the process id, `x`, a counter, `x`, the label.
 const PREFIX: &str = "zfspool";
@@ -32,8 +35,11 @@ const LOCK: &str = "/tmp/flocker-zfs-fuse.lock";
 /// How long the daemon may take to answer after it was started.
 const DAEMON_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a pool may stay busy before it is left behind with a warning.
+/// How long a pool may stay busy before it is left behind with a warning; a later process collects it.
 const DESTROY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long is spent on a pool that somebody else has left: a live process may still be in it.
+const COLLECT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Why zfs-fuse cannot be used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,17 +82,15 @@ impl FusePool {
             .map_err(|e| Skip(format!("no file for a pool: {e}")))?;
         let pool = Self { name, dir };
         let mountpoint = pool.mountpoint();
-        let output = run(Command::new("zpool")
-            .args(["create", "-o", "cachefile=none", "-m"])
-            .arg(&mountpoint)
-            .arg(&pool.name)
-            .arg(&image));
+        let (Some(at), Some(file)) = (mountpoint.to_str(), image.to_str()) else {
+            return Err(Skip("the temporary directory's name is not UTF-8".to_owned()));
+        };
+        let finished = zpool(&["create", "-o", "cachefile=none", "-m", at, &pool.name, file])?;
         drop(lock);
-        match output {
-            Ok(output) if output.status.success() => Ok(pool),
-            Ok(output) => Err(Skip(String::from_utf8_lossy(&output.stderr).into_owned())),
-            Err(e) => Err(Skip(format!("zpool cannot be run: {e}"))),
+        if !finished.ending.is_success() {
+            return Err(Skip(finished.stderr));
         }
+        Ok(pool)
     }
 
     /// The pool's name, `zfspool…`.
@@ -120,7 +124,7 @@ impl Drop for FusePool {
     fn drop(&mut self) {
         // Without the lock the pool would still have to go.
         let _lock = Lock::take();
-        destroy(&self.name);
+        destroy(&self.name, DESTROY_LIMIT);
     }
 }
 
@@ -164,18 +168,17 @@ impl Lock {
     }
 }
 
-fn run(command: &mut Command) -> std::io::Result<Output> {
-    command.env("LC_ALL", "C").stdin(Stdio::null()).output()
+/// Runs `zpool` with a limit: a daemon that hangs must fail a test, not hang it.
+fn zpool(args: &[&str]) -> Result<Finished, Skip> {
+    let runner = SystemRunner::new(&ZfsOptions::default());
+    runner.run(Program::Zpool, args).map_err(|error| Skip(error.to_string()))
 }
 
 /// Starts the daemon unless it answers.
 fn ensure_daemon() -> Result<(), Skip> {
-    let answers =
-        || run(Command::new("zpool").args(["list", "-H"])).map(|output| output.status.success());
-    match answers() {
-        Ok(true) => return Ok(()),
-        Ok(false) => {}
-        Err(e) => return Err(Skip(format!("zpool cannot be run: {e}"))),
+    let answers = || zpool(&["list", "-H"]).map(|finished| finished.ending.is_success());
+    if answers()? {
+        return Ok(());
     }
     if !Path::new("/dev/fuse").exists() {
         return Err(Skip("no /dev/fuse".to_owned()));
@@ -197,7 +200,7 @@ fn ensure_daemon() -> Result<(), Skip> {
         }
     }
     let deadline = Instant::now() + DAEMON_LIMIT;
-    while !matches!(answers(), Ok(true)) {
+    while !answers()? {
         if Instant::now() >= deadline {
             return Err(Skip("the zfs-fuse daemon does not answer".to_owned()));
         }
@@ -208,10 +211,10 @@ fn ensure_daemon() -> Result<(), Skip> {
 
 /// Destroys pools whose test process was killed before it could.
 fn collect_left_behind() {
-    let Ok(output) = run(Command::new("zpool").args(["list", "-H", "-o", "name"])) else {
+    let Ok(finished) = zpool(&["list", "-H", "-o", "name"]) else {
         return;
     };
-    for name in String::from_utf8_lossy(&output.stdout).lines() {
+    for name in String::from_utf8_lossy(&finished.stdout).lines() {
         let owner = name
             .strip_prefix(PREFIX)
             .and_then(|rest| rest.split_once('x'))
@@ -220,19 +223,33 @@ fn collect_left_behind() {
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
             eprintln!("destroying {name}, whose test process {pid} is gone");
-            destroy(name);
+            destroy(name, COLLECT_LIMIT);
         }
     }
 }
 
-fn destroy(name: &str) {
-    let deadline = Instant::now() + DESTROY_LIMIT;
+/// Waits until zfs-fuse has heard of everything that was done to the filesystem with this device minor (see
+/// [`crate::fusectl`]): before its last mount goes away by other means than a store's.
+pub fn settle(minor: u32) {
+    if let Some(connections) = Connections::open() {
+        connections.drain(minor);
+    }
+}
+
+/// Destroys a pool, never by force: a forced unmount drops what the daemon has not heard yet, and hangs it.
+fn destroy(name: &str, limit: Duration) {
+    let deadline = Instant::now() + limit;
     loop {
-        let output = run(Command::new("zpool").args(["destroy", "-f", name]));
-        let said = match output {
-            Ok(output) if output.status.success() => return,
-            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-            Err(error) => error.to_string(),
+        let below = format!("{name}/");
+        for mount in mounts::own().unwrap_or_default() {
+            if mount.source == name || mount.source.starts_with(&below) {
+                settle(mount.dev.1);
+            }
+        }
+        let said = match zpool(&["destroy", name]) {
+            Ok(finished) if finished.ending.is_success() => return,
+            Ok(finished) => finished.stderr,
+            Err(Skip(why)) => why,
         };
         if said.contains("no such pool") {
             return;

@@ -29,7 +29,7 @@ use crate::mounts::{self, Mount, Namespaces};
 pub const MAX_HOLDERS: usize = 50;
 
 /// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
-const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
 /// A device number.
 type Dev = (u32, u32);
@@ -178,7 +178,7 @@ struct Search {
     /// Devices of everything that is mounted anywhere.
     mounted: BTreeSet<Dev>,
     /// Whether files on FUSE filesystems that are mounted nowhere count: after a lazy unmount nothing
-    /// says which dataset they belong to, and mounting it again then wedges zfs-fuse.
+    /// says which dataset they belong to.
     orphans: bool,
 }
 
@@ -224,7 +224,7 @@ impl Search {
         } else if self.orphans && dev.0 == 0 && !self.mounted.contains(&dev) {
             let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
             let stored = matches!(kind, FileType::RegularFile | FileType::Directory);
-            if stored && statfs(link).is_ok_and(|fs| fs.f_type as i64 == FUSE_SUPER_MAGIC) {
+            if stored && statfs(link).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC) {
                 let path = to();
                 found.push(format!(
                     "{what} {} on a FUSE filesystem that is mounted nowhere any more",

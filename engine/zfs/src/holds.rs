@@ -103,8 +103,9 @@ impl ZfsStore {
         if finished.ending.is_success() {
             return Ok(());
         }
-        // A tag that is not there is what a release is after.
-        if verb == "release" && finished.stderr.contains("no such tag") {
+        // A tag that is not there is what a release is after; of several, the others may still have it.
+        let none = verb == "release" && finished.stderr.contains("no such tag");
+        if none && snapshots.len() == 1 {
             return Ok(());
         }
         if finished.stderr.contains("tag already exists") {

@@ -27,7 +27,7 @@
 //! | the *daemon* reads and writes the pipes of send and receive | [`child`]: close our end first |
 //! | an increment is received over a newer, empty local snapshot | [`receive`] checks the base by guid |
 //! | `readonly=on` leaves open descriptors writable | [`fence`] unmounts |
-//! | a refused `zfs mount` of what is mounted elsewhere wedges the daemon | [`fence`], [`activate`] look first |
+//! | an unmount right after files were closed wedges the daemon, and with it every pool | [`fusectl`] |
 //! | an unmount goes on after the command has returned: "dataset is busy" | waited for, or tried again |
 //! | `rename` of what is mounted always says busy | unmounted, renamed, mounted |
 //! | `create -V` aborts the command (no zvols) | refused before |
@@ -42,6 +42,7 @@ mod errors;
 pub mod fence;
 #[cfg(feature = "fixture")]
 pub mod fixture;
+pub mod fusectl;
 #[cfg(test)]
 mod golden;
 pub mod holders;

@@ -155,7 +155,8 @@ impl Dialect {
             estimate: self.estimate,
             atomic_group_snapshot: !self.fuse,
             live_snapshot: true,
-            modern_streams: !self.fuse,
+            modern_streams: Some(!self.fuse),
+            receives_modern: !self.fuse,
         }
     }
 }
@@ -196,7 +197,7 @@ mod tests {
     fn the_version_of_openzfs_is_read_from_its_first_line() {
         let dialect = Dialect::openzfs("zfs-2.3.9-0+deb13u1\nzfs-kmod-2.3.9-0+deb13u1\n");
         assert_eq!(dialect.version, "OpenZFS 2.3.9");
-        assert!(dialect.capabilities().modern_streams && !dialect.fuse);
+        assert!(dialect.capabilities().receives_modern && !dialect.fuse);
     }
 
     #[test]
@@ -207,7 +208,7 @@ mod tests {
         let can = dialect.capabilities();
         assert!(dialect.fuse && can.holds);
         assert!(!can.bookmarks && !can.resumable && !can.compressed_send && !can.raw_send);
-        assert!(!can.estimate && !can.atomic_group_snapshot && !can.modern_streams);
+        assert!(!can.estimate && !can.atomic_group_snapshot && !can.receives_modern);
         assert_eq!(can.replica_kinds, [DatasetKind::Filesystem]);
     }
 

@@ -79,10 +79,7 @@ impl ZfsStore {
         match self.list_inventory(&spec.dataset) {
             Ok(found) if found.resume_token.is_some() && found.snapshots.is_empty() => Ok(true),
             Ok(_) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
-            Err(StoreError::NoDataset { .. }) => {
-                self.create_parents(&spec.dataset)?;
-                Ok(false)
-            }
+            Err(StoreError::NoDataset { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -274,6 +271,9 @@ impl ZfsReceive {
             let args = ["receive", "-A", dataset.as_str()];
             self.store.zfs(&args, About::dataset(dataset))?;
         }
+        if self.spec.from_guid.is_none() && !self.partial {
+            self.store.create_parents(dataset)?;
+        }
         let words = self.store.receive_words(&self.spec);
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let path = self.store.runner.path(Program::Zfs);
@@ -291,7 +291,7 @@ impl ZfsReceive {
     /// Writes everything but the last [`HEADER_LEN`] bytes so far.
     fn forward(&mut self, buf: &[u8]) -> io::Result<()> {
         let State::Running { stdin, .. } = &mut self.state else {
-            return self.said(()).map(|()| ());
+            return self.said(());
         };
         let from_tail =
             self.tail.len().min((self.tail.len() + buf.len()).saturating_sub(HEADER_LEN));

@@ -227,7 +227,7 @@ fn an_increment_fits_only_on_its_base_and_only_when_that_is_the_newest() {
     assert_eq!(base, snaps[1].guid);
     // zfs-fuse would take an increment over a local snapshot that changed nothing.
     let local = there.snapshot("local").unwrap();
-    pair.to.snapshot(&group(&[local.clone()])).unwrap();
+    pair.to.snapshot(&group(std::slice::from_ref(&local))).unwrap();
     let error = pair.replicate(Some(&snaps[0]), &snaps[1], &there).unwrap_err();
     assert!(matches!(error, StoreError::Modified { .. }), "{error}");
     pair.to.destroy_snapshots(&[local]).unwrap();

@@ -7,6 +7,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -154,6 +155,7 @@ fn a_mount_in_another_namespace_holds_and_its_writer_goes_on_until_it_is_gone() 
         return;
     };
     let (dataset, path) = pair.live("v");
+    let minor = rustix::fs::minor(fs::metadata(&path).unwrap().dev());
     let mut elsewhere = Elsewhere::new(&path, "private");
     elsewhere.run(&format!("exec 5>>'{}/log'", path.display()));
     let holders = refused(&pair, &dataset);
@@ -162,8 +164,8 @@ fn a_mount_in_another_namespace_holds_and_its_writer_goes_on_until_it_is_gone() 
     assert!(text.contains("open file"), "{text}");
     assert!(holders.iter().any(|h| h.pid == elsewhere.child.id()), "{text}");
     elsewhere.run("echo one >&5");
-    // An unmount here changes nothing there: the writer goes on writing, and activating would wedge
-    // zfs-fuse. Neither the fence nor an activation falls for it.
+    // An unmount here changes nothing there: the writer goes on writing. Neither the fence nor an
+    // activation falls for it.
     common::zfs(&["unmount", dataset.as_str()]);
     elsewhere.run("echo two >&5");
     for outcome in [
@@ -179,7 +181,11 @@ fn a_mount_in_another_namespace_holds_and_its_writer_goes_on_until_it_is_gone() 
     let s1 = pair.snap(&dataset, "s1");
     let writable = pair.from.verify_unwritten(&s1.name).unwrap_err();
     assert!(matches!(writable, StoreError::Busy { .. }), "{writable}");
-    // Even without its mount there, the open file counts.
+    // Even without a mount anywhere, who is still inside counts. (The file is closed before, and zfs-fuse
+    // has heard of it: when the last mount dies with a file open, zfs-fuse hangs.)
+    elsewhere.run("exec 5>&-");
+    elsewhere.run(&format!("cd '{}'", path.display()));
+    flocker_zfs::fixture::settle(minor);
     elsewhere.run(&format!("umount -l '{}'", path.display()));
     let orphan = pair.from.fence(&dataset).unwrap_err();
     assert!(orphan.to_string().contains("mounted nowhere"), "{orphan}");
@@ -397,4 +403,22 @@ fn a_file_that_is_only_opened_for_reading_holds_as_well() {
     refused(&pair, &dataset);
     drop(reader);
     fenced(&pair, &dataset);
+}
+
+#[test]
+fn thousands_of_files_closed_right_before_the_fence_do_not_wedge_zfs_fuse() {
+    let _alone = alone();
+    let Some(pair) = Pair::new("close", "thousands_of_files_closed_right_before") else {
+        return;
+    };
+    let (dataset, path) = pair.live("v");
+    // Without draining, 8000 wedge the daemon; fewer suffice to have some closings under way.
+    for _ in 0..5 {
+        let files: Vec<File> =
+            (0..900).map(|n| File::create(path.join(format!("f{n}"))).unwrap()).collect();
+        drop(files);
+        pair.from.fence(&dataset).unwrap();
+        pair.from.activate(&dataset).unwrap();
+    }
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 900);
 }
