@@ -1,7 +1,7 @@
 //! What the kernel knows of zfs-fuse's connections: fusectl, mounted nowhere.
 //!
 //! Owns: asking whether a FUSE filesystem still exists, and whether its daemon has work in hand. Leaves to
-//! others: when that matters ([`crate::fence`], [`crate::fixture`]).
+//! others: when that matters ([`crate::fence`], the fixture of the tests).
 //!
 //! Why it matters: `close` of a file on FUSE returns before the daemon is told (RELEASE is sent in the
 //! background). When the last mount goes away in that moment, the kernel drops what the daemon has not read

@@ -5,7 +5,7 @@
 //! write (`flocker-engine`), what is in a stream (`zfs-stream`). Links no ZFS library and no shell: the
 //! same binary starts on a machine without ZFS, and [`Probe`] says what is missing there.
 //!
-//! Read next: [`store`] (what the parts share), [`run`] (how a command is run), [`errors`](self) for what
+//! Read next: [`store`] (what the parts share), [`run`] (how a command is run), `errors` for what
 //! its words mean, [`receive`] and [`fence`] for what data depends on.
 //!
 //! # Rules

@@ -1,7 +1,7 @@
 //! Running `zfs` and `zpool` to their end: words in, bytes out, never a shell, never without a limit.
 //!
 //! Owns: how a metadata command is started, how long it may take, and how much of its output is
-//! kept. Leaves to others: what the words mean ([`crate::errors`], [`crate::parse`]), and the
+//! kept. Leaves to others: what the words mean (`errors`, `parse`), and the
 //! long-lived children of send and receive ([`crate::child`]).
 
 use std::fmt;

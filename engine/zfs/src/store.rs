@@ -27,7 +27,7 @@ use crate::snapshots::PROBE_PREFIX;
 /// by the daemon some time after the command that asked for it has returned.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Real ZFS below one dataset. See the [crate](crate) for what it relies on.
+/// Real ZFS below one dataset. See the [crate] for what it relies on.
 #[derive(Debug, Clone)]
 pub struct ZfsStore {
     pub(crate) root: DatasetName,
