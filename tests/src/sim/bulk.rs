@@ -7,7 +7,7 @@
 use flocker_core::failure::Remedy;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input};
-use flocker_store::{SendSpec, Snapshot, SnapshotName};
+use flocker_store::{Guid, SendSpec, Snapshot, SnapshotName};
 
 use super::check::Rule;
 use super::host::index_of;
@@ -390,6 +390,27 @@ impl World {
         if needed {
             let text = format!("n{node} destroys {name}, which a step in flight needs");
             self.violate(Rule::BaseInFlight, text);
+        }
+        self.check_base_kept(node, name, guid);
+    }
+
+    /// A primary keeps what its standbys are at, whether it has heard of that or not: without it
+    /// everything would have to be sent again.
+    fn check_base_kept(&mut self, node: usize, name: &SnapshotName, guid: Guid) {
+        let Some(record) = self.hosts[node].durable.units.values().find(|r| {
+            !r.role.is_standby() && r.volumes.iter().any(|v| v.dataset == *name.dataset())
+        }) else {
+            return;
+        };
+        let unit = record.id;
+        let followed = record.standbys.clone();
+        for standby in followed.iter().filter_map(|s| index_of(*s)) {
+            let follows = self.hosts[standby].record(unit).is_some_and(|r| r.role.is_standby());
+            let newest = self.dataset_of(standby, unit).and_then(|d| d.snapshots.last());
+            if follows && newest.is_some_and(|s| s.guid == guid) {
+                let text = format!("n{node} destroys {name}, which n{standby} is at");
+                self.violate(Rule::BaseKept, text);
+            }
         }
     }
 }

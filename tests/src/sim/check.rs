@@ -29,6 +29,8 @@ pub enum Rule {
     ConfirmedSurvives,
     /// Base and target of a step in flight are not destroyed.
     BaseInFlight,
+    /// What a standby is at is not destroyed on its primary, heard of or not.
+    BaseKept,
     /// The answer to `settle(attempt)` never changes.
     SettleStands,
     /// What is said is durable before it is said.
@@ -138,6 +140,13 @@ impl World {
         if shrank {
             let text = format!("n{node}: {old:?} became {new:?}");
             self.violate(Rule::JournalGrows, text);
+        }
+        if let Role::Ready { attempt, .. } = &new.role {
+            let refused = old.refused_up_to.get(&attempt.issuer).copied().unwrap_or(0);
+            if refused >= attempt.number && !old.taken.contains(attempt) {
+                let text = format!("n{node} promises {attempt}, which it has refused");
+                self.violate(Rule::SettleStands, text);
+            }
         }
         self.check_transition(node, old, new);
     }

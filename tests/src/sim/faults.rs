@@ -2,6 +2,7 @@
 
 use flocker_core::ids::{AttemptId, Fingerprint, Incarnation, UnitId};
 use flocker_core::record::Role;
+use flocker_core::{Body, Input, Message};
 
 use super::host::index_of;
 use super::world::{Ev, World};
@@ -25,6 +26,9 @@ pub enum Fault {
     Stranger(usize),
     /// A workload ends by itself.
     KillWorkload(usize),
+    /// A node is asked once more to settle attempts that it has refused, as if a message of a
+    /// commit came after all.
+    AskAgain(usize),
 }
 
 /// A cutover under way, as far as the simulator sees it.
@@ -51,22 +55,24 @@ impl World {
         }
         let node = self.rng.below(self.hosts.len());
         let other = (node + 1 + self.rng.below(self.hosts.len() - 1)) % self.hosts.len();
-        let fault = match self.rng.range(0, 11) {
+        let fault = match self.rng.range(0, 12) {
             0..=3 => Fault::Crash(node),
             4 | 5 => Fault::Cut(node, other),
             6 => Fault::CutOneWay(node, other),
             7 => Fault::Disconnect(node, other),
             8 => Fault::DiskFull(node),
             9 | 10 => Fault::Stranger(node),
-            _ => Fault::KillWorkload(node),
+            11 => Fault::KillWorkload(node),
+            _ => Fault::AskAgain(node),
         };
         self.strike(fault);
     }
 
     /// A phase or role was entered: now and then something goes wrong right in it.
     pub(super) fn maybe_strike(&mut self, node: usize, unit: UnitId) {
-        let ppm = self.scenario.faults.phase_ppm;
-        if self.healing || !self.rng.chance_ppm(ppm) {
+        let committed = self.moves.get(&unit).is_some_and(|m| m.phase == "commit");
+        let ppm = self.scenario.faults.phase_ppm * if committed { 3 } else { 1 };
+        if self.healing || !self.rng.chance_ppm(ppm.min(1_000_000)) {
             return;
         }
         let (source, target) = match self.moves.get(&unit) {
@@ -125,6 +131,7 @@ impl World {
                 self.after(after, Ev::DiskFreed(node));
             }
             Fault::Stranger(node) => self.stranger_comes(node),
+            Fault::AskAgain(node) => self.ask_refused_again(node),
             Fault::KillWorkload(node) => {
                 let units: Vec<UnitId> = self.hosts[node].workloads.keys().copied().collect();
                 if !units.is_empty() {
@@ -164,6 +171,23 @@ impl World {
         }
         let after = self.rng.log_range(50, 10_000);
         self.after(after, Ev::StrangerLeaves(node, name));
+    }
+
+    /// The tombstone of an attempt defeats every later commit of it.
+    fn ask_refused_again(&mut self, node: usize) {
+        let records: Vec<_> = self.hosts[node].durable.units.values().cloned().collect();
+        for record in records {
+            for (issuer, number) in record.refused_up_to {
+                let attempt = AttemptId { issuer, number };
+                if record.taken.contains(&attempt) || self.hosts[node].life.is_none() {
+                    continue;
+                }
+                self.coverage.fault("refused attempt asked again");
+                let body = Body::Settle { attempt };
+                let message = Message { unit: record.id, epoch: record.epoch, body };
+                self.input(node, Input::Message { peer: issuer, message });
+            }
+        }
     }
 
     /// The daemon dies, with or without its host.

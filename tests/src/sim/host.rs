@@ -283,7 +283,7 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         root: dataset_name(name),
         live_kinds: vec![scenario.kind],
         replica_kinds: vec![scenario.kind],
-        modern_streams: true,
+        modern_streams: Some(true),
         receives_modern: true,
         freeze_for_snapshot: scenario.kind == DatasetKind::Directory,
         compressed_send: false,

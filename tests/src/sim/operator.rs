@@ -94,8 +94,7 @@ impl World {
     pub(super) fn forget_unprotected(&mut self) {
         for unit in 0..self.units.len() {
             let id = self.units[unit].id;
-            let gone =
-                self.hosts.iter().all(|h| !h.record(id).is_some_and(|r| !r.role.is_standby()));
+            let gone = self.hosts.iter().all(|h| h.record(id).is_none_or(|r| r.role.is_standby()));
             let model = &mut self.units[unit];
             if gone && model.protected && !model.tainted && !model.established {
                 model.protected = false;
