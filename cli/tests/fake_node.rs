@@ -124,6 +124,7 @@ fn view() -> NodeView {
             id: VolumeId(9),
             dataset: DatasetName::new("vault/data/db").unwrap(),
             kind: DatasetKind::Directory,
+            modern_streams: true,
         }],
         policy: Policy::Rpo(1000),
         paused: false,

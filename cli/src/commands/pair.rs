@@ -4,6 +4,8 @@
 //! tries and the proof (`flocker_transport`), and where trust is kept (`flocker_engine`).
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use flocker_core::record::WorkloadKind;
@@ -15,6 +17,9 @@ use super::{Context, unexpected};
 use crate::args::{GrantArgs, KindArg, PairArgs, PeerArgs};
 use crate::exit::{Exit, write_stderr};
 use crate::quantity::{self, parse_size};
+
+/// How long `pair` waits for the connection after both sides have stored each other's key.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a peer is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,7 @@ enum PairLine<'a> {
     Paired {
         #[serde(flatten)]
         peer: &'a PairedPeer,
+        connected: bool,
         granted: Option<&'a str>,
     },
 }
@@ -64,6 +70,14 @@ pub(super) fn pair(context: &Context<'_>, args: PairArgs) -> anyhow::Result<Exit
     if !context.out.json {
         show_paired(context, &peer)?;
     }
+    let connected = wait_connected(context, &peer)?;
+    if !connected && !context.out.json {
+        context.out.line(format!(
+            "  not connected yet: {} has to be reachable at {}",
+            peer.name,
+            peer.addresses.join(", ")
+        ))?;
+    }
     let gift = match args.receive {
         Some(receive) => {
             Some(Gift { receive, quota_bytes: args.quota, workloads: kinds(&args.workload) })
@@ -78,6 +92,7 @@ pub(super) fn pair(context: &Context<'_>, args: PairArgs) -> anyhow::Result<Exit
     if context.out.json {
         context.out.object(&PairLine::Paired {
             peer: &peer,
+            connected,
             granted: gift.as_ref().map(|gift| gift.receive.as_str()),
         })?;
     } else if gift.is_none() {
@@ -125,6 +140,23 @@ fn show_paired(context: &Context<'_>, peer: &PairedPeer) -> anyhow::Result<()> {
         out.line(format!("  {whose:<width$}  {}", theme.strong(words)))?;
     }
     out.line(format!("  {:<width$}  {}", "fingerprint", peer.fingerprint))
+}
+
+/// Waits a little for the first connection, so that what is typed next finds the peer there.
+fn wait_connected(context: &Context<'_>, peer: &PairedPeer) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        if let Answer::Status(view) = context.ask(&Request::Status { name: None })? {
+            let mut peers = view.node.peers.iter();
+            if peers.any(|p| p.connected && p.record.fingerprint == peer.fingerprint) {
+                return Ok(true);
+            }
+        }
+        if begin.elapsed() > CONNECT_LIMIT {
+            return Ok(false);
+        }
+        thread::sleep(CONNECT_LIMIT / 100);
+    }
 }
 
 /// The usual place, from the store's root on.

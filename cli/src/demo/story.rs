@@ -173,6 +173,13 @@ fn pair(teller: &mut Teller<'_>, stage: &mut Stage) -> anyhow::Result<()> {
             && joined.paired.own_words == invited.paired.words,
         "the two nodes show different fingerprint words"
     );
+    for (node, other) in [(&stage.a, "b"), (&stage.b, "a")] {
+        interrupt::until("the connection of the pair", PATIENCE, || {
+            let view = node.status()?;
+            let mut peers = view.node.peers.iter();
+            Ok(peers.any(|peer| peer.connected && peer.record.name == other))
+        })?;
+    }
     teller.say(&format!("both show for a: {}", invited.paired.own_words))?;
     teller.say(&format!("both show for b: {}", joined.paired.own_words))
 }

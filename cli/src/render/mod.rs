@@ -115,6 +115,7 @@ pub(crate) mod samples {
                 id: VolumeId(9),
                 dataset: dataset("data/db"),
                 kind: DatasetKind::Directory,
+                modern_streams: true,
             }],
             policy: Policy::Rpo(1000),
             paused: false,
