@@ -41,7 +41,7 @@ pub(crate) fn facts(store: &dyn Store) -> StoreFacts {
         live_kinds: capabilities.live_kinds.clone(),
         replica_kinds: capabilities.replica_kinds.clone(),
         modern_streams: capabilities.modern_streams,
-        receives_modern: capabilities.modern_streams,
+        receives_modern: capabilities.receives_modern,
         freeze_for_snapshot: !capabilities.live_snapshot,
         compressed_send: capabilities.compressed_send,
         large_block_send: capabilities.large_block_send,

@@ -156,16 +156,15 @@ crashes! {
 /// The same before anything was ever sent: `victim` dies in the middle of the first, full send.
 fn crash_in_full_send(victim: &str, failpoint: &str) {
     let mut pair = Pair::unprotected();
-    // The volume has to exist before it is protected, so protect, fill, and let a second node begin.
     let host = if victim == "a" { &mut pair.a } else { &mut pair.b };
     restart(host, Some(failpoint));
     pair.a.wait_connected("b");
     pair.b.wait_connected("a");
-    let live = pair.world.path().join("a-vault/live/data/db");
     let ballast: Vec<u8> =
         (0..12_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
     pair.a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "200ms", "--create"]);
-    std::fs::write(live.join("ballast"), &ballast).expect("room");
+    let live = pair.volume(&pair.a);
+    std::fs::write(live.join("ballast"), &ballast).expect("a volume that was just made has a path");
     let host = if victim == "a" { &mut pair.a } else { &mut pair.b };
     host.wait_killed();
     host.serve();

@@ -19,6 +19,7 @@ fn unit(id: u128, number: u64) -> UnitRecord {
             id: VolumeId(id + 1),
             dataset: DatasetName::new("tank/db").unwrap(),
             kind: DatasetKind::Directory,
+            modern_streams: true,
         }],
         policy: Policy::Rpo(1000),
         epoch: Epoch { number, owner: fingerprint(1), attempt },

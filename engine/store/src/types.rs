@@ -184,9 +184,11 @@ pub struct Capabilities {
     pub atomic_group_snapshot: bool,
     /// A snapshot of a live dataset is a moment that was, without stopping its writer.
     pub live_snapshot: bool,
-    /// Streams it produces are in OpenZFS's dialect (`true`) or in that of zfs-fuse (`false`);
-    /// an OpenZFS filesystem cannot be received by zfs-fuse.
-    pub modern_streams: bool,
+    /// Streams it produces are in OpenZFS's dialect (`true`) or in that of zfs-fuse (`false`), which
+    /// cannot receive an OpenZFS filesystem; `None`: each dataset's as they came (a vault).
+    pub modern_streams: Option<bool>,
+    /// It can receive filesystem streams in OpenZFS's dialect.
+    pub receives_modern: bool,
 }
 
 /// Where an incremental send starts.

@@ -128,7 +128,8 @@ pub(crate) fn capabilities() -> Capabilities {
         estimate: true,
         atomic_group_snapshot: true,
         live_snapshot: false,
-        modern_streams: true,
+        modern_streams: None,
+        receives_modern: true,
     }
 }
 

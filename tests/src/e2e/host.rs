@@ -138,8 +138,9 @@ impl Host {
         let mut command = match &self.netns {
             None => Command::new(binary()),
             Some(netns) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", netns]).arg(binary());
+                // Only the network is another one: `ip netns exec` would hide later mounts as well.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg(binary());
                 command
             }
         };
@@ -288,18 +289,6 @@ impl Host {
         let mut command = self.command();
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the command starts")
-    }
-
-    /// Starts any program where this node is: in its namespace.
-    pub fn program(&self, program: &str) -> Command {
-        match &self.netns {
-            None => Command::new(program),
-            Some(netns) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", netns, program]);
-                command
-            }
-        }
     }
 
     /// One unit's status.
