@@ -491,9 +491,14 @@ fn the_proof_of_unwritten_fails_for_the_smallest_change() {
     let s1 = pair.snap(&source, "s1");
     let writable = pair.from.verify_unwritten(&s1.name).unwrap_err();
     assert!(matches!(writable, StoreError::Busy { .. }), "{writable}");
+    let begun = std::time::Instant::now();
     pair.from.fence(&source).unwrap();
+    let fenced = begun.elapsed();
     pair.from.verify_unwritten(&s1.name).unwrap();
+    let verified = begun.elapsed() - fenced;
     pair.from.activate(&source).unwrap();
+    let activated = begun.elapsed() - fenced - verified;
+    println!("fence {fenced:?}, proof {verified:?}, activate {activated:?}");
     fs::write(path.join("f"), "hellp").unwrap();
     pair.from.fence(&source).unwrap();
     let error = pair.from.verify_unwritten(&s1.name).unwrap_err();
