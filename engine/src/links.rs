@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flocker_core::ids::Fingerprint;
 use flocker_core::{Input, Message};
-use flocker_transport::PeerEvent;
+use flocker_transport::{DownReason, PeerEvent};
 use tokio::sync::mpsc;
 
 use crate::transfer::Transfers;
@@ -53,6 +53,11 @@ fn inputs(
         }
         PeerEvent::Down { peer, session, reason } => {
             if up.get(&peer) != Some(&session) {
+                return Vec::new();
+            }
+            // Both had dialled at once: the other connection comes up next, and the core sees one
+            // change instead of a peer that is away for a moment.
+            if reason == DownReason::Replaced {
                 return Vec::new();
             }
             tracing::info!(peer = %peer.short(), %reason, "peer down");
