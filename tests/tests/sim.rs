@@ -2,7 +2,7 @@
 //! rule; and bugs planted in the core, each of which must be caught.
 //!
 //! `FLOCKER_SIM_SEEDS=N`: that many seeds. `FLOCKER_SIM_SEED=N`: that one, its trace printed.
-//! `FLOCKER_SIM_FIRST=N`: where the seeds begin.
+//! `FLOCKER_SIM_FIRST=N`: where the seeds begin. `FLOCKER_SIM_NODES=N`: how many nodes, 2 by default.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +17,12 @@ fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+fn nodes() -> usize {
+    from_env("FLOCKER_SIM_NODES").map_or(2, |n| n as usize)
+}
+
 /// Runs seeds on all processors; returns their counters and the failed ones, by seed.
-fn run_seeds(first: u64, count: u64, most_failures: usize) -> (Coverage, Vec<Outcome>) {
+fn run_seeds(first: u64, count: u64, nodes: usize) -> (Coverage, Vec<Outcome>) {
     let next = AtomicU64::new(first);
     let shared = Mutex::new((Coverage::default(), Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -30,14 +34,11 @@ fn run_seeds(first: u64, count: u64, most_failures: usize) -> (Coverage, Vec<Out
                     if seed >= first + count {
                         return;
                     }
-                    let outcome = sim::run_explained(&Scenario::from_seed(seed, 2));
+                    let outcome = sim::run_explained(&Scenario::from_seed(seed, nodes));
                     let mut shared = shared.lock().unwrap();
                     shared.0.add(&outcome.coverage);
                     if outcome.violation.is_some() {
                         shared.1.push(outcome);
-                        if shared.1.len() >= most_failures {
-                            return;
-                        }
                     }
                 }
             });
@@ -51,7 +52,7 @@ fn run_seeds(first: u64, count: u64, most_failures: usize) -> (Coverage, Vec<Out
 #[test]
 fn sim_seeds() {
     if let Some(seed) = from_env("FLOCKER_SIM_SEED") {
-        let scenario = Scenario::from_seed(seed, 2);
+        let scenario = Scenario::from_seed(seed, nodes());
         println!("{scenario:#?}");
         let outcome = sim::run(scenario, Trace::new(true, true));
         println!("{}", outcome.coverage);
@@ -60,7 +61,7 @@ fn sim_seeds() {
     }
     let first = from_env("FLOCKER_SIM_FIRST").unwrap_or(0);
     let count = from_env("FLOCKER_SIM_SEEDS").unwrap_or(SEEDS);
-    let (coverage, failed) = run_seeds(first, count, usize::MAX);
+    let (coverage, failed) = run_seeds(first, count, nodes());
     println!("{count} seeds: {coverage}");
     for outcome in &failed {
         println!("seed {}: {}", outcome.seed, outcome.violation.as_ref().unwrap());

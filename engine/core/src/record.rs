@@ -182,7 +182,8 @@ pub struct UnitRecord {
     pub standbys: Vec<Fingerprint>,
     /// The workload, where local configuration names one.
     pub workload: Option<WorkloadRecord>,
-    /// Protected here first: its volumes are this node's own, and its return needs no grant.
+    /// Its volumes are this node's own, and their return needs no grant: it was protected here
+    /// first, or moved from here by this node's operator to a peer without a grant for its place.
     pub own: bool,
     /// Replication paused by a person.
     pub paused: bool,

@@ -430,8 +430,10 @@ impl Drop for Host {
         for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             let record: Value = serde_json::from_str(&text).unwrap_or_default();
-            if let Some(pid) = record["pid"].as_u64() {
-                let _ = Command::new("kill").args(["-9", &format!("-{pid}")]).output();
+            let pid = record["pid"].as_u64().and_then(|pid| i32::try_from(pid).ok());
+            // Not by the `kill` command: procps 4.0 reads `kill -9 -1234` as `kill -9 -1`.
+            if let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             }
         }
     }

@@ -88,7 +88,7 @@ impl Unit {
     }
 
     /// What a grant says now counts, not what it said when protection began.
-    pub(super) fn check_granted(
+    pub(crate) fn check_granted(
         &self,
         ctx: &Ctx,
         peer: Fingerprint,
