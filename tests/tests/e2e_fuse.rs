@@ -194,12 +194,18 @@ fn a_filesystem_goes_by_a_vault_to_another_pool_and_back() {
     b.wait_in_step("files");
     let moved = b.json(&["migrate", "files", "--to", "v"]);
     assert_eq!(moved["epoch"], 4, "{moved:#}");
-    // The first pool still has the base of the way back: no resend.
-    v.wait_unit("files", "at rest", |u| u["role"] == "primary");
+    v.wait_unit("files", "at rest", |u| u["role"] == "primary" && u["doing"] == "at rest");
+    // Nobody kept what the first pool had in common with the others: that is said, and nothing
+    // there is touched.
+    let before = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name", pa.name()]);
     v.ok(&["protect", &replica, "--to", "a", "--rpo", "500ms"]);
-    v.wait_in_step("files");
-    let moved = v.json(&["migrate", "files", "--to", "a"]);
+    let unit = v.wait_unit("files", "refused", |u| !u["alarm"].is_null());
+    let words = unit["alarm"]["message"].as_str().expect("words").to_owned();
+    assert!(words.contains("in common"), "{words}");
+    assert_eq!(zfs(&["list", "-H", "-r", "-t", "all", "-o", "name", pa.name()]), before);
+    // What the vault has is whole: it goes to the second pool once more.
+    let moved = v.json(&["migrate", "files", "--to", "b"]);
     assert_eq!(moved["epoch"], 5, "{moved:#}");
-    a.wait_unit("files", "primary", |u| u["role"] == "primary" && u["doing"] == "serving");
-    assert_eq!(tree(&mountpoint(&dataset)), want, "and back");
+    b.wait_unit("files", "primary", |u| u["role"] == "primary" && u["doing"] == "serving");
+    assert_eq!(tree(&mountpoint(&there)), want, "forth and back and forth");
 }
