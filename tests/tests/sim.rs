@@ -119,6 +119,13 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
+#[test]
+fn three_nodes_never_have_two_writers() {
+    let (coverage, failed) = run_seeds(0, 60, 3);
+    assert!(failed.is_empty(), "{}", failed[0].explain());
+    assert!(coverage.migrations.taken > 60, "{coverage}");
+}
+
 /// Seeds within which a planted bug must be caught.
 const SEEDS_FOR_A_BUG: u64 = 1_000;
 

@@ -355,7 +355,7 @@ impl World {
             life.expected.remove(&transfer);
             life.begun.contains(&transfer)
         });
-        let first = self.ended.insert((node, transfer));
+        let first = self.ended.insert((boot, transfer));
         self.forget_bulk_if_over(transfer);
         if open && first {
             let wire_bytes = stream_bytes;

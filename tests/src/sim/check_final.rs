@@ -45,8 +45,12 @@ impl World {
         }
     }
 
-    /// Whether wellness is asked of this unit.
+    /// Whether wellness is asked of this unit. With more than two nodes only safety is: a move leaves
+    /// the other standbys behind, and says so.
     fn judge(&mut self, unit: usize) -> bool {
+        if self.hosts.len() > 2 {
+            return false;
+        }
         if !self.units[unit].protected && !self.units[unit].tainted {
             self.violate(Rule::Heals, format!("unit {unit} was never protected"));
         }
@@ -66,8 +70,7 @@ impl World {
         let serving = self.hosts[owner].record(id).is_some_and(|r| r.role == Role::Serving);
         let following = (0..self.hosts.len()).filter(|n| *n != owner).all(|n| {
             let source = fingerprint_of(owner);
-            self.hosts.len() > 2
-                || self.hosts[n].record(id).is_some_and(|r| r.role == Role::Following { source })
+            self.hosts[n].record(id).is_some_and(|r| r.role == Role::Following { source })
         });
         if !serving || !following {
             return self.violate(Rule::Heals, format!("unit {unit}: {}", roles.join(" | ")));

@@ -39,6 +39,8 @@ pub use world::World;
 pub struct Outcome {
     /// Which run.
     pub seed: u64,
+    /// How many nodes it had.
+    pub nodes: usize,
     /// What was broken first, if anything.
     pub violation: Option<Violation>,
     /// What it hit.
@@ -64,7 +66,7 @@ fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Runs one scenario to its end.
 pub fn run(scenario: Scenario, trace: Trace) -> Outcome {
-    let seed = scenario.seed;
+    let (seed, nodes) = (scenario.seed, scenario.nodes);
     let mut world = World::new(scenario, trace);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
         let text = panic_words(panic.as_ref());
@@ -72,6 +74,7 @@ pub fn run(scenario: Scenario, trace: Trace) -> Outcome {
     }
     Outcome {
         seed,
+        nodes,
         violation: world.violation,
         coverage: world.coverage,
         hash: world.lines.hash(),
@@ -95,12 +98,11 @@ impl Outcome {
             Some(violation) => violation.to_string(),
             None => "nothing was broken".to_owned(),
         };
+        let (seed, nodes, tail) = (self.seed, self.nodes, self.tail.join("\n"));
         format!(
-            "seed {}: {broken}\n--- the last lines of its trace:\n{}\n--- replay: FLOCKER_SIM_SEED={} \
-             cargo test -p flocker-tests --test sim -- sim_seeds --nocapture\n",
-            self.seed,
-            self.tail.join("\n"),
-            self.seed
+            "seed {seed}: {broken}\n--- the last lines of its trace:\n{tail}\n--- replay: \
+             FLOCKER_SIM_SEED={seed} FLOCKER_SIM_NODES={nodes} cargo test -p flocker-tests \
+             --no-default-features --test sim -- sim_seeds --nocapture\n"
         )
     }
 }

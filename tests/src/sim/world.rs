@@ -140,8 +140,8 @@ pub struct World {
     pub(super) net: Net,
     pub(super) units: Vec<UnitModel>,
     pub(super) bulks: BTreeMap<TransferId, Bulk>,
-    /// Sides of transfers that have ended.
-    pub(super) ended: BTreeSet<(usize, TransferId)>,
+    /// Sides of transfers that have ended, by the life they ended in.
+    pub(super) ended: BTreeSet<(u64, TransferId)>,
     pub(super) moves: BTreeMap<UnitId, Move>,
     pub(super) memory: Memory,
     /// What was broken first.
