@@ -266,7 +266,8 @@ impl Unit {
         }
     }
 
-    fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, body: Body) {
+    fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut body: Body) {
+        say_where(&ctx.peer_name(peer), &mut body);
         match body {
             Body::Intro { name, volumes, policy } => {
                 self.on_intro(ctx, peer, &name, &volumes, policy);
@@ -515,6 +516,21 @@ impl Unit {
             replica.check_invariants(self);
         }
     }
+}
+
+/// A failure that a peer reports speaks of "this node" and "here": say where that is.
+fn say_where(peer: &str, body: &mut Body) {
+    let failure = match body {
+        Body::IntroReply(Err(f))
+        | Body::SurveyReply { answer: Err(f), .. }
+        | Body::OfferReply { answer: Err(f), .. }
+        | Body::StepReply { outcome: Err(f), .. }
+        | Body::PreflightReply { answer: Err(f), .. }
+        | Body::PrepareReply { answer: Err(f), .. }
+        | Body::ActivationFailed { failure: f, .. } => f,
+        _ => return,
+    };
+    failure.message = format!("on {peer}: {}", failure.message);
 }
 
 /// Whether a message wants an answer, so that a stale sender learns of its being stale.

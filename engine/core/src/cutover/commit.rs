@@ -85,8 +85,8 @@ impl Unit {
             .collect();
         // Whoever moved it from here to a node without a grant for its place decided that it may
         // come back from there.
-        let covered = (0..self.record.volumes.len())
-            .all(|at| self.check_granted(ctx, target, at).is_ok());
+        let covered =
+            (0..self.record.volumes.len()).all(|at| self.check_granted(ctx, target, at).is_ok());
         self.record.own |= !covered;
         self.record.epoch = epoch;
         self.record.standbys.clear();
