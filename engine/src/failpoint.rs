@@ -11,7 +11,7 @@
 //! | `mid-send@BYTES`, `mid-receive@BYTES` | the stream of one transfer has passed that many bytes |
 //! | `mid-full-send@BYTES`, `mid-increment-send@BYTES`, `mid-full-receive@BYTES`, `mid-increment-receive@BYTES` | likewise, of one kind only |
 //! | `before-commit`, `after-commit` | a received step is committed in the store |
-//! | `phase:NAME` | a cutover entered this phase, as reported |
+//! | `phase:NAME` | a cutover entered this phase, as reported at the source: `preflight`, `converge`, `quiesce`, `fence`, `snapshot`, `transfer`, `prepare`, `commit`, `activate` |
 //! | `after-spawn`, `after-record` | a workload's supervisor runs and may not start yet: before and after its record is durable |
 
 use std::fmt::Display;

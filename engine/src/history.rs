@@ -63,7 +63,7 @@ impl History {
         std::thread::Builder::new()
             .name("history".to_owned())
             .spawn(move || writer.run(&taken))
-            .map_err(|error| redb::Error::Io(error))?;
+            .map_err(redb::Error::Io)?;
         Ok(Self { orders })
     }
 

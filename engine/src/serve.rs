@@ -372,5 +372,6 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
         store: Arc::clone(&base.store),
         workloads: Arc::new(workloads),
         paths: std::sync::Mutex::default(),
+        fuzzy: std::sync::Mutex::default(),
     })
 }

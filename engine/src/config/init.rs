@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flocker_core::ids::Incarnation;
 use flocker_store::StoreError;
+use flocker_transport::identity::KEY_FILE;
 use flocker_transport::{Identity, IdentityError};
 
 use crate::journal::{Journal, JournalError};
@@ -61,6 +62,15 @@ pub enum InitError {
         /// Why.
         #[source]
         source: StoreError,
+    },
+    /// The state directory has other things in it, and others may enter it.
+    #[error(
+        "{} is not empty and open to others: choose a directory of its own for the state, with mode 0700",
+        path.display()
+    )]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
     },
     /// A file or directory could not be made.
     #[error("{}: {source}", path.display())]
@@ -149,8 +159,22 @@ impl Config {
     }
 }
 
-/// Makes a directory that only its owner may enter; an existing one is closed to others.
+/// Makes a directory that only its owner may enter. One that is there and open to others is closed
+/// to them only if it is empty or already a node's: nobody wants `/srv` closed by a slip of the hand.
 pub(crate) fn make_private_dir(dir: &Path) -> Result<(), InitError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+    match fs::metadata(dir) {
+        Ok(found) if found.permissions().mode() & 0o077 == 0 => return Ok(()),
+        Ok(_) => {
+            let empty = fs::read_dir(dir).map_err(at(dir))?.next().is_none();
+            let ours = [KEY_FILE, "journal.redb"].iter().any(|file| dir.join(file).exists());
+            if !empty && !ours {
+                return Err(InitError::NotPrivate { path: dir.to_owned() });
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        }
+        Err(error) => return Err(at(dir)(error)),
+    }
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(at(dir))
 }

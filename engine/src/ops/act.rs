@@ -9,7 +9,7 @@ use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, Outcome};
 use flocker_store::{
-    Change, DatasetName, HoldTag, Inventory, SnapshotName, SnapshotSpec, StoreError,
+    Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec, StoreError,
 };
 
 use super::Tools;
@@ -110,10 +110,8 @@ fn snapshot(
         let paths = live_paths(tools, &names)?;
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let outsiders = tools.workloads.outsiders(unit, &paths);
-        for holder in &outsiders {
-            tracing::warn!(%holder, "snapshot is fuzzy: somebody else is writing the volume");
-        }
         alone = outsiders.is_empty();
+        tell_fuzzy(tools, unit, &outsiders);
     }
     let frozen = match needs_rest && freeze {
         true => Some(tools.workloads.freeze(unit)?),
@@ -131,6 +129,20 @@ fn snapshot(
         _ => frozen.thaw(),
     });
     Ok(Outcome::Snapshots { snapshots: taken.map_err(failure)?, frozen_ms })
+}
+
+/// Says who makes snapshots fuzzy when it begins, and that it is over.
+fn tell_fuzzy(tools: &Tools, unit: UnitId, outsiders: &[Holder]) {
+    let mut fuzzy = tools.fuzzy.lock().unwrap_or_else(|p| p.into_inner());
+    if outsiders.is_empty() {
+        if fuzzy.remove(&unit) {
+            tracing::info!("snapshots are whole again");
+        }
+    } else if fuzzy.insert(unit) {
+        for holder in outsiders {
+            tracing::warn!(%holder, "snapshots are fuzzy: somebody else is writing the volume");
+        }
+    }
 }
 
 fn live_paths(tools: &Tools, names: &[SnapshotName]) -> Result<Vec<PathBuf>, Failure> {

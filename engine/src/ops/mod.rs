@@ -15,7 +15,7 @@ mod kinds;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -37,6 +37,8 @@ pub(crate) struct Tools {
     pub(crate) workloads: Arc<Workloads>,
     /// Where live data is reachable now.
     pub(crate) paths: Mutex<BTreeMap<DatasetName, PathBuf>>,
+    /// Units whose last snapshot was fuzzy: said once, not at each snapshot.
+    pub(crate) fuzzy: Mutex<BTreeSet<UnitId>>,
 }
 
 impl Tools {

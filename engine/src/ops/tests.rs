@@ -48,6 +48,7 @@ impl Here {
             store: Arc::new(vault),
             workloads: Arc::new(Workloads::new(places, on_exit).unwrap()),
             paths: Mutex::default(),
+            fuzzy: Mutex::default(),
         });
         let (tell, inputs) = channel();
         let report: Report = {

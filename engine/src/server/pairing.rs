@@ -11,9 +11,9 @@ use flocker_transport::{
 };
 use tokio::sync::oneshot;
 
-use super::requests::{Api, open_line};
+use super::requests::Api;
 use super::{End, Lines, ending, refused};
-use crate::api::{Answer, InviteOpen, PairedPeer};
+use crate::api::{Answer, InviteOpen, PairedPeer, Response};
 use crate::clock;
 use crate::journal::{InvitationRecord, Journal, Try};
 
@@ -93,7 +93,7 @@ pub(super) async fn invite(api: &Arc<Api>, ttl_s: u64, lines: &mut Lines) -> End
         // The client may have gone away.
         let _ = end.send(outcome);
     });
-    lines.send(&open_line(open)).await;
+    lines.send(&Response::InviteOpen(open)).await;
     ended.await.unwrap_or_else(|_| Err(ending()))
 }
 

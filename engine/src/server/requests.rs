@@ -14,7 +14,7 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
 use super::{End, Lines, ending, pairing, refused};
-use crate::api::{Answer, LinkView, NodeView, Request, Response};
+use crate::api::{Answer, LinkView, NodeView, Request};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
@@ -202,6 +202,14 @@ async fn protect(
     create: bool,
 ) -> End {
     let dataset = api.dataset(dataset)?;
+    // Before anything is made: the core would refuse it too, but only afterwards.
+    let known = api.hub.peers();
+    if !known.iter().any(|p| p.name == to || p.fingerprint.to_string() == to) {
+        return Err(refused(
+            FailureCode::NotFound,
+            format!("there is no peer `{to}`: `flocker-repl peers` lists them"),
+        ));
+    }
     if create {
         let (tools, dataset) = (Arc::clone(&api.tools), dataset.clone());
         blocking(move || create_missing(tools.store.as_ref(), &dataset)).await?;
@@ -314,9 +322,4 @@ pub(crate) async fn tell_progress(hub: Hub, transfers: Transfers) {
             }
         }
     }
-}
-
-/// An event line, for those who only want to say something.
-pub(super) fn open_line(open: crate::api::InviteOpen) -> Response {
-    Response::InviteOpen(open)
 }

@@ -222,6 +222,21 @@ fn a_node_is_made_once_privately_and_answers_on_a_private_socket() {
 }
 
 #[test]
+fn a_directory_that_others_use_is_not_taken_for_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("theirs"), "x").unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut wanted = options(dir.path(), "a");
+    wanted.state = Some(shared.clone());
+    let error = Config::init(wanted).unwrap_err();
+    assert!(matches!(error, InitError::NotPrivate { .. }), "{error}");
+    assert_eq!(std::fs::metadata(&shared).unwrap().permissions().mode() & 0o777, 0o755);
+    assert!(!dir.path().join("config.toml").exists() && !dir.path().join("vault").exists());
+}
+
+#[test]
 fn a_second_daemon_and_a_stopped_one_are_errors_that_say_what_to_do() {
     let mut node = TestNode::new("a");
     let error = serve(node.config.clone(), ServeOptions::default()).unwrap_err().to_string();

@@ -45,8 +45,11 @@ pub use supervise::supervise_main;
 /// kernel (state D) ends when its disk answers.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 
-/// Longest wait between two looks for new members while some live.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Longest wait between two looks for new members while a workload stops.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Longest wait between two looks for new members of one that runs without its first process.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 /// A workload ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +216,7 @@ impl Workloads {
                     let _ = proc::signal(process, Signal::CONT);
                 }
             }
-            proc::wait_any(&members.all(), left.min(LOOK_EVERY));
+            proc::wait_all(&members.all(), left.min(LOOK_EVERY));
         }
     }
 
@@ -242,7 +245,7 @@ impl Workloads {
                     ),
                 ));
             }
-            proc::wait_any(&members.all(), Duration::from_millis(20));
+            proc::wait_all(&members.all(), Duration::from_millis(20));
         }
     }
 
@@ -338,7 +341,7 @@ fn wait_until_gone(mark: &Mark, record: Option<&PidRecord>, still: &dyn Fn() -> 
         if members.is_empty() {
             return;
         }
-        proc::wait_any(&members, LOOK_EVERY * 4);
+        proc::wait_all(&members, WATCH_EVERY);
     }
 }
 

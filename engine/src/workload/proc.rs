@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
@@ -131,20 +131,32 @@ pub(crate) fn signal(process: &Stat, signal: Signal) -> io::Result<()> {
     }
 }
 
-/// Waits until one of these processes ends, or until the limit.
-pub(crate) fn wait_any(processes: &[Stat], limit: Duration) {
-    let handles: Vec<OwnedFd> = processes.iter().filter_map(handle).collect();
-    if handles.len() < processes.len() {
-        return;
+/// Pause where there is nothing to wait on: a process that went away meanwhile.
+const VANISHED: Duration = Duration::from_millis(2);
+
+/// Waits until all of these processes have ended, or until the limit.
+pub(crate) fn wait_all(processes: &[Stat], limit: Duration) {
+    let until = Instant::now() + limit;
+    let mut handles: Vec<OwnedFd> = processes.iter().filter_map(handle).collect();
+    if handles.is_empty() {
+        std::thread::sleep(VANISHED.min(limit));
     }
-    let mut fds: Vec<PollFd<'_>> =
-        handles.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-    let limit = Timespec {
-        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: limit.subsec_nanos().into(),
-    };
-    // Interrupted or failed: the caller looks again anyway.
-    let _ = poll(&mut fds, Some(&limit));
+    while !handles.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut fds: Vec<PollFd<'_>> =
+            handles.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // Interrupted or failed: the caller looks again anyway.
+        if !matches!(poll(&mut fds, Some(&timeout)), Ok(ended) if ended > 0) {
+            return;
+        }
+        let alive: Vec<bool> = fds.iter().map(|fd| fd.revents().is_empty()).collect();
+        let mut alive = alive.into_iter();
+        handles.retain(|_| alive.next().unwrap_or(false));
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Starting a workload: spawn the supervisor, make its record durable, let it go.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -133,13 +133,9 @@ fn let_go(
 /// One line, or what came before the end.
 fn read_answer(socket: &UnixStream) -> io::Result<String> {
     let mut answer = Vec::new();
-    for byte in socket.take(MAX_ANSWER_BYTES).bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => answer.push(byte),
-        }
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    // Nobody reads from this socket after this line, so what is buffered beyond it is not missed.
+    BufReader::new(socket.take(MAX_ANSWER_BYTES)).read_until(b'\n', &mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
 }
 
 fn open_log(places: &Places, unit: UnitId) -> io::Result<File> {

@@ -161,6 +161,6 @@ fn kill_everything() {
         for process in &below {
             let _ = proc::signal(process, Signal::KILL);
         }
-        proc::wait_any(&below, Duration::from_millis(20));
+        proc::wait_all(&below, Duration::from_millis(20));
     }
 }

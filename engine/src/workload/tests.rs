@@ -222,7 +222,7 @@ fn with_a_supervisor_that_stays_even_an_orphan_without_environment_is_found() {
     here.workloads.stop(UNIT, Duration::from_secs(5)).unwrap();
     let left = proc::all().into_iter().filter(|p| {
         p.command == "sleep"
-            && fs::read(format!("/proc/{}/cmdline", p.pid)).is_ok_and(|c| c == b"sleep\0303\0")
+            && fs::read(format!("/proc/{}/cmdline", p.pid)).is_ok_and(|c| c == *b"sleep\x00303\x00")
     });
     assert_eq!(left.count(), 0);
 }
