@@ -34,17 +34,25 @@ fn stream(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("cut and verify", name), &bytes, |b, bytes| {
             b.iter(|| read_all(black_box(bytes)));
         });
-        group.bench_with_input(BenchmarkId::new("blake3, 1 MiB pieces", name), &bytes, |b, bytes| {
-            b.iter(|| bytes.chunks(1 << 20).map(|p| blake3::hash(p).as_bytes()[0]).max());
-        });
-        group.bench_with_input(BenchmarkId::new("zstd 1, 1 MiB frames", name), &bytes, |b, bytes| {
-            let mut context = zstd::bulk::Compressor::new(1).expect("a context");
-            let packed = |p: &[u8]| context.compress(p).expect("room").len();
-            b.iter({
-                let mut packed = packed;
-                move || bytes.chunks(1 << 20).map(&mut packed).sum::<usize>()
-            });
-        });
+        group.bench_with_input(
+            BenchmarkId::new("blake3, 1 MiB pieces", name),
+            &bytes,
+            |b, bytes| {
+                b.iter(|| bytes.chunks(1 << 20).map(|p| blake3::hash(p).as_bytes()[0]).max());
+            },
+        );
+        group.bench_with_input(
+            BenchmarkId::new("zstd 1, 1 MiB frames", name),
+            &bytes,
+            |b, bytes| {
+                let mut context = zstd::bulk::Compressor::new(1).expect("a context");
+                let packed = |p: &[u8]| context.compress(p).expect("room").len();
+                b.iter({
+                    let mut packed = packed;
+                    move || bytes.chunks(1 << 20).map(&mut packed).sum::<usize>()
+                });
+            },
+        );
     }
     group.finish();
 }
