@@ -460,3 +460,55 @@ fn a_directory_whose_owner_may_not_write_it_is_checked_out_all_the_same() {
     replicate(&a, &b, Some("vault/d@1"), "vault/d@2");
     assert_eq!(listing(&live(&b, "vault/d")), listing(&path));
 }
+
+#[test]
+fn many_datasets_are_received_sent_destroyed_and_collected_at_once() {
+    let (_dir, vault) = new_vault();
+    let (source_dir, source) = new_vault();
+    source.create(&name("vault/d"), DatasetKind::Directory).expect("created");
+    let path = live(&source, "vault/d");
+    let mut steps = Vec::new();
+    for round in 0..4 {
+        sh(
+            &path,
+            &format!(
+                "mkdir -p r{round}; seq {round}0000 > r{round}/x; head -c 300000 /dev/urandom > big"
+            ),
+        );
+        let now = format!("@{round}");
+        take(&source, &format!("vault/d{now}"));
+        let base = (round > 0).then(|| format!("vault/d@{}", round - 1));
+        steps.push((now.clone(), send(&source, base.as_deref(), &format!("vault/d{now}"))));
+    }
+    let full = send(&source, None, "vault/d@3");
+    let expected = listing(&path);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (vault, steps, expected) = (&vault, &steps, &expected);
+            let full_len = full.len();
+            scope.spawn(move || {
+                for turn in 0..3 {
+                    let dataset = format!("vault/w{worker}-{turn}");
+                    for (at, step) in steps {
+                        receive(vault, &format!("{dataset}{at}"), step).expect("received");
+                    }
+                    let first = [snap(&format!("{dataset}@0")), snap(&format!("{dataset}@1"))];
+                    vault.destroy_snapshots(&first).expect("destroyed");
+                    assert_eq!(send(vault, None, &format!("{dataset}@3")).len(), full_len);
+                    assert_eq!(listing(&live(vault, &dataset)), *expected);
+                    if turn == 1 {
+                        vault.destroy_dataset(&name(&dataset)).expect("destroyed");
+                    }
+                }
+            });
+        }
+        for _ in 0..3 {
+            vault.gc().expect("collected");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    });
+    vault.gc().expect("collected");
+    vault.verify().expect("sound");
+    assert_eq!(vault.datasets().expect("datasets").len(), 1 + 4 * 2);
+    drop(source_dir);
+}

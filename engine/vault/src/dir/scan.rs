@@ -4,9 +4,10 @@
 //! and reading only what may have changed. Leaves content to [`super::content`] and what was seen before to
 //! [`super::seen`].
 //!
-//! A file that changed is synced before it is read: that way its pages are clean, and a later write through
-//! a memory map has to touch the file's times again. (tmpfs does not do that; a workload that writes through
-//! memory maps on tmpfs is not seen.)
+//! What is not read again next time has to be clean when it is read: then a later write through a memory map
+//! has to touch the file's times again. So a changed file is synced before it is read, or, when there are
+//! many, the whole file system once; a file so fresh that it is read again anyway is not. (tmpfs does not
+//! touch times for memory maps: a workload that writes through them on tmpfs is not seen.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -32,6 +33,9 @@ use crate::objset::{Objset, SetRoot};
 use crate::tree::{self, Tree};
 
 type Result<T> = std::result::Result<T, StoreError>;
+
+/// Changed files that are synced one by one before the whole file system is synced at once.
+const SYNCED_ALONE: usize = 16;
 
 /// What a scan found.
 #[derive(Debug)]
@@ -83,6 +87,9 @@ struct Scanner<'s> {
     linked: BTreeMap<u64, Linked>,
     next_object: u64,
     device: u64,
+    /// Files synced one by one so far, and when the whole file system was.
+    synced_files: usize,
+    synced_at: Option<SystemTime>,
     /// Without root, files cannot be given away, so what a peer said of owners is kept.
     is_root: bool,
 }
@@ -112,6 +119,8 @@ pub(crate) fn scan(
         linked: BTreeMap::new(),
         next_object: last.unwrap_or(ROOT_OBJECT).max(ROOT_OBJECT) + 1,
         device: meta.dev(),
+        synced_files: 0,
+        synced_at: None,
         is_root: rustix::process::geteuid().is_root(),
     };
     scanner.met.insert(ROOT_OBJECT);
@@ -258,14 +267,12 @@ impl Scanner<'_> {
             return Ok(());
         }
         let mut read_at = SystemTime::now();
-        let (mut meta, mut file) = (meta, None);
+        let (mut meta, mut file, mut clean) = (meta, None, true);
         if kind_of(&meta) == Some(FileKind::File) {
             let Some(opened) = open(path)? else {
                 return Ok(()); // vanished: as if the scan had come a moment later
             };
-            if let Err(error) = rustix::fs::fdatasync(&opened) {
-                tracing::debug!(path = %path.display(), %error, "could not be synced before reading");
-            }
+            clean = self.is_clean(&opened, &stamp_of(&meta));
             read_at = SystemTime::now();
             meta = opened
                 .metadata()
@@ -277,9 +284,28 @@ impl Scanner<'_> {
         let hash = self.store(object, before.as_ref(), &inode, file.as_ref(), path)?;
         self.batch.set(
             inode_number,
-            Seen { object, stamp, hash, links: sum, trusted: stamp.is_settled(read_at) },
+            Seen { object, stamp, hash, links: sum, trusted: clean && stamp.is_settled(read_at) },
         );
         Ok(())
+    }
+
+    /// Makes sure that a file has no page that was written and not synced; `false` where that is not worth
+    /// it, since the file will be read again.
+    fn is_clean(&mut self, file: &File, stamp: &Stamp) -> bool {
+        let now = SystemTime::now();
+        if !stamp.is_settled(now) {
+            return false;
+        }
+        if self.synced_at.is_some_and(|at| stamp.is_settled(at)) {
+            return true;
+        }
+        self.synced_files += 1;
+        if self.synced_files <= SYNCED_ALONE {
+            return rustix::fs::fdatasync(file).is_ok();
+        }
+        let synced = rustix::fs::syncfs(file).is_ok();
+        self.synced_at = synced.then_some(now);
+        synced
     }
 
     fn attributes(
@@ -390,8 +416,14 @@ fn open(path: &Path) -> Result<Option<File>> {
 pub(crate) fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     use rustix::io::Errno;
     let context = |e: Errno| StoreError::io(format!("attributes of {}", path.display()), e.into());
-    let mut names = vec![0; 64 << 10]; // XATTR_LIST_MAX
-    let len = match rustix::fs::llistxattr(path, &mut names) {
+    // Most files have none: a small room first, then XATTR_LIST_MAX.
+    let mut names = vec![0; 256];
+    let mut listed = rustix::fs::llistxattr(path, &mut names[..]);
+    if listed == Err(Errno::RANGE) {
+        names.resize(64 << 10, 0);
+        listed = rustix::fs::llistxattr(path, &mut names[..]);
+    }
+    let len = match listed {
         Ok(len) => len,
         Err(Errno::OPNOTSUPP | Errno::NOENT) => return Ok(Vec::new()),
         Err(e) => return Err(context(e)),
@@ -400,6 +432,9 @@ pub(crate) fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names: BTreeSet<&[u8]> =
         names.split(|b| *b == 0).filter(|name| name.starts_with(b"user.")).collect();
     let mut found = Vec::new();
+    if names.is_empty() {
+        return Ok(found);
+    }
     let mut value = vec![0; 64 << 10]; // XATTR_SIZE_MAX
     for name in names {
         let c_name: CString = c_string(name);
