@@ -99,7 +99,7 @@ fn restart(host: &mut Host, failpoint: Option<&str>) {
 /// One migration in which `victim` dies at `failpoint`; the workload writes throughout.
 fn crash_in_migration(victim: &str, failpoint: &str) {
     let mut pair = Pair::new();
-    let ledger = Ledger::start(&[pair.address.clone()]);
+    let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     ledger.wait_more(10);
     let host = if victim == "a" { &mut pair.a } else { &mut pair.b };
     restart(host, Some(failpoint));
@@ -153,24 +153,46 @@ crashes! {
     target_dies_after_the_workload_started: "b" at "after-start-workload";
 }
 
-/// The same before anything was ever sent: `victim` dies in the middle of the first, full send.
-fn crash_in_full_send(victim: &str, failpoint: &str) {
+/// `victim` dies in the middle of a large send: the first, full one, or an increment.
+fn crash_in_send(victim: &str, failpoint: &str, full: bool) {
     let mut pair = Pair::unprotected();
+    let protect = |a: &Host, name: &str| {
+        a.ok(&["protect", "data/db", "--to", "b", "--name", name, "--rpo", "200ms", "--create"]);
+    };
+    protect(&pair.a, "db0");
+    pair.a.wait_in_step("db0");
+    let live = pair.world.path().join("a-vault/live/vault/data/db");
+    let ballast: Vec<u8> =
+        (0..12_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    // What was there before protection began goes in full, what comes later as an increment.
+    pair.a.ok(&["unprotect", "db0"]);
+    if full {
+        std::fs::write(live.join("ballast"), &ballast).expect("room");
+    } else {
+        protect(&pair.a, "db");
+        pair.a.wait_in_step("db");
+    }
     let host = if victim == "a" { &mut pair.a } else { &mut pair.b };
     restart(host, Some(failpoint));
     pair.a.wait_connected("b");
     pair.b.wait_connected("a");
-    let ballast: Vec<u8> =
-        (0..12_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
-    pair.a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "200ms", "--create"]);
-    let live = pair.volume(&pair.a);
-    std::fs::write(live.join("ballast"), &ballast).expect("a volume that was just made has a path");
+    // Whether the command hears of it in time does not matter here.
+    let asked = full.then(|| {
+        let words = ["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "200ms"];
+        pair.a.spawn(&words)
+    });
+    if !full {
+        std::fs::write(live.join("ballast"), &ballast).expect("room");
+    }
     let host = if victim == "a" { &mut pair.a } else { &mut pair.b };
     host.wait_killed();
     host.serve();
+    if let Some(asked) = asked {
+        let _ = asked.wait_with_output();
+    }
     pair.b.wait_unit("db", "known", |u| u["role"] == "standby");
     pair.run();
-    let ledger = Ledger::start(&[pair.address.clone()]);
+    let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     ledger.wait_more(10);
     pair.a.wait_in_step("db");
     pair.a.json(&["migrate", "db", "--to", "b"]);
@@ -181,19 +203,29 @@ fn crash_in_full_send(victim: &str, failpoint: &str) {
 }
 
 #[test]
-fn source_dies_in_a_large_send() {
-    crash_in_full_send("a", "mid-send@5000000");
+fn source_dies_in_a_full_send() {
+    crash_in_send("a", "mid-full-send@5000000", true);
 }
 
 #[test]
-fn target_dies_in_a_large_send() {
-    crash_in_full_send("b", "mid-receive@5000000");
+fn target_dies_in_a_full_send() {
+    crash_in_send("b", "mid-full-receive@5000000", true);
+}
+
+#[test]
+fn source_dies_in_an_increment() {
+    crash_in_send("a", "mid-increment-send@5000000", false);
+}
+
+#[test]
+fn target_dies_in_an_increment() {
+    crash_in_send("b", "mid-increment-receive@5000000", false);
 }
 
 #[test]
 fn target_dies_between_commit_and_word() {
     let mut pair = Pair::new();
-    let ledger = Ledger::start(&[pair.address.clone()]);
+    let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     ledger.wait_more(10);
     restart(&mut pair.b, Some("after-commit:3"));
     pair.b.wait_killed();
@@ -206,7 +238,7 @@ fn target_dies_between_commit_and_word() {
 #[test]
 fn source_dies_while_the_workload_is_frozen_and_it_is_thawed() {
     let mut pair = Pair::new();
-    let ledger = Ledger::start(&[pair.address.clone()]);
+    let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     ledger.wait_more(10);
     restart(&mut pair.a, Some("frozen:3"));
     pair.a.wait_killed();
@@ -218,7 +250,7 @@ fn source_dies_while_the_workload_is_frozen_and_it_is_thawed() {
 #[test]
 fn daemons_killed_at_random_moments_leave_one_writer() {
     let mut pair = Pair::new();
-    let ledger = Ledger::start(&[pair.address.clone()]);
+    let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     let mut seed: u64 = std::env::var("FLOCKER_CRASH_SEED")
         .ok()
         .and_then(|s| s.parse().ok())

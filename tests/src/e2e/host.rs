@@ -49,10 +49,11 @@ impl Default for World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("FLOCKER_KEEP").is_some() {
-            if let Some(dir) = self.dir.take() {
-                eprintln!("kept: {}", dir.keep().display());
-            }
+        if std::thread::panicking()
+            && std::env::var_os("FLOCKER_KEEP").is_some()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("kept: {}", dir.keep().display());
         }
     }
 }
