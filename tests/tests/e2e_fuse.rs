@@ -52,9 +52,9 @@ fn populate(path: &Path, round: u32) {
     };
     std::fs::create_dir_all(path.join("dir/deep")).expect("a directory");
     for i in 0..30u32 {
-        if round > 0 && i % 7 == 0 {
+        if round > 0 && i.is_multiple_of(7) {
             let _ = std::fs::remove_file(path.join(format!("dir/f{i}")));
-        } else if (i + round) % 3 == 0 || round == 0 {
+        } else if (i + round).is_multiple_of(3) || round == 0 {
             let size = ((i * 7919 + round * 104_729) % 300_000) as usize;
             write(format!("dir/f{i}"), (0..size).map(|b| ((b as u32 * i) >> 3) as u8).collect());
         }
