@@ -208,7 +208,10 @@ fn wait_for_path(node: &Node) -> anyhow::Result<PathBuf> {
 
 fn protect(teller: &mut Teller<'_>, stage: &mut Stage, args: &DemoArgs) -> anyhow::Result<Preload> {
     teller.chapter("A volume and its workload")?;
-    let rpo = format!("{}ms", args.rpo.as_millis());
+    let rpo = match args.rpo.subsec_millis() {
+        0 => format!("{}s", args.rpo.as_secs()),
+        _ => format!("{}ms", args.rpo.as_millis()),
+    };
     let words = ["protect", DATASET, "--create", "--to", "b", "--rpo", &rpo];
     teller.command("a", &words)?;
     stage.a.tell(&words)?;
