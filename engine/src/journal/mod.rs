@@ -1,7 +1,7 @@
 //! The journal: what must be durable before it is acted on. One redb file a node.
 //!
 //! Owns: the node's name and incarnation, its units, its peers, and the invitations that are open.
-//! Leaves to others: what any of it means (`flocker_core`), what merely happened ([`crate::history`]).
+//! Leaves to others: what any of it means (`flocker_core`), what merely happened (`history`).
 //!
 //! ```text
 //! node         "format" | "name" | "incarnation"  → bytes
