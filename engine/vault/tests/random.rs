@@ -211,8 +211,14 @@ fn check(rounds: &[Round]) {
     to.verify().expect("sound");
 }
 
+/// Trees tried: some seconds by default, more where `PROPTEST_CASES` says so.
+fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(30)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 300, ..ProptestConfig::with_cases(cases()) })]
     #[test]
     fn a_tree_arrives_equal_whatever_was_done_to_it_and_in_whatever_steps(rounds in rounds()) {
         check(&rounds);

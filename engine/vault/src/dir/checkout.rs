@@ -167,27 +167,38 @@ impl<B: ReadBlocks> Checkout<'_, B> {
         hash.map(|hash| Inode::load(self.blocks, &hash)).transpose()
     }
 
-    /// Where a directory of the old set is right now.
-    fn now(&self, object: u64, depth: usize) -> Result<PathBuf> {
-        if object == ROOT_OBJECT {
-            return Ok(self.place.tree.clone());
-        }
-        if self.aside.contains(&object) {
-            return Ok(self.stage(object));
-        }
-        if depth > MAX_DEPTH {
-            return Err(damaged("directories in a ring"));
-        }
-        let hash = self.from.get(self.blocks, object)?;
-        let link = self
-            .load(hash)?
+    /// The one name of a directory in a set.
+    fn link_of(&self, set: &Tree<Hash>, object: u64) -> Result<Link> {
+        let hash = set.get(self.blocks, object)?;
+        self.load(hash)?
+            .filter(|(_, inode)| inode.kind == FileKind::Directory)
             .and_then(|(_, inode)| inode.links.into_iter().next())
-            .ok_or_else(|| damaged(format!("directory {object} has no name")))?;
-        Ok(self.now(link.parent, depth + 1)?.join(os_name(&link.name)))
+            .ok_or_else(|| damaged(format!("there is no directory {object} with a name")))
+    }
+
+    /// Where a directory of the old set is right now.
+    fn now(&self, object: u64) -> Result<PathBuf> {
+        let (mut at, mut names) = (object, Vec::new());
+        let mut path = loop {
+            if at == ROOT_OBJECT {
+                break self.place.tree.clone();
+            }
+            if self.aside.contains(&at) {
+                break self.stage(at);
+            }
+            let link = self.link_of(&self.from, at)?;
+            names.push(link.name);
+            at = link.parent;
+            if names.len() > MAX_DEPTH {
+                return Err(damaged("directories in a ring"));
+            }
+        };
+        path.extend(names.iter().rev().map(|name| os_name(name)));
+        Ok(path)
     }
 
     fn name_now(&self, link: &Link) -> Result<PathBuf> {
-        Ok(self.now(link.parent, 0)?.join(os_name(&link.name)))
+        Ok(self.now(link.parent)?.join(os_name(&link.name)))
     }
 
     /// Without root even an owner may not change what a directory forbids.
@@ -234,49 +245,63 @@ impl<B: ReadBlocks> Checkout<'_, B> {
         Ok(())
     }
 
-    /// Makes sure that a directory of the new set is in its place, and says where.
-    fn directory(&mut self, object: u64, depth: usize) -> Result<(PathBuf, usize)> {
-        if object == ROOT_OBJECT {
-            return Ok((self.place.tree.clone(), 0));
+    /// Makes sure that a directory of the new set is in its place; says where, and how deep.
+    fn directory(&mut self, object: u64) -> Result<(PathBuf, usize)> {
+        let (mut at, mut missing) = (object, Vec::new());
+        let mut path = loop {
+            if at == ROOT_OBJECT {
+                break self.place.tree.clone();
+            }
+            if let Some(path) = self.paths.get(&at) {
+                break path.clone();
+            }
+            let link = self.link_of(&self.to, at)?;
+            missing.push((at, link.clone()));
+            at = link.parent;
+            if missing.len() > MAX_DEPTH {
+                return Err(damaged("directories in a ring"));
+            }
+        };
+        for (object, link) in missing.into_iter().rev() {
+            let parent = path;
+            path = parent.join(os_name(&link.name));
+            if self.aside.remove(&object) {
+                self.clear(&path)?;
+                self.touch(link.parent, &parent);
+                std::fs::rename(self.stage(object), &path).map_err(|e| io(&path, e))?;
+                // Its `..` was written, which some file systems count as a change of it.
+                self.touched.insert(object);
+            } else {
+                self.make_directory(link.parent, &parent, &path)?;
+            }
+            if self.paths.len() >= PATHS_KEPT {
+                self.paths.clear();
+            }
+            self.paths.insert(object, path.clone());
         }
-        if let Some(path) = self.paths.get(&object) {
-            let below = path.components().count() - self.place.tree.components().count();
-            return Ok((path.clone(), below));
-        }
-        if depth > MAX_DEPTH {
-            return Err(damaged("directories in a ring"));
-        }
-        let hash = self.to.get(self.blocks, object)?;
-        let (_, inode) = self
-            .load(hash)?
-            .filter(|(_, inode)| inode.kind == FileKind::Directory)
-            .ok_or_else(|| damaged(format!("the directory {object} does not exist")))?;
-        let link = inode
-            .links
-            .first()
-            .ok_or_else(|| damaged(format!("directory {object} has no name")))?;
-        let (parent, above) = self.directory(link.parent, depth + 1)?;
-        let path = parent.join(os_name(&link.name));
-        if self.aside.remove(&object) {
-            self.clear(&path)?;
-            self.touch(link.parent, &parent);
-            std::fs::rename(self.stage(object), &path).map_err(|e| io(&path, e))?;
-            // Its `..` was written, which some file systems count as a change of it.
-            self.touched.insert(object);
-        } else if std::fs::symlink_metadata(&path).is_err() {
-            self.touch(link.parent, &parent);
-            make_dir(&path)?;
-        }
-        if self.paths.len() >= PATHS_KEPT {
-            self.paths.clear();
-        }
-        self.paths.insert(object, path.clone());
-        Ok((path, above + 1))
+        let depth = path.components().count() - self.place.tree.components().count();
+        Ok((path, depth))
     }
 
     fn touch(&mut self, object: u64, path: &Path) {
         if self.touched.insert(object) {
             self.unlock(path);
+        }
+    }
+
+    /// Makes a directory unless it is there. It is only there as a directory: whoever sent the set could
+    /// have given a symlink the same name, and what goes below would leave the tree.
+    fn make_directory(&mut self, above: u64, parent: &Path, path: &Path) -> Result<()> {
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => Ok(()),
+            Ok(meta) if super::scan::kind_of(&meta).is_some() => {
+                Err(damaged(format!("two objects at {}", path.display())))
+            }
+            _ => {
+                self.clear(path)?;
+                self.touch(above, parent);
+                std::fs::create_dir(path).map_err(|e| io(path, e))
+            }
         }
     }
 
@@ -301,7 +326,7 @@ impl<B: ReadBlocks> Checkout<'_, B> {
             return Ok(());
         }
         if inode.kind == FileKind::Directory {
-            let (_, depth) = self.directory(number, 0)?;
+            let (_, depth) = self.directory(number)?;
             self.directories.insert(number, depth);
             return Ok(());
         }
@@ -330,7 +355,7 @@ impl<B: ReadBlocks> Checkout<'_, B> {
             None => None,
         };
         for link in inode.links.iter().filter(|link| !kept(link)) {
-            let (parent, _) = self.directory(link.parent, 0)?;
+            let (parent, _) = self.directory(link.parent)?;
             let path = parent.join(os_name(&link.name));
             self.touch(link.parent, &parent);
             self.clear(&path)?;
@@ -347,7 +372,7 @@ impl<B: ReadBlocks> Checkout<'_, B> {
     }
 
     fn path_of(&mut self, link: &Link) -> Result<PathBuf> {
-        let (parent, _) = self.directory(link.parent, 0)?;
+        let (parent, _) = self.directory(link.parent)?;
         Ok(parent.join(os_name(&link.name)))
     }
 
@@ -450,7 +475,7 @@ impl<B: ReadBlocks> Checkout<'_, B> {
             let hash = self.to.get(self.blocks, object)?;
             let is_dir = |inode: &Inode| inode.kind == FileKind::Directory;
             if self.load(hash)?.is_some_and(|(_, inode)| is_dir(&inode)) {
-                let (_, depth) = self.directory(object, 0)?;
+                let (_, depth) = self.directory(object)?;
                 self.directories.insert(object, depth);
             }
         }
@@ -464,7 +489,7 @@ impl<B: ReadBlocks> Checkout<'_, B> {
             let Some(hash) = self.to.get(self.blocks, object)? else {
                 continue;
             };
-            let (path, _) = self.directory(object, 0)?;
+            let (path, _) = self.directory(object)?;
             let (_, inode) = Inode::load(self.blocks, &hash)?;
             self.attributes(&path, &inode)?;
             self.remember(object, &path, hash, &inode)?;
@@ -508,3 +533,6 @@ fn make(path: &Path, inode: &Inode) -> Result<()> {
         FileKind::Directory => make_dir(path),
     }
 }
+
+#[cfg(test)]
+mod tests;
