@@ -37,6 +37,9 @@ pub(crate) const QUEUE: usize = 4096;
 /// Longest wait of the loop; the watchdog of actions runs at least this often.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// Shortest wait: a timer that is always due costs a tick a millisecond, not a whole core.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// What reaches the loop.
 pub(crate) enum Turn {
     /// For the core.
@@ -97,7 +100,10 @@ impl Loop {
         let mut watched = Instant::now();
         self.perform();
         loop {
-            let wait = self.node.poll_timeout().map_or(IDLE, |at| self.clock.until(at).min(IDLE));
+            let wait = self
+                .node
+                .poll_timeout()
+                .map_or(IDLE, |at| self.clock.until(at).clamp(SHORTEST, IDLE));
             match turns.recv_timeout(wait) {
                 Ok(Turn::Input(input)) => self.input(input),
                 Ok(Turn::Command(command, answer)) => self.command(command, answer),
