@@ -57,10 +57,10 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::Exists
         | FailureCode::Unsupported
         | FailureCode::Modified
-        | FailureCode::NoBase => Exit::Refused,
+        | FailureCode::NoBase
+        | FailureCode::Busy => Exit::Refused,
         FailureCode::NoSpace
         | FailureCode::BadStream
-        | FailureCode::Busy
         | FailureCode::ConnectionLost
         | FailureCode::TimedOut
         | FailureCode::Workload

@@ -133,7 +133,7 @@ fn what_was_not_granted_is_refused_by_name_and_changes_nothing() {
     let (_, words) = a.fails(&["protect", "data/none", "--to", "b"]);
     assert!(words.contains("data/none") && words.contains("does not exist"), "{words}");
     let (_, words) = a.fails(&["protect", "data/db", "--to", "zork"]);
-    assert!(words.contains("zork") && words.contains("paired"), "{words}");
+    assert!(words.contains("zork") && words.contains("no peer"), "{words}");
 }
 
 #[test]

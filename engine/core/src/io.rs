@@ -266,6 +266,8 @@ pub enum Action {
     StartWorkload {
         /// What.
         workload: WorkloadRecord,
+        /// The volumes: each must still be reachable at its path, or nothing is started.
+        datasets: Vec<DatasetName>,
         /// The path of each volume; the first is the working directory.
         paths: Vec<PathBuf>,
     },

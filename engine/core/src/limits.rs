@@ -58,6 +58,10 @@ pub(crate) const RESTART_FIRST_MS: u64 = 1_000;
 /// Below this estimate a step is not worth a look at the room left, bytes, unless there is a quota.
 pub(crate) const ROOM_CHECK_BYTES: u64 = 64 << 20;
 
+/// A standby that heard nothing of its unit for this long beyond two of its intervals is no longer
+/// counted on by its primary, and may be let go on the standby's side.
+pub(crate) const SILENT_MS: u64 = 30_000;
+
 /// Between two tries to make volumes reachable, or to stop and fence them: whoever is in the way is
 /// named in the alarm, and gone soon after it was read.
 pub(crate) const RETRY_MS: u64 = 2_000;

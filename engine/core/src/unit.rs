@@ -217,14 +217,14 @@ impl Unit {
             replica.down(ctx, self.record.id);
         }
         if self.follows(peer) {
-            self.standby.heard = false;
+            self.standby.heard_at = None;
         }
         self.cutover_peer_down(ctx, peer);
     }
 
     pub(crate) fn handle_message(&mut self, ctx: &mut Ctx, peer: Fingerprint, message: Message) {
         if self.follows(peer) {
-            self.standby.heard = true;
+            self.standby.heard_at = Some(ctx.now.mono_ms);
         }
         // The settling of an attempt crosses epochs by its nature, so it comes before the rule.
         match message.body {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use flocker_core::ids::UnitId;
 use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{WorkloadKind, WorkloadRecord};
-use flocker_core::{Action, Failure, Outcome};
+use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
     Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec, StoreError,
 };
@@ -34,7 +34,10 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             let running = tools.workloads.probe(unit)?;
             Ok(Outcome::Probed { running })
         }
-        Action::StartWorkload { workload, paths } => start(tools, unit, &workload, &paths),
+        Action::StartWorkload { workload, datasets, paths } => {
+            reachable(tools, &datasets, &paths)?;
+            start(tools, unit, &workload, &paths)
+        }
         Action::StopWorkload { limit_ms } => {
             tools.workloads.stop(unit, Duration::from_millis(limit_ms))?;
             Ok(Outcome::Nothing)
@@ -196,6 +199,22 @@ fn changed(tools: &Tools, since: &[SnapshotName]) -> Result<Outcome, Failure> {
         };
     }
     Ok(Outcome::Changed(all))
+}
+
+/// A workload that was started beside its volume would write where nothing is replicated.
+fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Result<(), Failure> {
+    for (dataset, path) in datasets.iter().zip(paths) {
+        let info = tools.store.dataset(dataset).map_err(failure)?;
+        if info.mounted_at.as_ref() == Some(path) && info.writable && path.is_dir() {
+            continue;
+        }
+        let text = format!(
+            "{dataset} is not mounted writable at {}: the workload is not started there",
+            path.display()
+        );
+        return Err(Failure::new(Remedy::Retry, FailureCode::NotFound, text));
+    }
+    Ok(())
 }
 
 fn start(

@@ -118,6 +118,43 @@ fn a_tree_travels_in_full_and_in_steps_with_everything_in_it() {
     assert_eq!(listing(&path), second, "the source was not touched");
 }
 
+/// Once a directory that was away for a moment was taken for a volume without live data: replication
+/// stood still and said it was in step, and a move went by the last snapshot.
+#[test]
+fn a_live_directory_that_is_gone_is_an_error_everywhere_until_it_is_back() {
+    let (dir, vault) = new_vault();
+    let dataset = name("vault/db");
+    vault.create(&dataset, DatasetKind::Directory).expect("create");
+    let live = live(&vault, "vault/db");
+    sh(&live, "echo 1 > ledger");
+    take(&vault, "vault/db@1");
+    sh(&live, "echo 2 >> ledger");
+    let away = dir.path().join("away");
+    std::fs::rename(&live, &away).expect("moved away");
+    let gone = |what: &str, outcome: Result<(), StoreError>| match outcome {
+        Err(StoreError::Corrupt { path, detail }) => {
+            assert!(path == live && detail.contains("vault/db"), "{what}: {detail}");
+        }
+        other => panic!("{what}: {other:?}"),
+    };
+    let first = snap("vault/db@1");
+    gone("changed_since", vault.changed_since(&first).map(drop));
+    gone("fence", vault.fence(&dataset));
+    gone("activate", vault.activate(&dataset).map(drop));
+    let spec = SnapshotSpec {
+        names: vec![snap("vault/db@2")],
+        quiesced: true,
+        properties: BTreeMap::new(),
+    };
+    gone("snapshot", vault.snapshot(&spec).map(drop));
+    std::fs::rename(&away, &live).expect("moved back");
+    assert!(matches!(vault.changed_since(&first), Ok(Change::Changed { .. })));
+    take(&vault, "vault/db@2");
+    vault.fence(&dataset).expect("fence");
+    assert_eq!(vault.activate(&dataset).expect("activate"), Some(live.clone()));
+    assert_eq!(std::fs::read_to_string(live.join("ledger")).expect("the ledger"), "1\n2\n");
+}
+
 #[test]
 fn a_small_change_is_a_small_step() {
     let (_dir, vault) = new_vault();

@@ -98,7 +98,7 @@ impl World {
             }
             Action::Changed { since } => self.changed(node, since),
             Action::ProbeWorkload => Ok(self.probe(node, unit)),
-            Action::StartWorkload { workload, paths } => {
+            Action::StartWorkload { workload, paths, .. } => {
                 let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
                 self.start_workload(node, unit, workload, paths.first())
             }

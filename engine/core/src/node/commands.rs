@@ -5,6 +5,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Now, RequestId, UnitId};
 use crate::io::{Action, Command, Effect, Inspected, Outcome, Reply};
+use crate::limits::SILENT_MS;
 use crate::record::{Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord};
 use crate::replicate::Replica;
 use crate::unit::{Op, Unit};
@@ -168,7 +169,9 @@ impl Node {
                 false
             }
             Role::Following { source } => {
-                if unit.standby.heard && peers.get(&source).is_some_and(|p| p.connected) {
+                let silent_ms = 2 * unit.record.policy.rpo_ms() + SILENT_MS;
+                let heard = unit.standby.heard_at.is_some_and(|at| now.mono_ms < at + silent_ms);
+                if heard && peers.get(&source).is_some_and(|p| p.connected) {
                     let text = format!(
                         "{name} is a standby of {}; run `flocker-repl unprotect {name}` there",
                         peers.get(&source).map_or_else(String::new, |p| p.record.name.clone())

@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{OpId, RequestId};
 use crate::io::{Action, EventKind, Outcome, Reply};
-use crate::limits::RESTART_FIRST_MS;
+use crate::limits::{RESTART_FIRST_MS, RETRY_MS};
 use crate::record::WorkloadRecord;
 use crate::unit::{Op, Unit};
 
@@ -97,7 +97,8 @@ impl Unit {
         else {
             return;
         };
-        let action = Action::StartWorkload { workload, paths: paths.clone() };
+        let action =
+            Action::StartWorkload { workload, datasets: self.datasets(), paths: paths.clone() };
         let op = ctx.run(self.id(), Op::Work, action);
         let since = ctx.now.mono_ms;
         self.work = Work::Starting { op, since, request, restarts, ended: None };
@@ -149,6 +150,11 @@ impl Unit {
                     let again_at = Some(ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
                     let status = failure.message.clone();
                     self.work = Work::Ended { status, again_at, restarts: restarts + 1 };
+                    if failure.code == FailureCode::NotFound {
+                        // The volume is not where it was: make it reachable again first.
+                        let retry_at = ctx.now.mono_ms + RETRY_MS;
+                        self.service = Service::Failed { retry_at };
+                    }
                     self.activation_failed(ctx, failure.clone());
                 } else {
                     let start_ms = ctx.now.mono_ms - since;

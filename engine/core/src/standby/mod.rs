@@ -29,8 +29,9 @@ pub(crate) struct StandbyView {
     ended_before: VecDeque<TransferId>,
     /// Wall clock of the primary at the latest moment at which this replica equalled it.
     pub(crate) equal_wall_ms: Option<i64>,
-    /// The primary spoke of this unit since it last connected: it still counts on this standby.
-    pub(crate) heard: bool,
+    /// When the primary last spoke of this unit since it connected, monotonic milliseconds: then it
+    /// counts on this standby.
+    pub(crate) heard_at: Option<u64>,
     /// The newest snapshot of a volume is fuzzy: not a moment that ever was.
     fuzzy: BTreeMap<VolumeId, bool>,
     /// Looks for whoever asked; void once a receive has begun.

@@ -39,8 +39,13 @@ fn io(path: &Path, e: std::io::Error) -> StoreError {
     StoreError::io(format!("moving {}", path.display()), e)
 }
 
-fn exists(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok()
+/// What cannot be looked at is not gone.
+fn exists(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(StoreError::io(format!("looking at {}", path.display()), e)),
+    }
 }
 
 impl Directory {
@@ -84,7 +89,7 @@ impl Directory {
 
     /// Makes the row say what the disk says.
     fn settle(&mut self) -> Result<()> {
-        let (open, hidden) = (exists(&self.live_path()), exists(&self.place().tree));
+        let (open, hidden) = (exists(&self.live_path())?, exists(&self.place().tree)?);
         let state = match (self.state, open, hidden) {
             (Live::Open, true, false) => Live::Open,
             // Between a rename and its row, in either direction: it was reachable, so it is not clean.
@@ -107,16 +112,27 @@ impl Directory {
             }
             (Live::Fenced, true, true) => Live::Fenced,
             (Live::Absent, _, false) => Live::Absent,
-            (Live::Open | Live::Fenced | Live::Clean(_), false, false) => {
-                tracing::warn!(dataset = %self.name, "its live directory is gone; the snapshots remain");
-                Live::Absent
-            }
+            // What was written there is nowhere else: nothing is snapshotted, fenced or moved on
+            // the strength of an older snapshot.
+            (Live::Open, false, false) => return Err(self.gone(self.live_path())),
+            (Live::Fenced, false, false) => return Err(self.gone(self.place().tree)),
+            // A checkout that nobody has used can be made again.
+            (Live::Clean(_), false, false) => Live::Absent,
             (Live::Clean(_), true, false) => Live::Open,
         };
         if state != self.state {
             self.set_state(state)?;
         }
         Ok(())
+    }
+
+    fn gone(&self, path: PathBuf) -> StoreError {
+        let detail = format!(
+            "the live directory of {} is gone; move it back (nothing is replicated or moved until \
+             then, the snapshots remain)",
+            self.name
+        );
+        StoreError::Corrupt { path, detail }
     }
 
     /// Writes the state durably.
