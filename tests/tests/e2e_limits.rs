@@ -162,3 +162,63 @@ fn a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroye
     assert!(words.contains(&replica), "the standby's dataset is named: {words}");
     assert_eq!(std::fs::read(&foreign).expect("it is kept"), b"somebody's only copy");
 }
+
+/// A volume whose directory was moved away, if only for a moment, once stood still and said to be in
+/// step; a migration then went by the last snapshot and lost what came after it.
+#[test]
+fn a_live_directory_that_is_away_is_an_alarm_and_no_migration_goes_by_an_older_snapshot() {
+    let world = World::new();
+    let (a, b) = paired(&world);
+    a.ok(&["protect", "data/db", "--to", "b", "--rpo", "300ms", "--create"]);
+    let live = volume(&a, &world, "db");
+    std::fs::write(live.join("one"), b"1").expect("room");
+    a.wait_in_step("db");
+    let away = world.path().join("away");
+    std::fs::write(live.join("two"), b"2").expect("room");
+    std::fs::rename(&live, &away).expect("moved away");
+    let unit = a.wait_unit("db", "alarmed", |u| !u["alarm"].is_null());
+    let words = unit["alarm"]["message"].as_str().expect("words").to_owned();
+    assert!(words.contains("gone"), "{words}");
+    let (_, words) = a.fails(&["migrate", "db", "--to", "b"]);
+    assert!(!words.is_empty());
+    assert_eq!(a.unit("db").expect("the unit")["epoch"]["number"], 1);
+    std::fs::rename(&away, &live).expect("moved back");
+    a.wait_unit("db", "well again", |u| u["alarm"].is_null() && u["role"] == "primary");
+    a.wait_unit("db", "in step", |u| u["standbys"][0]["lag_ms"].as_u64() < Some(2000));
+    a.json(&["migrate", "db", "--to", "b"]);
+    let there = volume(&b, &world, "db");
+    assert_eq!(std::fs::read(there.join("two")).expect("what came after"), b"2");
+}
+
+/// A workload that was asked for while its dataset was not mounted once wrote into the bare
+/// mountpoint, beside the volume.
+#[test]
+fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_all() {
+    let test = "a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_all";
+    let (Some(pa), Some(pb)) = (pool_or_skip("uma", 128, test), pool_or_skip("umb", 128, test))
+    else {
+        return;
+    };
+    let world = World::new();
+    let host = |name: &str, pool: &str| {
+        let listen = format!("127.0.0.1:{}", flocker_tests::e2e::host::free_udp_port());
+        Host::init(&world, name, &format!("zfs:{pool}"), &listen, None)
+    };
+    let (mut a, mut b) = (host("a", pa.name()), host("b", pb.name()));
+    a.serve();
+    b.serve();
+    a.pair(&b, [&format!("{}/recv", pa.name()), &format!("{}/recv", pb.name())]);
+    let dataset = format!("{}/db", pa.name());
+    zfs(&["create", &dataset]);
+    a.ok(&["protect", &dataset, "--to", "b", "--rpo", "500ms"]);
+    let inside = pa.mountpoint().join("db");
+    std::fs::write(inside.join("mark"), b"of the volume").expect("room");
+    zfs(&["umount", &dataset]);
+    let script = "test -e mark && touch started && exec sleep 600";
+    let _ = a.run(&["run", "db", "--", "sh", "-c", script]);
+    a.wait_serving("db");
+    assert!(inside.join("mark").exists(), "the dataset is mounted again");
+    assert!(inside.join("started").exists(), "and the workload started in it");
+    a.ok(&["stop", "db"]);
+    drop(b);
+}
