@@ -6,7 +6,7 @@
 //! | name | when |
 //! | --- | --- |
 //! | `before-persist:WORD`, `after-persist:WORD` | a journal transaction changes a unit whose role is then WORD (`serving`, `leaving`, `handed-over`, `following`, `ready`, or `deleted`) |
-//! | `before-ACTION`, `after-ACTION` | an action begins, or was done and not yet reported: `inspect`, `room`, `snapshot`, `tidy`, `changed`, `probe-workload`, `start-workload`, `stop-workload`, `fence`, `verify-unwritten`, `activate`, `mirror`, `give-back` |
+//! | `before-ACTION`, `after-ACTION` | an action begins, or was done and not yet reported: `inspect`, `room`, `snapshot`, `tidy`, `changed`, `probe-workload`, `start-workload`, `stop-workload`, `fence`, `verify-unwritten`, `rehearse`, `activate`, `mirror`, `give-back` |
 //! | `frozen` | inside a snapshot, while the workload is frozen |
 //! | `mid-send@BYTES`, `mid-receive@BYTES` | the stream of one transfer has passed that many bytes |
 //! | `mid-full-send@BYTES`, `mid-increment-send@BYTES`, `mid-full-receive@BYTES`, `mid-increment-receive@BYTES` | likewise, of one kind only |

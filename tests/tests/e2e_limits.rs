@@ -222,3 +222,29 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
     a.ok(&["stop", "db"]);
     drop(b);
 }
+
+/// A target whose path is taken once said that it was ready, and the unit was down until somebody
+/// cleared the way.
+#[test]
+fn a_target_whose_path_is_taken_refuses_while_the_source_can_still_go_on() {
+    let world = World::new();
+    let (a, b) = paired(&world);
+    a.ok(&["protect", "data/db", "--to", "b", "--rpo", "300ms", "--create"]);
+    for host in [&b, &a] {
+        host.ok(&["run", "db", "--", "sleep", "600"]);
+    }
+    a.wait_serving("db");
+    a.wait_in_step("db");
+    let place = volume(&b, &world, "db");
+    std::fs::create_dir_all(&place).expect("a directory in the way");
+    std::fs::write(place.join("foreign"), b"mine").expect("a file in it");
+    let (_, words) = a.fails(&["migrate", "db", "--to", "b"]);
+    assert!(words.contains("holds something else"), "{words}");
+    let unit = a.wait_serving("db");
+    assert_eq!(unit["epoch"]["number"], 1);
+    assert_eq!(std::fs::read(place.join("foreign")).expect("kept"), b"mine");
+    std::fs::remove_dir_all(&place).expect("cleared");
+    a.wait_in_step("db");
+    a.json(&["migrate", "db", "--to", "b"]);
+    b.wait_serving("db");
+}

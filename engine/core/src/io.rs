@@ -286,6 +286,12 @@ pub enum Action {
         /// One a volume.
         snapshots: Vec<SnapshotName>,
     },
+    /// Could these replicas be activated now? Everything that can be done ahead is done.
+    /// → [`Outcome::Inspected`], as they are afterwards
+    Rehearse {
+        /// In this order.
+        datasets: Vec<DatasetName>,
+    },
     /// Make the volumes reachable and writable. → [`Outcome::Activated`]
     Activate {
         /// The volumes.

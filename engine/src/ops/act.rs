@@ -22,6 +22,12 @@ fn failure(error: StoreError) -> Failure {
 pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Outcome, Failure> {
     match action {
         Action::Inspect { datasets } => inspect(tools, &datasets),
+        Action::Rehearse { datasets } => {
+            for dataset in &datasets {
+                tools.store.rehearse(dataset).map_err(failure)?;
+            }
+            inspect(tools, &datasets)
+        }
         Action::Room { root } => room(tools, &root),
         Action::Snapshot { names, freeze, quiesced } => {
             snapshot(tools, unit, names, freeze, quiesced)

@@ -15,6 +15,7 @@ pub(super) fn word(action: &Action) -> &'static str {
         Action::StopWorkload { .. } => "stop-workload",
         Action::Fence { .. } => "fence",
         Action::VerifyUnwritten { .. } => "verify-unwritten",
+        Action::Rehearse { .. } => "rehearse",
         Action::Activate { .. } => "activate",
         Action::Mirror { .. } => "mirror",
         Action::GiveBack { .. } => "give-back",
@@ -31,6 +32,7 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
         | Action::VerifyUnwritten { .. }
+        | Action::Rehearse { .. }
         | Action::Activate { .. }
         | Action::GiveBack { .. } => true,
         Action::Inspect { .. }

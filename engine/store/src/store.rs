@@ -198,6 +198,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Busy`] when the path is taken.
     fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>>;
 
+    /// Does all that [`Store::activate`] would need and that can be done while nothing is writable
+    /// yet: the content is whole and ready, the path is free. Changes nothing that anybody sees.
+    ///
+    /// # Errors
+    /// Why [`Store::activate`] would fail now.
+    fn rehearse(&self, dataset: &DatasetName) -> Result<()>;
+
     /// Makes it impossible to write a dataset's live data, by anybody, and reads that back:
     /// holders in any mount namespace, open files, then unmounted or read-only. Idempotent.
     ///

@@ -277,6 +277,13 @@ impl Inner {
         }
     }
 
+    pub(crate) fn rehearse(self: &Arc<Self>, dataset: &DatasetName) -> Result<()> {
+        match self.directory(dataset)? {
+            Some(mut directory) => directory.rehearse(),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn fence(self: &Arc<Self>, dataset: &DatasetName) -> Result<()> {
         match self.directory(dataset)? {
             Some(mut directory) => directory.fence(),

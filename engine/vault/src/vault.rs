@@ -254,6 +254,10 @@ impl Store for Vault {
         self.inner.activate(dataset)
     }
 
+    fn rehearse(&self, dataset: &DatasetName) -> Result<()> {
+        self.inner.rehearse(dataset)
+    }
+
     fn fence(&self, dataset: &DatasetName) -> Result<()> {
         self.inner.fence(dataset)
     }

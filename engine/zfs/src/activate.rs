@@ -43,6 +43,21 @@ impl ZfsStore {
         Ok(Some(path))
     }
 
+    /// Nobody holds it, and the path it belongs to is free.
+    pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
+        let now = self.native(dataset, &["type", "mountpoint"])?;
+        let mounted = mounts::own()?.iter().any(|mount| mount.is_live_of(dataset));
+        if now["type"].value != "filesystem" || mounted {
+            return Ok(());
+        }
+        self.refuse_if_held(dataset)?;
+        match now["mountpoint"].value.as_str() {
+            path if path.starts_with('/') => refuse_taken_path(dataset, Path::new(path)),
+            // Where it would go is said by the options; `activate` looks there.
+            _ => Ok(()),
+        }
+    }
+
     /// `canmount=noauto` and writable, remembering what was.
     fn open_up(&self, dataset: &DatasetName, now: &BTreeMap<String, Native>) -> Result<()> {
         if now["canmount"].value != "noauto" {

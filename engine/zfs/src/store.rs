@@ -269,6 +269,11 @@ impl Store for ZfsStore {
         self.start_receive(spec)
     }
 
+    fn rehearse(&self, dataset: &DatasetName) -> Result<()> {
+        self.inside(dataset)?;
+        self.rehearse_dataset(dataset)
+    }
+
     fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
         self.inside(dataset)?;
         self.activate_dataset(dataset)

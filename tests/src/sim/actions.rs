@@ -36,6 +36,7 @@ impl World {
                 self.rng.range(1, 60)
             }
             Action::Inspect { .. }
+            | Action::Rehearse { .. }
             | Action::Room { .. }
             | Action::Changed { .. }
             | Action::ProbeWorkload
@@ -84,7 +85,9 @@ impl World {
     /// Does it. Also called for what a crash left half done.
     pub(super) fn apply(&mut self, node: usize, unit: UnitId, action: &Action) -> Done {
         match action {
-            Action::Inspect { datasets } => Ok(self.inspect(node, datasets)),
+            Action::Inspect { datasets } | Action::Rehearse { datasets } => {
+                Ok(self.inspect(node, datasets))
+            }
             Action::Room { root } => {
                 let store = &self.hosts[node].store;
                 let available_bytes = if store.full { 0 } else { 1 << 50 };

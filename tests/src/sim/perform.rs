@@ -242,6 +242,7 @@ fn takes_turns(action: &Action) -> bool {
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
+        | Action::Rehearse { .. }
         | Action::Activate { .. }
         | Action::Snapshot { .. }
         | Action::VerifyUnwritten { .. } => true,

@@ -106,7 +106,8 @@ impl Unit {
         if let Err(failure) = answer {
             return self.say(ctx, peer, Body::PrepareReply { attempt, answer: Err(failure) });
         }
-        let op = ctx.run(self.id(), Op::Prepare, Action::Inspect { datasets: self.datasets() });
+        // A target that could not bring the unit up says so while the source can still go on.
+        let op = ctx.run(self.id(), Op::Prepare, Action::Rehearse { datasets: self.datasets() });
         self.standby.preparing =
             Some(Preparing { op, peer, attempt, next, finals, workload_wanted });
     }

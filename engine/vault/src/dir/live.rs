@@ -210,6 +210,15 @@ impl Directory {
         Ok(path)
     }
 
+    /// All of [`Directory::activate`] but for the rename.
+    pub(crate) fn rehearse(&mut self) -> Result<()> {
+        if self.state == Live::Open {
+            return Ok(());
+        }
+        self.prepare()?;
+        self.path_is_free(&self.live_path())
+    }
+
     fn make_hidden(&self) -> Result<()> {
         let hidden = layout::hidden(&self.inner.path, self.id);
         std::fs::create_dir_all(&hidden).map_err(|e| io(&hidden, e))
@@ -225,7 +234,7 @@ impl Directory {
                 dataset: self.name.clone(),
                 holders: vec![flocker_store::Holder {
                     pid: 0,
-                    command: String::new(),
+                    command: "path".to_owned(),
                     what: format!("{} holds something else", path.display()),
                 }],
             });
