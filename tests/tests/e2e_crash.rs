@@ -119,7 +119,7 @@ fn crash_in_migration(victim: &str, failpoint: &str) {
         _ => (&pair.b, &pair.a),
     };
     from.wait_in_step("db");
-    migrate(from, &to.name);
+    move_unit(from, &to.name);
     to.wait_serving("db");
     assert_eq!(pair.writers(), 1, "{victim} at {failpoint}: one writer after another move");
 }
@@ -155,7 +155,7 @@ crashes! {
 
 /// Moves the unit. Two nodes that have just met again may still replace one of their two connections;
 /// a migration that this hits is taken back, says so, and is asked for once more, as a person would.
-fn migrate(from: &Host, to: &str) {
+fn move_unit(from: &Host, to: &str) {
     let mut words = String::new();
     for _ in 0..5 {
         let output = from.run(&["migrate", "db", "--to", to, "--json"]);
@@ -212,7 +212,7 @@ fn crash_in_send(victim: &str, failpoint: &str, full: bool) {
     let ledger = Ledger::start(std::slice::from_ref(&pair.address));
     ledger.wait_more(10);
     pair.a.wait_in_step("db");
-    migrate(&pair.a, "b");
+    move_unit(&pair.a, "b");
     pair.b.wait_serving("db");
     let moved = std::fs::read(pair.volume(&pair.b).join("ballast")).expect("the ballast");
     assert!(moved == ballast, "{victim} at {failpoint}: the content arrived");
