@@ -381,19 +381,25 @@ impl Host {
         (self.listen.clone(), code, child)
     }
 
-    /// Waits until a peer is connected.
+    /// Waits until a peer is connected, and stays so for a moment.
     ///
     /// # Panics
     /// When it is not in time.
     pub fn wait_connected(&self, peer: &str) {
         let until = Instant::now() + PATIENCE;
+        let mut seen = false;
         loop {
             let status = self.json(&["status"]);
             let peers = status["peers"].as_array().cloned().unwrap_or_default();
             let there = peers.iter().any(|p| p["record"]["name"] == peer && p["connected"] == true);
-            if there {
+            if there && seen {
                 return;
             }
+            if there {
+                // Two nodes that meet dial each other, and one connection is given up soon after.
+                std::thread::sleep(Duration::from_millis(600));
+            }
+            seen = there;
             assert!(
                 Instant::now() < until,
                 "{} never saw {peer}: {status:#}\n{}",
