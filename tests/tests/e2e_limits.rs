@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flocker_tests::e2e::{Host, World, skip};
-use flocker_zfs::fixture::pool_or_skip;
+use flocker_zfs::fixture::{FusePool, pool_or_skip};
 
 fn volume(host: &Host, world: &World, name: &str) -> PathBuf {
     let unit = host.unit(name).expect("the unit");
@@ -130,17 +130,11 @@ fn zfs(args: &[&str]) {
     assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
 }
 
-#[test]
-fn a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroyed() {
-    let test = "a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroyed";
-    let (Some(pa), Some(pb)) = (pool_or_skip("wra", 128, test), pool_or_skip("wrb", 128, test))
-    else {
-        return;
-    };
-    let world = World::new();
+/// Two paired nodes on zfs-fuse, and a dataset of the first that is protected by the second.
+fn protected_on_fuse(world: &World, pa: &FusePool, pb: &FusePool) -> (Host, Host, String) {
     let host = |name: &str, pool: &str| {
         let listen = format!("127.0.0.1:{}", flocker_tests::e2e::host::free_udp_port());
-        Host::init(&world, name, &format!("zfs:{pool}"), &listen, None)
+        Host::init(world, name, &format!("zfs:{pool}"), &listen, None)
     };
     let (mut a, mut b) = (host("a", pa.name()), host("b", pb.name()));
     a.serve();
@@ -149,6 +143,18 @@ fn a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroye
     let dataset = format!("{}/db", pa.name());
     zfs(&["create", &dataset]);
     a.ok(&["protect", &dataset, "--to", "b", "--rpo", "500ms"]);
+    (a, b, dataset)
+}
+
+#[test]
+fn a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroyed() {
+    let test = "a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroyed";
+    let (Some(pa), Some(pb)) = (pool_or_skip("wra", 128, test), pool_or_skip("wrb", 128, test))
+    else {
+        return;
+    };
+    let world = World::new();
+    let (a, _b, _) = protected_on_fuse(&world, &pa, &pb);
     a.wait_in_step("db");
     let replica = format!("{}/recv/db", pb.name());
     zfs(&["mount", &replica]);
@@ -200,17 +206,7 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
         return;
     };
     let world = World::new();
-    let host = |name: &str, pool: &str| {
-        let listen = format!("127.0.0.1:{}", flocker_tests::e2e::host::free_udp_port());
-        Host::init(&world, name, &format!("zfs:{pool}"), &listen, None)
-    };
-    let (mut a, mut b) = (host("a", pa.name()), host("b", pb.name()));
-    a.serve();
-    b.serve();
-    a.pair(&b, [&format!("{}/recv", pa.name()), &format!("{}/recv", pb.name())]);
-    let dataset = format!("{}/db", pa.name());
-    zfs(&["create", &dataset]);
-    a.ok(&["protect", &dataset, "--to", "b", "--rpo", "500ms"]);
+    let (a, _b, dataset) = protected_on_fuse(&world, &pa, &pb);
     let inside = pa.mountpoint().join("db");
     std::fs::write(inside.join("mark"), b"of the volume").expect("room");
     zfs(&["umount", &dataset]);
@@ -220,7 +216,6 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
     assert!(inside.join("mark").exists(), "the dataset is mounted again");
     assert!(inside.join("started").exists(), "and the workload started in it");
     a.ok(&["stop", "db"]);
-    drop(b);
 }
 
 /// A target whose path is taken once said that it was ready, and the unit was down until somebody
