@@ -64,6 +64,7 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::ConnectionLost
         | FailureCode::TimedOut
         | FailureCode::Workload
+        | FailureCode::Unhealthy
         | FailureCode::Cancelled
         | FailureCode::Other => Exit::Failed,
     }

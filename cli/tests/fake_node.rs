@@ -292,6 +292,8 @@ fn migrating(_: &Request) -> Vec<Response> {
             downtime_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
             downtime_total_ms: 95,
             total_ms: 700,
+            predicted: None,
+            budget_ms: None,
             notes: Vec::new(),
         }))),
     ]

@@ -94,7 +94,11 @@ impl History {
                 EventKind::Round(round) => {
                     Some(StampedRound { at_unix_ms: stamped.at_unix_ms, round })
                 }
-                EventKind::Phase { .. }
+                EventKind::Migrated(_)
+                | EventKind::MigrationFailed { .. }
+                | EventKind::FailedOver(_)
+                | EventKind::Drilled(_)
+                | EventKind::Phase { .. }
                 | EventKind::Role { .. }
                 | EventKind::Alarm { .. }
                 | EventKind::Cleared

@@ -139,6 +139,30 @@ fn log(event: &Event) {
             "round"
         ),
         EventKind::Phase { attempt, phase } => tracing::info!(unit, %attempt, phase, "cutover"),
+        EventKind::Migrated(report) => tracing::info!(
+            unit,
+            attempt = %report.attempt,
+            downtime_ms = report.downtime_total_ms,
+            total_ms = report.total_ms,
+            "migrated"
+        ),
+        EventKind::MigrationFailed { attempt, phase, failure } => {
+            tracing::warn!(unit, %attempt, phase, %failure, "migration taken back");
+        }
+        EventKind::FailedOver(report) => tracing::warn!(
+            unit,
+            proof = %report.proof,
+            instance = report.plan.instance,
+            age_ms = report.plan.age_ms,
+            total_ms = report.total_ms,
+            "failed over"
+        ),
+        EventKind::Drilled(report) => tracing::info!(
+            unit,
+            instance = report.instance,
+            healthy = report.trouble.is_none(),
+            "drill"
+        ),
         EventKind::Role { role, epoch } => tracing::info!(unit, role, epoch, "role"),
         EventKind::Alarm { failure } => tracing::error!(unit, %failure, "alarm"),
         EventKind::Cleared => tracing::info!(unit, "alarm cleared"),
@@ -166,6 +190,26 @@ fn count(event: &Event) {
             metrics::counter!("flocker_repl_phases_total", "unit" => unit, "phase" => phase.clone())
                 .increment(1);
         }
+        EventKind::Migrated(report) => {
+            metrics::counter!("flocker_repl_migrations_total", "unit" => unit.clone()).increment(1);
+            count_parts("flocker_repl_downtime_seconds", &unit, &report.downtime_ms);
+            let total = vec![("total".to_owned(), report.downtime_total_ms)];
+            count_parts("flocker_repl_downtime_seconds", &unit, &total);
+        }
+        EventKind::MigrationFailed { phase, .. } => {
+            metrics::counter!("flocker_repl_migrations_failed_total", "unit" => unit, "phase" => phase.clone())
+                .increment(1);
+        }
+        EventKind::FailedOver(report) => {
+            metrics::counter!("flocker_repl_failovers_total", "unit" => unit.clone()).increment(1);
+            count_parts("flocker_repl_failover_seconds", &unit, &report.parts_ms);
+        }
+        EventKind::Drilled(report) => {
+            let healthy = report.trouble.is_none().to_string();
+            metrics::counter!("flocker_repl_drills_total", "unit" => unit.clone(), "healthy" => healthy)
+                .increment(1);
+            count_parts("flocker_repl_drill_seconds", &unit, &report.parts_ms);
+        }
         EventKind::Role { epoch, .. } => {
             metrics::gauge!("flocker_repl_epoch", "unit" => unit).set(*epoch as f64);
         }
@@ -175,5 +219,12 @@ fn count(event: &Event) {
                 .increment(1);
         }
         EventKind::Cleared | EventKind::Note(_) => {}
+    }
+}
+
+fn count_parts(name: &'static str, unit: &str, parts: &[(String, u64)]) {
+    for (part, ms) in parts {
+        metrics::histogram!(name, "unit" => unit.to_owned(), "part" => part.clone())
+            .record(*ms as f64 / 1e3);
     }
 }

@@ -46,6 +46,8 @@ pub(crate) fn facts(store: &dyn Store) -> StoreFacts {
         compressed_send: capabilities.compressed_send,
         large_block_send: capabilities.large_block_send,
         holds: capabilities.holds,
+        atomic_group_snapshot: capabilities.atomic_group_snapshot,
+        fencing_hook: false,
     }
 }
 

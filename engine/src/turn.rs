@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flocker_core::ids::{Fingerprint, RequestId};
-use flocker_core::io::MigrationReport;
 use flocker_core::record::{JournalChange, PeerRecord};
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Effect, Failure, Input, Node, Reply};
@@ -184,11 +183,10 @@ impl Loop {
             Effect::StartReceive { transfer, peer, unit, spec, limit_bytes } => {
                 self.transfers.expect(transfer, peer, unit, spec, limit_bytes)
             }
+            // The supervisor's part comes with the lease.
+            Effect::Lease { .. } => {}
             Effect::CancelTransfer { transfer } => self.transfers.cancel(transfer),
             Effect::Reply { request, reply } => {
-                if let Ok(Reply::Migrated(report)) = &reply {
-                    count_downtime(report);
-                }
                 if let Some(answer) = self.pending.remove(&request) {
                     // Whoever asked may have gone away.
                     let _ = answer.send(reply);
@@ -231,15 +229,4 @@ fn pass_failpoints(when: &str, changes: &[JournalChange]) {
             JournalChange::PutPeer(_) | JournalChange::DeletePeer(_) => {}
         }
     }
-}
-
-fn count_downtime(report: &MigrationReport) {
-    let unit = report.name.clone();
-    metrics::counter!("flocker_repl_migrations_total", "unit" => unit.clone()).increment(1);
-    for (part, ms) in &report.downtime_ms {
-        metrics::histogram!("flocker_repl_downtime_seconds", "unit" => unit.clone(), "part" => part.clone())
-            .record(*ms as f64 / 1e3);
-    }
-    metrics::histogram!("flocker_repl_downtime_seconds", "unit" => unit, "part" => "total")
-        .record(report.downtime_total_ms as f64 / 1e3);
 }

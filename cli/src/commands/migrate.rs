@@ -86,6 +86,10 @@ impl Shown {
                     bar.set_message(word.clone());
                 }
                 kind @ (EventKind::Round(_)
+                | EventKind::Migrated(_)
+                | EventKind::MigrationFailed { .. }
+                | EventKind::FailedOver(_)
+                | EventKind::Drilled(_)
                 | EventKind::Role { .. }
                 | EventKind::Alarm { .. }
                 | EventKind::Cleared

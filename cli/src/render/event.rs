@@ -36,6 +36,27 @@ pub(crate) fn words(kind: &EventKind, names: &Names, theme: Theme) -> String {
                 .lag_before_ms
                 .map_or_else(String::new, |lag| format!(", was {} behind", millis(lag)))
         ),
+        EventKind::Migrated(report) => format!(
+            "migrated in {}, down for {}; epoch {}",
+            millis(report.total_ms),
+            millis(report.downtime_total_ms),
+            report.epoch
+        ),
+        EventKind::MigrationFailed { phase, failure, .. } => {
+            format!("migration ended in {phase}: {}", clean(&failure.message))
+        }
+        EventKind::FailedOver(report) => format!(
+            "failed over in {}: {}; epoch {}",
+            millis(report.total_ms),
+            report.proof,
+            report.epoch
+        ),
+        EventKind::Drilled(report) => match &report.trouble {
+            None => format!("drill on {}: healthy", clean(&report.instance)),
+            Some(trouble) => {
+                format!("drill on {}: {}", clean(&report.instance), clean(&trouble.message))
+            }
+        },
         EventKind::Phase { phase, .. } => format!("phase {}", theme.accent(phase)),
         EventKind::Role { role, epoch } => format!("role {}, epoch {epoch}", theme.strong(role)),
         EventKind::Alarm { failure } => {

@@ -82,6 +82,8 @@ pub(crate) mod samples {
             downtime_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
             downtime_total_ms: 100,
             total_ms: 2400,
+            predicted: None,
+            budget_ms: None,
             notes: vec!["the standby c was left behind".into()],
         }
     }
@@ -119,13 +121,9 @@ pub(crate) mod samples {
             }],
             policy: Policy::Rpo(1000),
             paused: false,
-            workload: Some(WorkloadRecord {
-                kind: WorkloadKind::Process,
-                command: vec!["server".into(), "--port".into(), "5000".into()],
-                stop_limit_ms: 10_000,
-                die_with_daemon: false,
-                wanted: true,
-            }),
+            workload: Some(WorkloadRecord::process(
+                ["server", "--port", "5000"].map(str::to_owned).to_vec(),
+            )),
             workload_state: "running".into(),
             lag_ms: None,
             standbys: vec![standby()],

@@ -10,7 +10,7 @@ use crate::node::{NodeConfig, Peer};
 use crate::unit::Op;
 
 /// Where effects are queued, and what was handed out and not answered yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Out {
     pub(crate) effects: VecDeque<Effect>,
     pub(crate) ops: BTreeMap<OpId, (UnitId, Op)>,

@@ -49,6 +49,8 @@ pub enum FailureCode {
     Conflict,
     /// The workload did not do what it should.
     Workload,
+    /// The workload ran, and did not become healthy in time.
+    Unhealthy,
     /// A request that makes no sense as things are.
     BadRequest,
     /// A person or a newer plan ended it.

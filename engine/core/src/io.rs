@@ -6,8 +6,8 @@
 //!   the process ends;
 //! - each [`Effect::Run`] is answered by one [`Input::Done`] with its `OpId`; each transfer by one
 //!   [`Input::TransferEnded`] per side; each command by one [`Effect::Reply`];
-//! - the actions of one unit that touch its workload or its live volumes (probe, start, stop, fence,
-//!   activate, snapshot, verify) are performed one after another, in the order in which they were
+//! - the actions of one unit that touch its workload or its live volumes (probe, start, stop, network,
+//!   fence, set aside, rehearse, preflight, activate, snapshot, verify) are performed one after another, in the order in which they were
 //!   handed out; all others may run beside them;
 //! - `handle` is called with [`Input::Tick`] no later than `poll_timeout` says.
 
@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::ids::{AttemptId, Fingerprint, OpId, RequestId, TransferId, UnitId, VolumeId};
 use crate::message::Message;
-use crate::record::{Grant, JournalChange, Mirror, PeerRecord, Policy, WorkloadRecord};
+use crate::record::{
+    AddressRecord, Grant, JournalChange, Mirror, PeerRecord, Policy, Proof, StopSignal,
+    WorkloadRecord,
+};
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,20 +104,21 @@ pub enum Command {
         /// Name or fingerprint.
         peer: String,
     },
-    /// Put a dataset under protection, or add a standby to one that is.
+    /// Put datasets under protection as one unit, or add a standby to one that is.
     Protect {
-        /// Fresh random ids, used if the dataset is new.
+        /// A fresh random id, used if the unit is new.
         unit: UnitId,
-        /// Likewise.
-        volume: VolumeId,
-        /// The dataset.
-        dataset: DatasetName,
+        /// The datasets, at least one, each with a fresh random id. The workload's working directory
+        /// is the first one's path.
+        volumes: Vec<(VolumeId, DatasetName)>,
         /// Name or fingerprint of the standby.
         to: String,
-        /// The unit's name; by default the dataset's last component.
+        /// The unit's name; by default the first dataset's last component.
         name: Option<String>,
         /// When to replicate.
         policy: Policy,
+        /// See `UnitRecord::lease_ms`.
+        lease_ms: Option<u64>,
     },
     /// Set the workload of a unit; started if the unit is primary here.
     SetWorkload {
@@ -128,12 +132,38 @@ pub enum Command {
         /// The unit's name.
         name: String,
     },
-    /// Move a unit with its workload. Answered when it has ended, either way.
+    /// Move a unit with its workload. Answered when it has ended, either way. Asked again for the same
+    /// target while one is under way, it waits for that one's end.
     Migrate {
         /// The unit's name.
         name: String,
         /// Name or fingerprint of the target.
         to: String,
+        /// Longest downtime wanted, milliseconds: refused, before anything stops, if the prediction
+        /// does not come below it.
+        budget_ms: Option<u64>,
+        /// Preflight and prediction only; nothing is changed.
+        dry_run: bool,
+    },
+    /// Take a migration back; refused once it is committed.
+    CancelMigration {
+        /// The unit's name.
+        name: String,
+    },
+    /// Make this node primary without the primary's commit. On a source whose target is lost for good:
+    /// take the hand-over back.
+    Failover {
+        /// The unit's name.
+        name: String,
+        /// The operator's word that the primary is down; `false`: one of the other proofs, or a refusal.
+        primary_is_down: bool,
+        /// Only say what would be lost and which proofs could be had.
+        dry_run: bool,
+    },
+    /// Start the workload on a clone of the newest replica, isolated, check it, and take it away again.
+    Drill {
+        /// The unit's name.
+        name: String,
     },
     /// Stop replicating.
     Pause {
@@ -208,6 +238,15 @@ pub enum Effect {
         /// Which.
         transfer: TransferId,
     },
+    /// The workload may run until then and no longer, by this node's monotonic clock, milliseconds;
+    /// `None`: as long as it likes. Whoever watches over it kills it at that moment, without asking the
+    /// daemon. Comes before the start, and again each time the lease was renewed.
+    Lease {
+        /// The unit.
+        unit: UnitId,
+        /// Until when.
+        until_ms: Option<u64>,
+    },
     /// Answer a person.
     Reply {
         /// Whom.
@@ -262,7 +301,9 @@ pub enum Action {
     },
     /// Is the unit's workload running? Adopts it if it is, and thaws it. → [`Outcome::Probed`]
     ProbeWorkload,
-    /// Start it; never a second one. → [`Outcome::Nothing`] once it runs.
+    /// Start it; never a second one. → [`Outcome::Nothing`] once it runs and is healthy. A failure
+    /// with [`crate::FailureCode::Unhealthy`]: it ran, and is stopped again; with any other code it
+    /// never ran.
     StartWorkload {
         /// What.
         workload: WorkloadRecord,
@@ -270,11 +311,25 @@ pub enum Action {
         datasets: Vec<DatasetName>,
         /// The path of each volume; the first is the working directory.
         paths: Vec<PathBuf>,
+        /// See [`Effect::Lease`].
+        lease_until_ms: Option<u64>,
     },
     /// Stop it, and prove that nothing of it is left. → [`Outcome::Nothing`]
     StopWorkload {
+        /// What asks it to stop.
+        signal: StopSignal,
+        /// A local command to be run first; its failure is the action's, and nothing was stopped then.
+        before: Option<Vec<String>>,
         /// How long it may take before it is killed, milliseconds.
         limit_ms: u64,
+    },
+    /// Put addresses on their interfaces and announce them, or take them off; read back. Those that are
+    /// there (or not there) already are no error. → [`Outcome::Nothing`]
+    Network {
+        /// Which.
+        addresses: Vec<AddressRecord>,
+        /// On or off.
+        up: bool,
     },
     /// Make the volumes impossible to write, read back. → [`Outcome::Nothing`]
     Fence {
@@ -285,6 +340,42 @@ pub enum Action {
     VerifyUnwritten {
         /// One a volume.
         snapshots: Vec<SnapshotName>,
+    },
+    /// What a move to this node would meet: replicas that could not be activated are a failure.
+    /// → [`Outcome::Preflight`]
+    Preflight {
+        /// The volumes.
+        datasets: Vec<DatasetName>,
+    },
+    /// Set fenced volumes back to these snapshots, in content and in newest snapshot. Whatever is beyond
+    /// them is kept: the dataset is renamed `…-diverged-<time>`, and a clone of the snapshot takes its
+    /// name and its snapshots (promoted). Holds with `tag` are moved along; our properties are written
+    /// anew. Idempotent; where nothing is beyond them nothing is done. → [`Outcome::SetAside`]
+    SetAside {
+        /// One a volume.
+        keep: Vec<SnapshotName>,
+        /// The tag of our holds for this unit.
+        tag: HoldTag,
+        /// For the name, milliseconds since 1970.
+        wall_ms: i64,
+    },
+    /// The local configuration's fencing hook, which makes sure that a peer is off.
+    /// → [`Outcome::Nothing`] once it is
+    FencingHook {
+        /// Whom.
+        peer: Fingerprint,
+        /// What it calls itself.
+        peer_name: String,
+    },
+    /// Start the workload on writable clones of these snapshots, where nobody can reach it; check its
+    /// health; take everything away again. → [`Outcome::Drilled`]
+    Drill {
+        /// The unit's name, for paths and messages.
+        name: String,
+        /// One a volume; they are kept while this runs.
+        snapshots: Vec<SnapshotName>,
+        /// What to start; `None`: only the clones are tried.
+        workload: Option<WorkloadRecord>,
     },
     /// Could these replicas be activated now? Everything that can be done ahead is done.
     /// → [`Outcome::Inspected`], as they are afterwards
@@ -369,6 +460,25 @@ pub enum Outcome {
         /// It does, and is ours again.
         running: bool,
     },
+    /// What a move would meet.
+    Preflight {
+        /// Left in the store, bytes.
+        available_bytes: u64,
+        /// A workload of this unit runs here already, though the unit is not primary here.
+        running: bool,
+    },
+    /// Where what was beyond the snapshots is kept, in the order asked; `None`: there was nothing.
+    SetAside {
+        /// The datasets.
+        aside: Vec<Option<DatasetName>>,
+    },
+    /// A drill's parts, milliseconds, in the order in which they passed: clone, start, health, stop, remove.
+    Drilled {
+        /// By name.
+        parts_ms: Vec<(String, u64)>,
+        /// What did not work; `None`: it was healthy.
+        trouble: Option<Failure>,
+    },
     /// The path of each volume that has one.
     Activated {
         /// In the order asked; `None`: at rest.
@@ -390,6 +500,118 @@ pub enum Reply {
     },
     /// `Migrate`: it moved.
     Migrated(Box<MigrationReport>),
+    /// `Migrate`: it is there already, since this epoch.
+    AlreadyThere {
+        /// The unit's name.
+        name: String,
+        /// The epoch's number.
+        epoch: u64,
+    },
+    /// `Migrate { dry_run: true }`
+    MigrationPlan(Box<MigrationPlan>),
+    /// `Failover { dry_run: true }`
+    FailoverPlan(Box<FailoverPlan>),
+    /// `Failover`: this node is primary, and serves.
+    FailedOver(Box<FailoverReport>),
+    /// `Drill`
+    Drilled(Box<DrillReport>),
+}
+
+/// How long a move would be down, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// What a move costs apart from its data, milliseconds.
+    pub fixed_ms: u64,
+    /// Bytes that the last step would have to bring.
+    pub delta_bytes: u64,
+    /// What the pair carries, stream bytes per second; `None`: nothing was measured yet.
+    pub bytes_per_second: Option<u64>,
+    /// What the workload writes, stream bytes per second; `None`: not known yet.
+    pub written_per_second: Option<u64>,
+    /// Together: fixed cost + delta ÷ throughput, milliseconds.
+    pub downtime_ms: u64,
+    /// Moves of this unit to that peer that the fixed cost comes from; 0: it is a guess.
+    pub from_moves: u64,
+}
+
+/// What `migrate --dry-run` says: preflight has passed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationPlan {
+    /// The unit's name.
+    pub name: String,
+    /// From.
+    pub source: Fingerprint,
+    /// To.
+    pub target: Fingerprint,
+    /// The downtime.
+    pub prediction: Prediction,
+    /// The budget given, and whether the prediction meets it.
+    pub budget_ms: Option<u64>,
+    /// Left in the target's store, bytes.
+    pub available_bytes: u64,
+    /// Things a person should know.
+    pub notes: Vec<String>,
+}
+
+/// What a failover would go on from, and by what right it could.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverPlan {
+    /// The unit's name.
+    pub name: String,
+    /// Whose place would be taken.
+    pub primary: Fingerprint,
+    /// It is connected now: a migration there would lose nothing.
+    pub primary_connected: bool,
+    /// Short name of the newest instance that every volume has whole.
+    pub instance: String,
+    /// When it was taken, seconds since 1970.
+    pub taken_unix_s: i64,
+    /// What was acknowledged after this moment would be lost (it stays on the old primary): milliseconds
+    /// since the latest moment at which this replica was known to equal the primary.
+    pub age_ms: u64,
+    /// A receive is under way, and would be ended.
+    pub receiving: bool,
+    /// Proofs that could be tried now, besides the operator's word.
+    pub proofs: Vec<Proof>,
+    /// Milliseconds until the lease has run out, where the unit has one and it has not.
+    pub lease_left_ms: Option<u64>,
+}
+
+/// A failover, as reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverReport {
+    /// What was known before it acted.
+    pub plan: FailoverPlan,
+    /// By what right.
+    pub proof: Proof,
+    /// The new epoch's number.
+    pub epoch: u64,
+    /// Parts by name, milliseconds, in the order in which they passed: drain, look, prove, set back,
+    /// mount, start.
+    pub parts_ms: Vec<(String, u64)>,
+    /// From the command to the end, milliseconds.
+    pub total_ms: u64,
+    /// Where this node's own differences from the instance are kept, if there were any.
+    pub aside: Vec<DatasetName>,
+    /// Things a person should know.
+    pub notes: Vec<String>,
+}
+
+/// A drill, as reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillReport {
+    /// The unit's name.
+    pub name: String,
+    /// Short name of the snapshots it was tried on.
+    pub instance: String,
+    /// How old they were, milliseconds.
+    pub age_ms: u64,
+    /// Parts by name, milliseconds.
+    pub parts_ms: Vec<(String, u64)>,
+    /// What did not work; `None`: a failover would have come up.
+    pub trouble: Option<Failure>,
+    /// The replica went on being replicated to meanwhile: rounds that ended well.
+    pub rounds_meanwhile: u64,
 }
 
 /// One replication round, as reported.
@@ -437,6 +659,10 @@ pub struct MigrationReport {
     pub downtime_total_ms: u64,
     /// From the command to the end, milliseconds.
     pub total_ms: u64,
+    /// What was predicted just before the workload was stopped.
+    pub predicted: Option<Prediction>,
+    /// The budget given.
+    pub budget_ms: Option<u64>,
     /// Things a person should know: standbys left behind, an activation that failed.
     pub notes: Vec<String>,
 }
@@ -464,6 +690,21 @@ pub enum EventKind {
         /// The phase in a word.
         phase: String,
     },
+    /// A migration ended well.
+    Migrated(Box<MigrationReport>),
+    /// A migration ended otherwise.
+    MigrationFailed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The phase that it had come to.
+        phase: String,
+        /// Why, and what holds now.
+        failure: Failure,
+    },
+    /// A failover of this node's ended well.
+    FailedOver(Box<FailoverReport>),
+    /// A drill ended.
+    Drilled(Box<DrillReport>),
     /// The role changed.
     Role {
         /// In a word.
@@ -516,4 +757,8 @@ pub struct StoreFacts {
     pub large_block_send: bool,
     /// Holds are available here.
     pub holds: bool,
+    /// Snapshots of several datasets of one pool are one moment.
+    pub atomic_group_snapshot: bool,
+    /// The local configuration names a fencing hook.
+    pub fencing_hook: bool,
 }

@@ -69,3 +69,6 @@ pub(crate) const RETRY_MS: u64 = 2_000;
 /// Of how many earlier boots of its primary a standby remembers the last transfer, so that an offer
 /// which comes very late begins nothing. A message does not outlive that many starts.
 pub(crate) const BOOTS_KEPT: usize = 8;
+
+/// Most volumes of one unit: they are listed in one message and one journal record.
+pub(crate) const MAX_VOLUMES: usize = 64;

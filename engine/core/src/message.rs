@@ -73,6 +73,15 @@ pub struct ActivationTimes {
     pub start_ms: u64,
 }
 
+/// What a target says of a move to it that could be done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightFacts {
+    /// Left in its store, bytes.
+    pub available_bytes: u64,
+    /// How long activating this unit took there the last time since its daemon started, if it did.
+    pub last: Option<ActivationTimes>,
+}
+
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
@@ -84,6 +93,8 @@ pub enum Body {
         volumes: Vec<VolumeIntro>,
         /// When it is replicated.
         policy: Policy,
+        /// See `UnitRecord::lease_ms`.
+        lease_ms: Option<u64>,
     },
     /// Standby → primary: yes, or why not.
     IntroReply(Result<(), Failure>),
@@ -122,17 +133,17 @@ pub enum Body {
     },
     /// Source → target: would you take it?
     Preflight {
-        /// The attempt that asks.
-        attempt: AttemptId,
+        /// To be named in the answer.
+        question: QuestionId,
         /// A workload of this kind is to be started.
         workload: Option<WorkloadKind>,
     },
     /// Target → source.
     PreflightReply {
-        /// The attempt.
-        attempt: AttemptId,
+        /// What was asked.
+        question: QuestionId,
         /// The answer.
-        answer: Result<(), Failure>,
+        answer: Result<PreflightFacts, Failure>,
     },
     /// Source → target: these are the final snapshots; promise to answer `Settle`.
     Prepare {
@@ -178,12 +189,54 @@ pub enum Body {
         /// How long it took.
         times: ActivationTimes,
     },
-    /// New primary → old primary: it did not start; the new primary stays, and alarms.
+    /// New primary → old primary: it did not start.
     ActivationFailed {
         /// The attempt.
         attempt: AttemptId,
         /// Why.
         failure: Failure,
+        /// Nobody can have been answered: it is handed back. Otherwise the new primary stays, and alarms.
+        handing_back: bool,
+    },
+    /// Standby → primary: stop, fence, and hand over to me; what follows is `Settle`, or this:
+    Yield {
+        /// The standby's own attempt.
+        attempt: AttemptId,
+        /// The epoch that it would own.
+        next: Epoch,
+        /// The incarnation of the standby's journal.
+        incarnation: Incarnation,
+    },
+    /// Primary → standby: it cannot be stopped or fenced, or may not be; it goes on.
+    YieldRefused {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why.
+        failure: Failure,
+    },
+    /// New primary → a standby that was primary: what you have beyond these is not ours; keep it aside.
+    StepBack {
+        /// To be named in the answer.
+        question: QuestionId,
+        /// The newest snapshot of each volume that we have in common.
+        bases: Vec<(VolumeId, Guid)>,
+    },
+    /// Standby → new primary: done (where each difference is kept), or why not.
+    StepBackReply {
+        /// What was asked.
+        question: QuestionId,
+        /// Dataset names on the standby.
+        answer: Result<Vec<String>, Failure>,
+    },
+    /// Primary → standby: renew my lease.
+    Lease {
+        /// To be named in the answer.
+        question: QuestionId,
+    },
+    /// Standby → primary: you have it, from the moment you asked on.
+    LeaseReply {
+        /// What was asked.
+        question: QuestionId,
     },
     /// Starting owner → standby: do you know a newer epoch?
     Claim,

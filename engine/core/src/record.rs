@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use flocker_store::{DatasetKind, DatasetName, Guid};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,72 @@ pub struct VolumeRecord {
     pub modern_streams: bool,
 }
 
+/// The signal that asks a workload to stop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopSignal {
+    /// SIGTERM: what most programs expect.
+    #[default]
+    Term,
+    /// SIGINT: PostgreSQL's fast shutdown, which does not wait for its clients to leave.
+    Int,
+    /// SIGQUIT.
+    Quit,
+}
+
+/// How to tell that a workload answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthCheck {
+    /// Something accepts TCP connections there.
+    Tcp(SocketAddr),
+    /// A local command ends with status 0; program and arguments, not passed through a shell.
+    Command(Vec<String>),
+}
+
+/// When a started workload counts as running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// What has to succeed.
+    pub check: HealthCheck,
+    /// Within how long after the start, milliseconds; otherwise it is stopped again.
+    pub limit_ms: u64,
+}
+
+/// An address that is where the workload is: put on an interface of this node last of all, taken off
+/// first of all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRecord {
+    /// IPv4 or IPv6.
+    pub address: IpAddr,
+    /// Length of its network's prefix, bits.
+    pub prefix: u8,
+    /// The interface.
+    pub device: String,
+}
+
+/// A TCP port of this node behind which the workload is found wherever it runs. Connections that come
+/// while it runs nowhere are held, and passed on when it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardRecord {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where the workload listens while the unit is primary here.
+    pub local: SocketAddr,
+    /// Where it listens while the unit is primary on a peer.
+    pub remote: SocketAddr,
+}
+
+/// Local commands around a stop and a start; program and arguments, not passed through a shell.
+/// One that fails before the stop takes a cutover back; one after the start is only noted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Before the workload is asked to stop.
+    pub before_stop: Option<Vec<String>>,
+    /// Once it runs and is healthy.
+    pub after_start: Option<Vec<String>>,
+}
+
 /// The local configuration of a unit's workload: only this says what is started here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRecord {
@@ -88,12 +155,111 @@ pub struct WorkloadRecord {
     pub kind: WorkloadKind,
     /// Program and arguments, not passed through a shell.
     pub command: Vec<String>,
-    /// How long it may take to stop after SIGTERM before it is killed, milliseconds.
+    /// What asks it to stop.
+    pub stop_signal: StopSignal,
+    /// How long it may take to stop after that before it is killed, milliseconds.
     pub stop_limit_ms: u64,
     /// When the daemon dies: `true`, the workload dies with it; `false`, it runs on and is adopted.
     pub die_with_daemon: bool,
+    /// When it counts as running; `None`: as soon as the command runs.
+    pub health: Option<Health>,
+    /// Addresses that move with it.
+    pub addresses: Vec<AddressRecord>,
+    /// Ports that find it wherever it is.
+    pub forwards: Vec<ForwardRecord>,
+    /// Local commands around its stop and start.
+    pub hooks: Hooks,
     /// Whether it should be running wherever the unit is primary.
     pub wanted: bool,
+}
+
+impl WorkloadRecord {
+    /// A process with nothing but a command: SIGTERM, ten seconds to stop, outlives the daemon.
+    pub fn process(command: Vec<String>) -> Self {
+        Self {
+            kind: WorkloadKind::Process,
+            command,
+            stop_signal: StopSignal::Term,
+            stop_limit_ms: 10_000,
+            die_with_daemon: false,
+            health: None,
+            addresses: Vec::new(),
+            forwards: Vec::new(),
+            hooks: Hooks::default(),
+            wanted: true,
+        }
+    }
+}
+
+/// Why a standby may take a unit over without its primary's commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// The primary answered: it has stopped, is fenced, and has durably handed the unit over.
+    PrimaryFenced,
+    /// The fencing hook that this node's configuration names has succeeded.
+    FencingHook,
+    /// The lease ran out; the primary stopped its workload before that by its own clock.
+    LeaseRanOut,
+    /// An operator said that the primary is down. A false word leads to a divergence that is
+    /// detected, and loses neither side's data.
+    OperatorsWord,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Proof::PrimaryFenced => "the primary answered and is fenced",
+            Proof::FencingHook => "the fencing hook succeeded",
+            Proof::LeaseRanOut => "the lease ran out",
+            Proof::OperatorsWord => "the operator's word that the primary is down",
+        })
+    }
+}
+
+/// The last unplanned change of primary that this node made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverRecord {
+    /// The epoch that it began.
+    pub epoch: u64,
+    /// By what right.
+    pub proof: Proof,
+    /// When, milliseconds since 1970 by this node's clock.
+    pub wall_ms: i64,
+    /// Short name of the snapshots that the unit went on from.
+    pub instance: String,
+}
+
+/// What a move of this unit to a peer cost apart from its data, milliseconds: smoothed over the moves
+/// so far. The source's parts are measured here, the target's are as it reported them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveCosts {
+    /// Moves that went into it.
+    pub moves: u64,
+    /// Stopping the workload.
+    pub quiesce_ms: u64,
+    /// Fence and final snapshot.
+    pub fence_ms: u64,
+    /// The final transfer beyond `bytes ÷ throughput`.
+    pub transfer_ms: u64,
+    /// The target's promise and the commit.
+    pub commit_ms: u64,
+    /// Making the volumes reachable over there.
+    pub mount_ms: u64,
+    /// Starting the workload over there until it answers.
+    pub start_ms: u64,
+}
+
+impl MoveCosts {
+    /// All of them, milliseconds.
+    pub fn total_ms(&self) -> u64 {
+        self.quiesce_ms
+            + self.fence_ms
+            + self.transfer_ms
+            + self.commit_ms
+            + self.mount_ms
+            + self.start_ms
+    }
 }
 
 /// How an attempt ended at the node that was asked to take over. Never forgotten, never changed.
@@ -189,12 +355,59 @@ pub struct UnitRecord {
     pub paused: bool,
     /// The risk of starting without having heard from the standbys was accepted.
     pub start_alone: bool,
+    /// The primary holds a lease of this length from its standby, milliseconds: without it the
+    /// workload is stopped, and once it has run out the standby may take over. `None`: no lease.
+    pub lease_ms: Option<u64>,
+    /// This node was primary until somebody else became it without its commit, or its activation
+    /// failed: what it has beyond what the new primary says is set aside.
+    pub was_primary: bool,
+    /// What each volume is to be set back to before anything is received, and what is beyond it kept
+    /// aside: durable until it is done.
+    pub step_back: Option<Vec<(VolumeId, Guid)>>,
+    /// The last failover made by this node.
+    pub failover: Option<FailoverRecord>,
+    /// What moves to each peer cost so far.
+    pub move_costs: BTreeMap<Fingerprint, MoveCosts>,
     /// Last attempt number used here.
     pub last_attempt: u64,
     /// For each issuer: every attempt up to this one that is not in `taken` is refused.
     pub refused_up_to: BTreeMap<Fingerprint, u64>,
     /// Attempts this node has taken, newest last; see [`TAKEN_KEPT`].
     pub taken: Vec<AttemptId>,
+}
+
+impl UnitRecord {
+    /// A record with nothing but what every unit has.
+    pub fn new(
+        id: UnitId,
+        name: String,
+        volumes: Vec<VolumeRecord>,
+        policy: Policy,
+        epoch: Epoch,
+        role: Role,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            volumes,
+            policy,
+            epoch,
+            role,
+            standbys: Vec::new(),
+            workload: None,
+            own: false,
+            paused: false,
+            start_alone: false,
+            lease_ms: None,
+            was_primary: false,
+            step_back: None,
+            failover: None,
+            move_costs: BTreeMap::new(),
+            last_attempt: 0,
+            refused_up_to: BTreeMap::new(),
+            taken: Vec::new(),
+        }
+    }
 }
 
 /// How many taken attempts a record remembers. An attempt older than these was settled at its source

@@ -43,7 +43,7 @@ pub(crate) enum Op {
 }
 
 /// A unit that is being let go.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ending {
     /// `None`: whatever is under way has to end first, or it would leave its traces after all.
     pub(crate) op: Option<OpId>,
@@ -55,7 +55,7 @@ pub(crate) struct Ending {
 }
 
 /// The snapshots of each volume here, as far as they are known.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Local {
     /// In the order of the record's volumes; `None`: to be looked at first.
     pub(crate) inventories: Option<Vec<Inventory>>,
@@ -65,7 +65,7 @@ pub(crate) struct Local {
     pub(crate) looking: Option<OpId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Unit {
     pub(crate) record: UnitRecord,
     /// The mirrors know more than the journal: nothing starts before every standby has answered.
@@ -269,8 +269,8 @@ impl Unit {
     fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut body: Body) {
         say_where(&ctx.peer_name(peer), &mut body);
         match body {
-            Body::Intro { name, volumes, policy } => {
-                self.on_intro(ctx, peer, &name, &volumes, policy);
+            Body::Intro { name, volumes, policy, lease_ms } => {
+                self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
             Body::Survey { question } => self.on_survey(ctx, peer, question),
@@ -285,11 +285,11 @@ impl Unit {
                 self.on_step_reply(ctx, peer, transfer, outcome);
             }
             Body::Equal { wall_ms } => self.on_equal(peer, wall_ms),
-            Body::Preflight { attempt, workload } => {
-                self.on_preflight(ctx, peer, attempt, workload);
+            Body::Preflight { question, workload } => {
+                self.on_preflight(ctx, peer, question, workload);
             }
-            Body::PreflightReply { attempt, answer } => {
-                self.on_preflight_reply(ctx, peer, attempt, answer);
+            Body::PreflightReply { question, answer } => {
+                self.on_preflight_reply(ctx, peer, question, answer);
             }
             Body::Prepare { attempt, next, finals, workload_wanted } => {
                 self.on_prepare(ctx, peer, attempt, next, finals, workload_wanted);
@@ -299,9 +299,15 @@ impl Unit {
             }
             Body::Abandon { attempt } => self.on_abandon(ctx, peer, attempt),
             Body::Activated { attempt, times } => self.on_activated(ctx, peer, attempt, times),
-            Body::ActivationFailed { attempt, failure } => {
-                self.on_activation_failed(ctx, peer, attempt, failure);
+            Body::ActivationFailed { attempt, failure, handing_back } => {
+                self.on_activation_failed(ctx, peer, attempt, failure, handing_back);
             }
+            Body::Yield { .. }
+            | Body::YieldRefused { .. }
+            | Body::StepBack { .. }
+            | Body::StepBackReply { .. }
+            | Body::Lease { .. }
+            | Body::LeaseReply { .. } => {}
             Body::Claim => self.say(ctx, peer, Body::ClaimReply { known: true }),
             Body::ClaimReply { known: _ } => self.on_claim_reply(ctx, peer),
             Body::Drop => self.on_drop(ctx, peer),
@@ -522,6 +528,8 @@ impl Unit {
 fn say_where(peer: &str, body: &mut Body) {
     let failure = match body {
         Body::IntroReply(Err(f))
+        | Body::YieldRefused { failure: f, .. }
+        | Body::StepBackReply { answer: Err(f), .. }
         | Body::SurveyReply { answer: Err(f), .. }
         | Body::OfferReply { answer: Err(f), .. }
         | Body::StepReply { outcome: Err(f), .. }
@@ -542,6 +550,9 @@ fn is_question(body: &Body) -> bool {
         | Body::Equal { .. }
         | Body::Preflight { .. }
         | Body::Prepare { .. }
+        | Body::Yield { .. }
+        | Body::StepBack { .. }
+        | Body::Lease { .. }
         | Body::Claim
         | Body::Drop => true,
         Body::IntroReply(_)
@@ -555,6 +566,9 @@ fn is_question(body: &Body) -> bool {
         | Body::Abandon { .. }
         | Body::Activated { .. }
         | Body::ActivationFailed { .. }
+        | Body::YieldRefused { .. }
+        | Body::StepBackReply { .. }
+        | Body::LeaseReply { .. }
         | Body::ClaimReply { .. }
         | Body::Stale
         | Body::Unknown => false,

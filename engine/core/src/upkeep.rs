@@ -19,7 +19,7 @@ use crate::record::Role;
 use crate::unit::{Ending, Op, Unit};
 
 /// What is due, and what is under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Upkeep {
     pub(crate) tidy_due: bool,
     pub(crate) mirror_due: bool,
@@ -31,7 +31,7 @@ pub(crate) struct Upkeep {
     held: BTreeSet<Guid>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Tidying {
     op: OpId,
     hold: Vec<Guid>,

@@ -12,27 +12,21 @@ fn fingerprint(n: u8) -> Fingerprint {
 
 fn unit(id: u128, number: u64) -> UnitRecord {
     let attempt = AttemptId { issuer: fingerprint(1), number };
-    UnitRecord {
-        id: UnitId(id),
-        name: format!("unit{id}"),
-        volumes: vec![VolumeRecord {
-            id: VolumeId(id + 1),
-            dataset: DatasetName::new("tank/db").unwrap(),
-            kind: DatasetKind::Directory,
-            modern_streams: true,
-        }],
-        policy: Policy::Rpo(1000),
-        epoch: Epoch { number, owner: fingerprint(1), attempt },
-        role: Role::Leaving { attempt, target: fingerprint(2) },
-        standbys: vec![fingerprint(2)],
-        workload: None,
-        own: true,
-        paused: false,
-        start_alone: false,
-        last_attempt: number,
-        refused_up_to: BTreeMap::from([(fingerprint(2), 3)]),
-        taken: vec![attempt],
-    }
+    let volumes = vec![VolumeRecord {
+        id: VolumeId(id + 1),
+        dataset: DatasetName::new("tank/db").unwrap(),
+        kind: DatasetKind::Directory,
+        modern_streams: true,
+    }];
+    let epoch = Epoch { number, owner: fingerprint(1), attempt };
+    let role = Role::Leaving { attempt, target: fingerprint(2) };
+    let mut record =
+        UnitRecord::new(UnitId(id), format!("unit{id}"), volumes, Policy::Rpo(1000), epoch, role);
+    record.standbys = vec![fingerprint(2)];
+    record.last_attempt = number;
+    record.refused_up_to = BTreeMap::from([(fingerprint(2), 3)]);
+    record.taken = vec![attempt];
+    record
 }
 
 fn peer(n: u8) -> PeerRecord {

@@ -40,11 +40,11 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             let running = tools.workloads.probe(unit)?;
             Ok(Outcome::Probed { running })
         }
-        Action::StartWorkload { workload, datasets, paths } => {
+        Action::StartWorkload { workload, datasets, paths, .. } => {
             reachable(tools, &datasets, &paths)?;
             start(tools, unit, &workload, &paths)
         }
-        Action::StopWorkload { limit_ms } => {
+        Action::StopWorkload { limit_ms, .. } => {
             tools.workloads.stop(unit, Duration::from_millis(limit_ms))?;
             Ok(Outcome::Nothing)
         }
@@ -56,6 +56,11 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             Ok(Outcome::Nothing)
         }
         Action::Activate { datasets } => activate(tools, &datasets),
+        Action::Preflight { datasets } => preflight(tools, unit, &datasets),
+        Action::Network { .. }
+        | Action::SetAside { .. }
+        | Action::FencingHook { .. }
+        | Action::Drill { .. } => Err(Failure::refused(FailureCode::Unsupported, "not there yet")),
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
         Action::GiveBack { datasets, tag, prefix, keep_newest } => {
             for dataset in &datasets {
@@ -87,6 +92,16 @@ fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> 
         });
     }
     Ok(Outcome::Inspected(inspected))
+}
+
+fn preflight(tools: &Tools, unit: UnitId, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+    let mut available_bytes = u64::MAX;
+    for dataset in datasets {
+        tools.store.rehearse(dataset).map_err(failure)?;
+        let space = tools.store.space(dataset).map_err(failure)?;
+        available_bytes = available_bytes.min(space.available_bytes);
+    }
+    Ok(Outcome::Preflight { available_bytes, running: tools.workloads.runs(unit) })
 }
 
 fn room(tools: &Tools, root: &DatasetName) -> Result<Outcome, Failure> {

@@ -19,6 +19,11 @@ pub(super) fn word(action: &Action) -> &'static str {
         Action::Activate { .. } => "activate",
         Action::Mirror { .. } => "mirror",
         Action::GiveBack { .. } => "give-back",
+        Action::Network { .. } => "network",
+        Action::Preflight { .. } => "preflight",
+        Action::SetAside { .. } => "set-aside",
+        Action::FencingHook { .. } => "fencing-hook",
+        Action::Drill { .. } => "drill",
     }
 }
 
@@ -33,12 +38,17 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         | Action::Fence { .. }
         | Action::VerifyUnwritten { .. }
         | Action::Rehearse { .. }
+        | Action::Preflight { .. }
+        | Action::Network { .. }
+        | Action::SetAside { .. }
         | Action::Activate { .. }
         | Action::GiveBack { .. } => true,
         Action::Inspect { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }
         | Action::Changed { .. }
+        | Action::FencingHook { .. }
+        | Action::Drill { .. }
         | Action::Mirror { .. } => false,
     }
 }

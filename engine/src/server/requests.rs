@@ -99,6 +99,11 @@ impl Api {
             Reply::Done => Answer::Done,
             Reply::Protected { name, unit } => Answer::Protected { name, unit },
             Reply::Migrated(report) => Answer::Migrated(report),
+            Reply::AlreadyThere { .. }
+            | Reply::MigrationPlan(_)
+            | Reply::FailoverPlan(_)
+            | Reply::FailedOver(_)
+            | Reply::Drilled(_) => Answer::Done,
         })
     }
 
@@ -216,11 +221,11 @@ async fn protect(
     }
     api.done(Command::Protect {
         unit: UnitId(random()?),
-        volume: VolumeId(random()?),
-        dataset,
+        volumes: vec![(VolumeId(random()?), dataset)],
         to,
         name,
         policy,
+        lease_ms: None,
     })
     .await
 }
@@ -264,19 +269,14 @@ async fn run(
     if command.iter().any(|word| word.contains('\0')) {
         return Err(refused(FailureCode::BadRequest, "the command has a zero byte in it"));
     }
-    let workload = WorkloadRecord {
-        kind: WorkloadKind::Process,
-        command,
-        stop_limit_ms,
-        die_with_daemon,
-        wanted: true,
-    };
+    let workload =
+        WorkloadRecord { stop_limit_ms, die_with_daemon, ..WorkloadRecord::process(command) };
     api.done(Command::SetWorkload { name, workload }).await
 }
 
 async fn migrate(api: &Api, name: String, to: String, lines: &mut Lines) -> End {
     let mut seen = api.hub.watch(Some(name.clone()));
-    let moving = api.done(Command::Migrate { name, to });
+    let moving = api.done(Command::Migrate { name, to, budget_ms: None, dry_run: false });
     tokio::pin!(moving);
     let end = loop {
         tokio::select! {

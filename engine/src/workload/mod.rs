@@ -135,6 +135,11 @@ impl Workloads {
         members::find(&self.mark(unit), self.record(unit).as_ref(), &mut Looked::default())
     }
 
+    /// Whether any process of it lives, without adopting it.
+    pub(crate) fn runs(&self, unit: UnitId) -> bool {
+        !self.members(unit).is_empty()
+    }
+
     /// Whether the workload runs; adopts it and thaws it if it does.
     ///
     /// One that was to die with an earlier daemon and has not quite done so is killed here and

@@ -212,6 +212,36 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Busy`] naming every holder; then nothing is changed.
     fn fence(&self, dataset: &DatasetName) -> Result<()>;
 
+    /// Sets a fenced dataset back to `keep`, one of its snapshots, in content and in newest snapshot, and
+    /// keeps whatever is beyond it: the difference is snapshotted, the dataset renamed to `aside`, `keep`
+    /// cloned under the old name and promoted, so that the snapshots up to `keep` belong to it again.
+    /// The new dataset is fenced; its local properties are those of the old one, but for our own, which
+    /// stay with neither. Idempotent after a crash at any point: called again with the same names it
+    /// finishes. `false`: nothing was beyond `keep`, and nothing was done.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`]; [`StoreError::Busy`] naming who holds it; [`StoreError::Exists`] when
+    /// `aside` is something else.
+    fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool>;
+
+    /// Makes a writable copy of a snapshot under a name of its own and mounts it there, without touching
+    /// the dataset it comes from or what is received into that. Returns where it is reachable; `None` for a
+    /// kind that has no path here.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`], [`StoreError::Exists`].
+    fn clone_snapshot(
+        &self,
+        snapshot: &SnapshotName,
+        clone: &DatasetName,
+    ) -> Result<Option<PathBuf>>;
+
+    /// Takes a copy made by [`Store::clone_snapshot`] away again. One that does not exist is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] naming who holds it; [`StoreError::NotCapable`] for what is not such a copy.
+    fn remove_clone(&self, clone: &DatasetName) -> Result<()>;
+
     /// When protection ends: gives a dataset back to the system as it was found
     /// (`canmount`, `readonly`, our properties).
     ///

@@ -263,6 +263,25 @@ impl Store for Vault {
     }
 
     /// A directory stays where it is, open to whoever uses it; a fenced one is opened.
+    fn set_aside(&self, keep: &SnapshotName, _aside: &DatasetName) -> Result<bool> {
+        Err(StoreError::NotCapable {
+            store: self.describe(),
+            what: format!("setting {keep} aside"),
+        })
+    }
+
+    fn clone_snapshot(
+        &self,
+        snapshot: &SnapshotName,
+        _clone: &DatasetName,
+    ) -> Result<Option<std::path::PathBuf>> {
+        Err(StoreError::NotCapable { store: self.describe(), what: format!("cloning {snapshot}") })
+    }
+
+    fn remove_clone(&self, clone: &DatasetName) -> Result<()> {
+        Err(StoreError::NotCapable { store: self.describe(), what: format!("the clone {clone}") })
+    }
+
     fn give_back(&self, dataset: &DatasetName) -> Result<()> {
         self.inner.activate(dataset).map(drop)
     }

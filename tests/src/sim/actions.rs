@@ -26,7 +26,7 @@ impl World {
     /// How long an action takes without a mishap, milliseconds.
     pub(super) fn action_takes_ms(&mut self, node: usize, unit: UnitId, action: &Action) -> u64 {
         match action {
-            Action::StopWorkload { limit_ms } => {
+            Action::StopWorkload { limit_ms, .. } => {
                 let runs = self.hosts[node].workloads.contains_key(&unit);
                 let stop_ms = self.scenario.stop_ms;
                 if runs { self.rng.range(1, stop_ms).min(*limit_ms) } else { 1 }
@@ -43,6 +43,11 @@ impl World {
             | Action::Fence { .. }
             | Action::VerifyUnwritten { .. }
             | Action::Activate { .. }
+            | Action::Preflight { .. }
+            | Action::Network { .. }
+            | Action::SetAside { .. }
+            | Action::FencingHook { .. }
+            | Action::Drill { .. }
             | Action::GiveBack { .. } => self.rng.range(1, 25),
         }
     }
@@ -117,6 +122,14 @@ impl World {
                 }
                 Ok(Outcome::Nothing)
             }
+            Action::Preflight { .. } => {
+                let running = self.hosts[node].workloads.contains_key(&unit);
+                Ok(Outcome::Preflight { available_bytes: 1 << 50, running })
+            }
+            Action::Network { .. }
+            | Action::SetAside { .. }
+            | Action::FencingHook { .. }
+            | Action::Drill { .. } => Err(injected("for it is not modelled yet")),
             Action::VerifyUnwritten { snapshots } => self.verify_unwritten(node, snapshots),
             Action::Activate { datasets } => {
                 let store = &mut self.hosts[node].store;

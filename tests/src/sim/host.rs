@@ -289,5 +289,7 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         compressed_send: false,
         large_block_send: false,
         holds: scenario.holds,
+        atomic_group_snapshot: true,
+        fencing_hook: false,
     }
 }

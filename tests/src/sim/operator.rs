@@ -226,11 +226,11 @@ impl World {
         let model = &self.units[unit];
         let command = Command::Protect {
             unit: id,
-            volume,
-            dataset: model.dataset.clone(),
+            volumes: vec![(volume, model.dataset.clone())],
             to: format!("n{peer}"),
             name: Some(model.name.clone()),
             policy: self.scenario.policy,
+            lease_ms: None,
         };
         self.ask(0, unit, "protect", command);
     }
@@ -247,11 +247,11 @@ impl World {
         }
         let command = Command::Protect {
             unit: record.id,
-            volume: record.volumes[0].id,
-            dataset: record.volumes[0].dataset.clone(),
+            volumes: record.volumes.iter().map(|v| (v.id, v.dataset.clone())).collect(),
             to: format!("n{peer}"),
             name: Some(record.name.clone()),
             policy: self.scenario.policy,
+            lease_ms: None,
         };
         self.ask(owner, unit, "protect", command);
     }
@@ -279,11 +279,9 @@ impl World {
 
     fn run_workload(&mut self, node: usize, unit: usize) {
         let workload = WorkloadRecord {
-            kind: WorkloadKind::Process,
-            command: vec!["append-records".into()],
             stop_limit_ms: 5_000,
             die_with_daemon: self.scenario.die_with_daemon,
-            wanted: true,
+            ..WorkloadRecord::process(vec!["append-records".into()])
         };
         let name = self.units[unit].name.clone();
         self.ask(node, unit, "run", Command::SetWorkload { name, workload });
@@ -342,6 +340,11 @@ impl World {
         self.coverage.migrations.asked += 1;
         let name = self.units[unit].name.clone();
         let to = format!("n{target}");
-        self.ask(node, unit, "migrate", Command::Migrate { name, to });
+        self.ask(
+            node,
+            unit,
+            "migrate",
+            Command::Migrate { name, to, budget_ms: None, dry_run: false },
+        );
     }
 }

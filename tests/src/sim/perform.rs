@@ -113,6 +113,7 @@ impl World {
                 self.expect(node, transfer, expected);
             }
             Effect::CancelTransfer { transfer } => self.cancel_transfer(node, transfer),
+            Effect::Lease { .. } => {}
             Effect::Reply { request, reply } => self.replied(node, request, &reply),
             Effect::PeersChanged(_) => self.peers_changed(node),
             Effect::Report(event) => self.reported(node, &event),
@@ -230,7 +231,13 @@ impl World {
                 self.maybe_strike(node, unit);
             }
             EventKind::Round(_) => self.coverage.rounds += 1,
-            EventKind::Alarm { .. } | EventKind::Cleared | EventKind::Note(_) => {}
+            EventKind::Migrated(_)
+            | EventKind::MigrationFailed { .. }
+            | EventKind::FailedOver(_)
+            | EventKind::Drilled(_)
+            | EventKind::Alarm { .. }
+            | EventKind::Cleared
+            | EventKind::Note(_) => {}
         }
     }
 }
@@ -243,6 +250,9 @@ fn takes_turns(action: &Action) -> bool {
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
         | Action::Rehearse { .. }
+        | Action::Preflight { .. }
+        | Action::Network { .. }
+        | Action::SetAside { .. }
         | Action::Activate { .. }
         | Action::Snapshot { .. }
         | Action::VerifyUnwritten { .. } => true,
@@ -251,6 +261,8 @@ fn takes_turns(action: &Action) -> bool {
         | Action::Tidy { .. }
         | Action::Changed { .. }
         | Action::Mirror { .. }
+        | Action::FencingHook { .. }
+        | Action::Drill { .. }
         | Action::GiveBack { .. } => false,
     }
 }

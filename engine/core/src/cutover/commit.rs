@@ -4,7 +4,7 @@ use super::Phase;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation};
-use crate::io::{MigrationReport, Reply};
+use crate::io::{EventKind, MigrationReport, Reply};
 use crate::limits::{RESEND_MS, SETTLE_ALARM_MS};
 use crate::message::{ActivationTimes, Body};
 use crate::node::PlantedBug;
@@ -152,9 +152,14 @@ impl Unit {
             downtime_ms: std::mem::take(&mut c.parts),
             downtime_total_ms: c.stopped_at.map_or(0, |at| now - at),
             total_ms: now - c.begun,
+            predicted: None,
+            budget_ms: None,
             notes: std::mem::take(&mut c.notes),
         };
-        self.end_cutover(ctx, Ok(Reply::Migrated(Box::new(report))));
+        let report = Box::new(report);
+        let kind = EventKind::Migrated(report.clone());
+        ctx.report(self.record.id, &self.record.name, kind);
+        self.end_cutover(ctx, Ok(Reply::Migrated(report)));
     }
 
     pub(crate) fn on_activation_failed(
@@ -163,6 +168,7 @@ impl Unit {
         peer: Fingerprint,
         attempt: AttemptId,
         failure: Failure,
+        _handing_back: bool,
     ) {
         let Some(c) = &self.cutover else {
             return;

@@ -25,19 +25,19 @@ use flocker_store::{Guid, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Fingerprint, Now, OpId, RequestId, VolumeId};
+use crate::ids::{AttemptId, Fingerprint, Now, OpId, QuestionId, RequestId, VolumeId};
 use crate::io::{EventKind, Reply, RoundReport};
 use crate::limits::{
     ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, CONVERGE_GAIN_PERCENT, CONVERGE_ROUNDS, CONVERGED_MS,
     FINAL_TRANSFER_LIMIT_MS, RESEND_MS, STOPPED_PHASE_LIMIT_MS,
 };
-use crate::message::Body;
+use crate::message::{Body, PreflightFacts};
 use crate::record::Role;
 use crate::service::Service;
 use crate::unit::Unit;
 
 /// A move under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cutover {
     request: Option<RequestId>,
     pub(crate) attempt: AttemptId,
@@ -54,9 +54,9 @@ pub(crate) struct Cutover {
     notes: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
-    Preflight { ask_at: u64 },
+    Preflight { ask_at: u64, question: QuestionId },
     Converge { rounds: u32, last_ms: Option<u64> },
     Quiesce { op: OpId },
     Fence { op: OpId },
@@ -153,11 +153,12 @@ impl Unit {
             AttemptId { issuer: ctx.config.fingerprint, number: self.record.last_attempt };
         let workload_wanted = self.record.workload.as_ref().is_some_and(|w| w.wanted);
         self.set_role(ctx, Role::Leaving { attempt, target });
+        let question = ctx.new_question();
         self.cutover = Some(Cutover {
             request: Some(request),
             attempt,
             target,
-            phase: Phase::Preflight { ask_at: ctx.now.mono_ms },
+            phase: Phase::Preflight { ask_at: ctx.now.mono_ms, question },
             since: ctx.now.mono_ms,
             begun: ctx.now.mono_ms,
             stopped_at: None,
@@ -241,17 +242,19 @@ impl Unit {
         &mut self,
         ctx: &mut Ctx,
         peer: Fingerprint,
-        attempt: AttemptId,
-        answer: Result<(), Failure>,
+        asked: QuestionId,
+        answer: Result<PreflightFacts, Failure>,
     ) {
         let Some(c) = &self.cutover else {
             return;
         };
-        if c.target != peer || c.attempt != attempt || !matches!(c.phase, Phase::Preflight { .. }) {
+        if c.target != peer
+            || !matches!(c.phase, Phase::Preflight { question, .. } if question == asked)
+        {
             return;
         }
         match answer {
-            Ok(()) => self.enter(ctx, Phase::Converge { rounds: 0, last_ms: None }),
+            Ok(_) => self.enter(ctx, Phase::Converge { rounds: 0, last_ms: None }),
             Err(failure) => self.undo(ctx, failure),
         }
     }
@@ -403,11 +406,12 @@ impl Unit {
         }
         let (attempt, target) = (c.attempt, c.target);
         match &mut c.phase {
-            Phase::Preflight { ask_at } if now >= *ask_at => {
+            Phase::Preflight { ask_at, question } if now >= *ask_at => {
                 *ask_at = now + RESEND_MS;
+                let question = *question;
                 let wanted = c.workload_wanted;
                 let kind = self.record.workload.as_ref().filter(|_| wanted).map(|w| w.kind);
-                self.say(ctx, target, Body::Preflight { attempt, workload: kind });
+                self.say(ctx, target, Body::Preflight { question, workload: kind });
             }
             Phase::Transfer { .. } => self.advance_transfer(ctx, target),
             Phase::Prepare { finals, ask_at } if now >= *ask_at => {
@@ -471,7 +475,7 @@ impl Unit {
         let c = self.cutover.as_ref()?;
         let limit = c.phase.limit_ms(self.stop_limit_ms()).map(|ms| c.since + ms);
         let ask = match &c.phase {
-            Phase::Preflight { ask_at }
+            Phase::Preflight { ask_at, .. }
             | Phase::Prepare { ask_at, .. }
             | Phase::Activating { ask_at } => Some(*ask_at),
             _ => None,

@@ -14,8 +14,7 @@ use flocker_store::Snapshot;
 
 impl Unit {
     pub(super) fn quiesce(&mut self, ctx: &mut Ctx) {
-        let limit_ms = self.stop_limit_ms();
-        let op = ctx.run(self.id(), Op::Cutover, Action::StopWorkload { limit_ms });
+        let op = ctx.run(self.id(), Op::Cutover, self.stop_action());
         if let Some(c) = &mut self.cutover {
             c.stopped_at = Some(ctx.now.mono_ms);
         }

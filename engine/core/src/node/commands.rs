@@ -4,8 +4,8 @@ use super::{Node, Peer};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Now, RequestId, UnitId};
-use crate::io::{Action, Command, Effect, Inspected, Outcome, Reply};
-use crate::limits::SILENT_MS;
+use crate::io::{Action, Command, Effect, Outcome, Reply};
+use crate::limits::{MAX_VOLUMES, SILENT_MS};
 use crate::record::{Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord};
 use crate::replicate::Replica;
 use crate::unit::{Op, Unit};
@@ -30,12 +30,15 @@ impl Node {
                 Ok(unit) => return unit.stop_workload(&mut ctx, request),
                 Err(failure) => Err(failure),
             },
-            Command::Migrate { name, to } => {
+            Command::Migrate { name, to, .. } => {
                 let target = find_peer(&self.peers, &to);
                 match (find(&mut self.units, &name), target) {
                     (Ok(unit), Ok(target)) => return unit.migrate(&mut ctx, request, target),
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
                 }
+            }
+            Command::CancelMigration { .. } | Command::Failover { .. } | Command::Drill { .. } => {
+                Err(Failure::refused(FailureCode::Unsupported, "not there yet"))
             }
             Command::Pause { name } => self.set_paused(now, &name, true),
             Command::Resume { name } => self.set_paused(now, &name, false),
@@ -195,22 +198,23 @@ impl Node {
         request: RequestId,
         command: Command,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, dataset, to, .. } = &command else {
+        let Command::Protect { unit, volumes, to, .. } = &command else {
             unreachable!("only called for it");
         };
+        let refuse = |code, text: String| Err(Failure::refused(code, text));
         let peer = find_peer(&self.peers, to)?;
         if !self.peers.get(&peer).is_some_and(|p| p.connected) {
             let text = format!("{to} is not connected; is its daemon running and reachable?");
-            return Err(Failure::refused(FailureCode::ConnectionLost, text));
+            return refuse(FailureCode::ConnectionLost, text);
         }
-        if !dataset.is_within(&self.config.store.root) {
-            let text = format!(
-                "{dataset} is not within {}, where this node's store works",
-                self.config.store.root
-            );
-            return Err(Failure::refused(FailureCode::BadRequest, text));
+        let datasets: Vec<_> = volumes.iter().map(|(_, dataset)| dataset.clone()).collect();
+        let root = &self.config.store.root;
+        if let Some(outside) = datasets.iter().find(|d| !d.is_within(root)) {
+            let text = format!("{outside} is not within {root}, where this node's store works");
+            return refuse(FailureCode::BadRequest, text);
         }
-        let (unit, datasets) = (*unit, vec![dataset.clone()]);
+        check_group(&datasets)?;
+        let unit = *unit;
         let op = Op::NodeProtect { request, command: Box::new(command) };
         ctx!(self, now).run(unit, op, Action::Inspect { datasets });
         Ok(())
@@ -235,7 +239,7 @@ impl Node {
         command: Command,
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, volume, dataset, to, name, policy } = command else {
+        let Command::Protect { unit, volumes, to, name, policy, lease_ms } = command else {
             unreachable!("only called for it");
         };
         let peer = find_peer(&self.peers, &to)?;
@@ -243,23 +247,46 @@ impl Node {
         let Outcome::Inspected(found) = outcome? else {
             unreachable!("asked for an inspection");
         };
-        let Some(Inspected { info: Some(info), mirror, .. }) = found.into_iter().next() else {
-            return refuse(FailureCode::NotFound, format!("dataset {dataset} does not exist"));
-        };
-        if let Some(existing) =
-            self.units.values_mut().find(|u| u.record.volumes.iter().any(|v| v.dataset == dataset))
-        {
-            let mut ctx = ctx!(self, now);
-            return existing.add_standby(&mut ctx, request, peer, policy);
+        let mut infos = Vec::new();
+        for (found, (_, dataset)) in found.iter().zip(&volumes) {
+            match &found.info {
+                Some(info) => infos.push(info.clone()),
+                None => {
+                    let text = format!("dataset {dataset} does not exist");
+                    return refuse(FailureCode::NotFound, text);
+                }
+            }
         }
-        if let Some(mirror) = mirror {
+        let of_it = |u: &&mut Unit| {
+            u.record.volumes.iter().any(|v| volumes.iter().any(|(_, d)| *d == v.dataset))
+        };
+        if let Some(existing) = self.units.values_mut().find(of_it) {
+            let mut theirs: Vec<_> = existing.datasets();
+            let mut ours: Vec<_> = volumes.iter().map(|(_, d)| d.clone()).collect();
+            theirs.sort();
+            ours.sort();
+            if ours != theirs {
+                let names: Vec<_> = theirs.iter().map(ToString::to_string).collect();
+                let text = format!(
+                    "{} is protected already, with these volumes: {}; name just these",
+                    existing.record.name,
+                    names.join(" ")
+                );
+                return refuse(FailureCode::Exists, text);
+            }
+            let mut ctx = ctx!(self, now);
+            return existing.add_standby(&mut ctx, request, peer, policy, lease_ms);
+        }
+        let claimed =
+            found.iter().zip(&volumes).find_map(|(f, (_, d))| Some((f.mirror.as_ref()?, d)));
+        if let Some((mirror, dataset)) = claimed {
             let text = format!(
                 "{dataset} says that it belongs to unit {}, which this node's journal does not know",
                 mirror.unit
             );
             return refuse(FailureCode::Conflict, text);
         }
-        let name = name.unwrap_or_else(|| dataset.leaf().to_owned());
+        let name = name.unwrap_or_else(|| volumes[0].1.leaf().to_owned());
         if let Err(e) = flocker_store::DatasetName::new(name.clone()) {
             return refuse(FailureCode::BadRequest, format!("a unit cannot be named so: {e}"));
         }
@@ -270,27 +297,20 @@ impl Node {
             return refuse(FailureCode::Exists, format!("there is a unit named {name} already"));
         }
         let attempt = AttemptId { issuer: self.config.fingerprint, number: 0 };
-        let record = UnitRecord {
-            id: unit,
-            name,
-            volumes: vec![VolumeRecord {
-                id: volume,
+        let modern_streams = self.config.store.modern_streams.unwrap_or(true);
+        let volumes = (volumes.into_iter().zip(infos))
+            .map(|((id, dataset), info)| VolumeRecord {
+                id,
                 dataset,
                 kind: info.kind,
-                modern_streams: self.config.store.modern_streams.unwrap_or(true),
-            }],
-            policy,
-            epoch: Epoch { number: 1, owner: self.config.fingerprint, attempt },
-            role: Role::Serving,
-            standbys: vec![peer],
-            workload: None,
-            own: true,
-            paused: false,
-            start_alone: false,
-            last_attempt: 0,
-            refused_up_to: BTreeMap::new(),
-            taken: Vec::new(),
-        };
+                modern_streams,
+            })
+            .collect();
+        let epoch = Epoch { number: 1, owner: self.config.fingerprint, attempt };
+        let mut record = UnitRecord::new(unit, name, volumes, policy, epoch, Role::Serving);
+        record.standbys = vec![peer];
+        record.own = true;
+        record.lease_ms = lease_ms;
         self.serve_new(now, record, request, peer);
         Ok(())
     }
@@ -311,6 +331,32 @@ impl Node {
         unit.expect_protection(&ctx, request, peer);
         self.units.insert(unit.id(), unit);
     }
+}
+
+/// Volumes of one unit are snapshotted as one moment, and named on the standby by their last component.
+fn check_group(datasets: &[flocker_store::DatasetName]) -> Result<(), Failure> {
+    let refuse = |text: String| Err(Failure::refused(FailureCode::BadRequest, text));
+    let Some(first) = datasets.first() else {
+        return refuse("a unit has at least one volume: name a dataset".into());
+    };
+    if datasets.len() > MAX_VOLUMES {
+        return refuse(format!("a unit has at most {MAX_VOLUMES} volumes"));
+    }
+    for (at, dataset) in datasets.iter().enumerate() {
+        if dataset.pool() != first.pool() {
+            return refuse(format!(
+                "{first} and {dataset} are in two pools: a unit is snapshotted as one moment, which \
+                 needs one pool; protect them as two units"
+            ));
+        }
+        if let Some(twin) = datasets[..at].iter().find(|d| d.leaf() == dataset.leaf()) {
+            return refuse(format!(
+                "{twin} and {dataset} have the same last component, by which the standby names them; \
+                 rename one"
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn find<'a>(
@@ -364,6 +410,7 @@ impl Unit {
         request: RequestId,
         peer: Fingerprint,
         policy: Policy,
+        lease_ms: Option<u64>,
     ) -> Result<(), Failure> {
         let name = self.record.name.clone();
         if self.record.role != Role::Serving {
@@ -373,6 +420,7 @@ impl Unit {
         if self.record.standbys.contains(&peer) {
             // Already protected: the promise may have changed.
             self.record.policy = policy;
+            self.record.lease_ms = lease_ms;
             self.persist(ctx);
             let unit = self.record.id;
             ctx.reply(request, Ok(Reply::Protected { name, unit }));

@@ -9,7 +9,6 @@ use crate::message::{Body, Message, VolumeIntro};
 use crate::record::{JournalChange, Policy, Role, UnitRecord, VolumeRecord};
 use crate::standby;
 use crate::unit::{Op, Unit};
-use std::collections::BTreeMap;
 
 impl Node {
     pub(super) fn done(&mut self, now: Now, op: OpId, outcome: Result<Outcome, Failure>) {
@@ -47,7 +46,7 @@ impl Node {
         message: Message,
         outcome: Result<Outcome, Failure>,
     ) {
-        let Body::Intro { name, volumes, policy } = &message.body else {
+        let Body::Intro { name, volumes, policy, lease_ms } = &message.body else {
             unreachable!("only introductions are looked into");
         };
         if self.units.contains_key(&message.unit) {
@@ -57,7 +56,8 @@ impl Node {
         if nothing_there(&outcome) && self.let_go_of_namesake(now, peer, &message, name) {
             return; // Introduced again soon, when the name is free.
         }
-        let answer = self.introduce(now, peer, &message, name, volumes, *policy, outcome);
+        let answer =
+            self.introduce(now, peer, &message, name, volumes, (*policy, *lease_ms), outcome);
         let mut ctx = ctx!(self, now);
         let body = Body::IntroReply(answer);
         ctx.send(peer, Message { unit: message.unit, epoch: message.epoch, body });
@@ -99,7 +99,7 @@ impl Node {
         message: &Message,
         name: &str,
         volumes: &[VolumeIntro],
-        policy: Policy,
+        (policy, lease_ms): (Policy, Option<u64>),
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
         let refuse = |code, text: String| Err(Failure::refused(code, text));
@@ -117,29 +117,18 @@ impl Node {
         for (found, dataset) in found.iter().zip(&datasets) {
             check_place(found, dataset, message)?;
         }
-        let record = UnitRecord {
-            id: message.unit,
-            name: name.to_owned(),
-            volumes: (volumes.iter().zip(datasets))
-                .map(|(v, dataset)| VolumeRecord {
-                    id: v.id,
-                    dataset,
-                    kind: v.kind,
-                    modern_streams: v.modern_streams,
-                })
-                .collect(),
-            policy,
-            epoch: message.epoch,
-            role: Role::Following { source: peer },
-            standbys: Vec::new(),
-            workload: None,
-            own: false,
-            paused: false,
-            start_alone: false,
-            last_attempt: 0,
-            refused_up_to: BTreeMap::new(),
-            taken: Vec::new(),
-        };
+        let volumes = (volumes.iter().zip(datasets))
+            .map(|(v, dataset)| VolumeRecord {
+                id: v.id,
+                dataset,
+                kind: v.kind,
+                modern_streams: v.modern_streams,
+            })
+            .collect();
+        let role = Role::Following { source: peer };
+        let mut record =
+            UnitRecord::new(message.unit, name.to_owned(), volumes, policy, message.epoch, role);
+        record.lease_ms = lease_ms;
         let mut unit = Unit::new(record);
         let mut ctx = ctx!(self, now);
         unit.persist(&mut ctx);

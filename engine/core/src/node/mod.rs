@@ -107,14 +107,14 @@ impl NodeConfig {
 }
 
 /// A peer, and whether it is there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) record: PeerRecord,
     pub(crate) connected: bool,
 }
 
 /// The core of one node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     config: NodeConfig,
     peers: BTreeMap<Fingerprint, Peer>,
@@ -288,6 +288,9 @@ impl Node {
             | Body::Equal { .. }
             | Body::Preflight { .. }
             | Body::Prepare { .. }
+            | Body::Yield { .. }
+            | Body::StepBack { .. }
+            | Body::Lease { .. }
             | Body::Settle { .. } => {
                 ctx.send(peer, Message { body: Body::Unknown, ..message });
             }
@@ -301,6 +304,9 @@ impl Node {
             | Body::Abandon { .. }
             | Body::Activated { .. }
             | Body::ActivationFailed { .. }
+            | Body::YieldRefused { .. }
+            | Body::StepBackReply { .. }
+            | Body::LeaseReply { .. }
             | Body::ClaimReply { .. }
             | Body::Drop
             | Body::Stale

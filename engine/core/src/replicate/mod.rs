@@ -33,7 +33,7 @@ use crate::service::Service;
 use crate::unit::{Op, Unit};
 
 /// Snapshots of the whole unit.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshotting {
     /// The next sequence number; above all that were seen.
     next_seq: u64,
@@ -46,7 +46,7 @@ pub(crate) struct Snapshotting {
     taken_since_round: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Running {
     op: OpId,
     since: Now,
@@ -71,7 +71,7 @@ impl Snapshotting {
 }
 
 /// One standby.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Replica {
     pub(crate) peer: Fingerprint,
     pub(crate) state: State,
@@ -99,7 +99,7 @@ pub(crate) struct Replica {
 }
 
 /// What it is doing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum State {
     Offline,
     Introducing { ask_at: u64 },
@@ -110,7 +110,7 @@ pub(crate) enum State {
 }
 
 /// All volumes on their way to one snapshot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Round {
     /// When the snapshot was asked for.
     taken: Now,
@@ -128,7 +128,7 @@ pub(crate) struct Round {
 }
 
 /// One volume's send.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Step {
     offer: StepOffer,
     spec: SendSpec,
@@ -537,6 +537,7 @@ impl Unit {
             name: self.record.name.clone(),
             volumes: volumes.collect(),
             policy: self.record.policy,
+            lease_ms: self.record.lease_ms,
         }
     }
 

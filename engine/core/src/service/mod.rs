@@ -33,7 +33,7 @@ use crate::record::Role;
 use crate::unit::{Op, Unit};
 
 /// Whether the volumes may be written here.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Service {
     /// Nothing begun.
     New,
@@ -97,9 +97,18 @@ impl Unit {
     }
 
     fn halt(&mut self, ctx: &mut Ctx) {
-        let limit_ms = self.stop_limit_ms();
-        let op = ctx.run(self.id(), Op::Service, Action::StopWorkload { limit_ms });
+        let op = ctx.run(self.id(), Op::Service, self.stop_action());
         self.service = Service::Halting { op, fencing: false };
+    }
+
+    /// How this unit's workload is stopped.
+    pub(crate) fn stop_action(&self) -> Action {
+        let workload = self.record.workload.as_ref();
+        Action::StopWorkload {
+            signal: workload.map(|w| w.stop_signal).unwrap_or_default(),
+            before: None,
+            limit_ms: self.stop_limit_ms(),
+        }
     }
 
     pub(crate) fn stop_limit_ms(&self) -> u64 {
@@ -246,7 +255,11 @@ impl Unit {
 
     fn activation_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
         if let Some((attempt, source)) = self.standby.announce {
-            self.say(ctx, source, Body::ActivationFailed { attempt, failure: failure.clone() });
+            self.say(
+                ctx,
+                source,
+                Body::ActivationFailed { attempt, failure: failure.clone(), handing_back: false },
+            );
         }
         self.undo_finished(ctx, Some(&failure));
         self.raise(ctx, failure);

@@ -13,7 +13,7 @@ use crate::record::WorkloadRecord;
 use crate::unit::{Op, Unit};
 
 /// The workload here.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Work {
     /// Not looked at yet.
     Unknown,
@@ -97,8 +97,12 @@ impl Unit {
         else {
             return;
         };
-        let action =
-            Action::StartWorkload { workload, datasets: self.datasets(), paths: paths.clone() };
+        let action = Action::StartWorkload {
+            workload,
+            datasets: self.datasets(),
+            paths: paths.clone(),
+            lease_until_ms: None,
+        };
         let op = ctx.run(self.id(), Op::Work, action);
         let since = ctx.now.mono_ms;
         self.work = Work::Starting { op, since, request, restarts, ended: None };
@@ -135,8 +139,7 @@ impl Unit {
             let text = format!("{} was stopped while it was being started", self.record.name);
             ctx.reply(waiting, Err(Failure::refused(FailureCode::Cancelled, text)));
         }
-        let limit_ms = self.stop_limit_ms();
-        let op = ctx.run(self.id(), Op::Work, Action::StopWorkload { limit_ms });
+        let op = ctx.run(self.id(), Op::Work, self.stop_action());
         self.work = Work::Stopping { op, request };
     }
 

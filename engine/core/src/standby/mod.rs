@@ -20,7 +20,7 @@ use crate::record::{Grant, Policy, Role};
 use crate::unit::{Op, Unit};
 
 /// What a standby knows beyond its record; lost at a restart, and asked for again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct StandbyView {
     receiving: Option<Receiving>,
     /// The last transfer that ended here, and how: its offer may come once more.
@@ -43,7 +43,7 @@ pub(crate) struct StandbyView {
     pub(crate) announced: Option<(AttemptId, ActivationTimes)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Receiving {
     peer: Fingerprint,
     offer: StepOffer,
@@ -51,7 +51,7 @@ struct Receiving {
     checking: Option<OpId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Preparing {
     op: OpId,
     peer: Fingerprint,
@@ -157,15 +157,18 @@ impl Unit {
         name: &str,
         volumes: &[VolumeIntro],
         policy: Policy,
+        lease_ms: Option<u64>,
     ) {
         let answer = if self.follows(peer) {
             check_intro(ctx, peer, self.record.own, volumes)
         } else {
             Err(self.not_following(ctx, peer))
         };
-        if answer.is_ok() && (self.record.policy != policy || self.record.name != name) {
+        let promise = (self.record.policy, self.record.lease_ms);
+        if answer.is_ok() && (promise != (policy, lease_ms) || self.record.name != name) {
             // The name stays: it is this node's. The promise is the primary's.
             self.record.policy = policy;
+            self.record.lease_ms = lease_ms;
             self.persist(ctx);
         }
         self.say(ctx, peer, Body::IntroReply(answer));

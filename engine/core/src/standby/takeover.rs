@@ -3,9 +3,9 @@
 use super::{Preparing, grant_of};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, VolumeId};
+use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, VolumeId};
 use crate::io::{Action, Outcome};
-use crate::message::Body;
+use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
 use crate::record::{Answer, Role, TAKEN_KEPT, WorkloadKind};
 use crate::service::Service;
@@ -17,26 +17,21 @@ impl Unit {
         &mut self,
         ctx: &mut Ctx,
         peer: Fingerprint,
-        attempt: AttemptId,
+        question: QuestionId,
         workload: Option<WorkloadKind>,
     ) {
-        let answer = self.preflight(ctx, peer, attempt, workload);
-        self.say(ctx, peer, Body::PreflightReply { attempt, answer });
+        let answer = self.preflight(ctx, peer, workload).map(|()| PreflightFacts::default());
+        self.say(ctx, peer, Body::PreflightReply { question, answer });
     }
 
     pub(super) fn preflight(
         &self,
         ctx: &Ctx,
         peer: Fingerprint,
-        attempt: AttemptId,
         workload: Option<WorkloadKind>,
     ) -> Result<(), Failure> {
         if !self.follows(peer) {
             return Err(self.not_following(ctx, peer));
-        }
-        if attempt.issuer != peer || self.is_over(attempt) {
-            let text = format!("{}: attempt {attempt} is over", self.record.name);
-            return Err(Failure::refused(FailureCode::Cancelled, text));
         }
         for at in 0..self.record.volumes.len() {
             self.check_granted(ctx, peer, at)?;
