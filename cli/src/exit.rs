@@ -58,6 +58,8 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::Unsupported
         | FailureCode::Modified
         | FailureCode::NoBase
+        | FailureCode::OverBudget
+        | FailureCode::NoProof
         | FailureCode::Busy => Exit::Refused,
         FailureCode::NoSpace
         | FailureCode::BadStream
@@ -65,6 +67,7 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::TimedOut
         | FailureCode::Workload
         | FailureCode::Unhealthy
+        | FailureCode::NotStarted
         | FailureCode::Cancelled
         | FailureCode::Other => Exit::Failed,
     }

@@ -51,8 +51,14 @@ pub enum FailureCode {
     Workload,
     /// The workload ran, and did not become healthy in time.
     Unhealthy,
+    /// The workload's command never ran, so nobody can have been answered.
+    NotStarted,
     /// A request that makes no sense as things are.
     BadRequest,
+    /// It would be down for longer than it may.
+    OverBudget,
+    /// A failover without a proof that the primary is off.
+    NoProof,
     /// A person or a newer plan ended it.
     Cancelled,
     /// Anything else; the message has the words.

@@ -302,8 +302,8 @@ pub enum Action {
     /// Is the unit's workload running? Adopts it if it is, and thaws it. → [`Outcome::Probed`]
     ProbeWorkload,
     /// Start it; never a second one. → [`Outcome::Nothing`] once it runs and is healthy. A failure
-    /// with [`crate::FailureCode::Unhealthy`]: it ran, and is stopped again; with any other code it
-    /// never ran.
+    /// with [`crate::FailureCode::NotStarted`]: its command never ran; with any other code it may have,
+    /// and is stopped again.
     StartWorkload {
         /// What.
         workload: WorkloadRecord,

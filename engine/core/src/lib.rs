@@ -6,15 +6,20 @@
 //! same inputs give the same effects.
 //!
 //! Read next: [`io`] (the vocabulary), [`record`] (what is durable), [`message`] (what nodes say),
-//! [`node`] (the one entry), then the machines: [`plan`], `replicate`, `cutover`, `service`.
+//! [`node`] (the one entry), then the machines: [`plan`], `replicate`, `cutover`, `failover`, `lease`,
+//! `service`.
 
 mod ctx;
 mod cutover;
+mod drill;
+mod failover;
 pub mod failure;
 pub mod ids;
 pub mod io;
+mod lease;
 mod limits;
 pub mod message;
+mod network;
 pub mod node;
 pub mod plan;
 pub mod record;

@@ -72,3 +72,55 @@ pub(crate) const BOOTS_KEPT: usize = 8;
 
 /// Most volumes of one unit: they are listed in one message and one journal record.
 pub(crate) const MAX_VOLUMES: usize = 64;
+
+/// A connection that is lost before the commit may come back within this time: two nodes that meet dial
+/// each other, and one of the connections is given up; a link may also flap. The workload may be stopped
+/// meanwhile, so it is short.
+pub(crate) const RIDE_OVER_MS: u64 = 2_000;
+
+/// Left over in the target's store beyond what a move brings, bytes: snapshots, metadata.
+pub(crate) const ROOM_MARGIN_BYTES: u64 = 16 << 20;
+
+/// What stopping a workload is taken to cost before it was measured.
+pub(crate) const GUESSED_STOP_MS: u64 = 200;
+
+/// What starting one is taken to cost before it was measured.
+pub(crate) const GUESSED_START_MS: u64 = 300;
+
+/// What fence, snapshot, commit and mount are taken to cost together before they were measured.
+pub(crate) const GUESSED_STORE_MS: u64 = 120;
+
+/// A round of convergence that takes longer than this and gains nothing on the one before: the workload
+/// writes faster than the link carries it away.
+pub(crate) const OUTRUN_MS: u64 = 1_000;
+
+/// So many of them in a row.
+pub(crate) const OUTRUN_ROUNDS: u32 = 2;
+
+/// Rounds that bring at least this much say what the pair carries; smaller ones are mostly fixed cost.
+pub(crate) const RATE_BYTES: u64 = 1 << 20;
+
+/// Between two tries to bring addresses up or down.
+pub(crate) const NETWORK_RETRY_MS: u64 = 2_000;
+
+/// A standby that is asked to yield must have answered within its stop limit and this time.
+pub(crate) const YIELD_LIMIT_MS: u64 = 30_000;
+
+/// How long a failover waits for a receive in flight to end, and for the replica to be fenced.
+pub(crate) const DRAIN_LIMIT_MS: u64 = 30_000;
+
+/// Shortest lease, milliseconds: below it the renewals of a busy pair come too late.
+pub(crate) const LEASE_LEAST_MS: u64 = 3_000;
+
+/// A lease counts for this share of its length where it is held, and for as much more where it was given,
+/// percent: clocks may differ in rate by that much, and by far less they do.
+pub(crate) const LEASE_DRIFT_PERCENT: u64 = 5;
+
+/// A lease is asked for again after this part of its length.
+pub(crate) const LEASE_RENEW_PART: u64 = 5;
+
+/// The workload of a lease that was not renewed gets this part of its length to stop before it ends.
+pub(crate) const LEASE_STOP_PART: u64 = 3;
+
+/// The end of a lease that need not be renewed, milliseconds from now: ten years.
+pub(crate) const LEASE_WAIVED_MS: u64 = 10 * 365 * 24 * 3_600_000;

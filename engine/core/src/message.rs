@@ -107,6 +107,8 @@ pub enum Body {
     SurveyReply {
         /// What was asked.
         question: QuestionId,
+        /// This node was primary until somebody else became it: it is to be told what to step back to.
+        was_primary: bool,
         /// What was found; looked at after the question came.
         answer: Result<Vec<VolumeSurvey>, Failure>,
     },

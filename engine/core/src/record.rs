@@ -377,6 +377,11 @@ pub struct UnitRecord {
 }
 
 impl UnitRecord {
+    /// The ids of its volumes, in order.
+    pub fn volume_ids(&self) -> Vec<VolumeId> {
+        self.volumes.iter().map(|v| v.id).collect()
+    }
+
     /// A record with nothing but what every unit has.
     pub fn new(
         id: UnitId,

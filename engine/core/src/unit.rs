@@ -11,11 +11,15 @@ use std::collections::BTreeMap;
 use flocker_store::{Inventory, Snapshot, SnapshotName};
 
 use crate::ctx::Ctx;
-use crate::cutover::Cutover;
+use crate::cutover::{Cutover, DryRun};
+use crate::drill::Drill;
+use crate::failover::Failover;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{EpochOrder, Fingerprint, OpId, RequestId, TransferId, UnitId};
 use crate::io::{Effect, EventKind, Outcome};
+use crate::lease::Lease;
 use crate::message::{Body, Message};
+use crate::network::Network;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
 use crate::replicate::{Replica, Snapshotting};
 use crate::service::{Service, Work};
@@ -37,6 +41,11 @@ pub(crate) enum Op {
     Survey { peer: Fingerprint },
     Room,
     Prepare,
+    Preflight,
+    Network,
+    StepBack,
+    Failover,
+    Drill,
     GiveBack,
     NodeIntro { peer: Fingerprint, message: Box<Message> },
     NodeProtect { request: RequestId, command: Box<crate::io::Command> },
@@ -76,6 +85,11 @@ pub(crate) struct Unit {
     pub(crate) replicas: BTreeMap<Fingerprint, Replica>,
     pub(crate) snapshotting: Snapshotting,
     pub(crate) cutover: Option<Cutover>,
+    pub(crate) dry_runs: Vec<DryRun>,
+    pub(crate) failover: Option<Failover>,
+    pub(crate) drill: Option<Drill>,
+    pub(crate) lease: Lease,
+    pub(crate) network: Network,
     /// When `Settle` is due again, while the role is `HandedOver`.
     pub(crate) settle_at: u64,
     pub(crate) handed_over_at: u64,
@@ -97,6 +111,11 @@ impl Unit {
             replicas: BTreeMap::new(),
             snapshotting: Snapshotting::default(),
             cutover: None,
+            dry_runs: Vec::new(),
+            failover: None,
+            drill: None,
+            lease: Lease::default(),
+            network: Network::default(),
             settle_at: 0,
             handed_over_at: 0,
             standby: StandbyView::default(),
@@ -129,6 +148,7 @@ impl Unit {
         }
         self.upkeep.mirror_due = true;
         self.handed_over_at = ctx.now.mono_ms;
+        self.boot_lease(ctx.now.mono_ms);
         self.enter_role(ctx);
     }
 
@@ -209,6 +229,7 @@ impl Unit {
             replica.up();
         }
         self.settle_at = ctx.now.mono_ms;
+        self.cutover_peer_up(peer, ctx.now.mono_ms);
         self.service_peer_up(ctx, peer);
     }
 
@@ -228,8 +249,16 @@ impl Unit {
         }
         // The settling of an attempt crosses epochs by its nature, so it comes before the rule.
         match message.body {
-            Body::Settle { attempt } => return self.on_settle(ctx, peer, attempt),
+            Body::Settle { attempt } => {
+                return self.on_settle(ctx, peer, attempt, message.epoch);
+            }
             Body::SettleReply { attempt, answer, incarnation } => {
+                if answer == crate::record::Answer::Refused
+                    && self.record.epoch.judge(&message.epoch) == EpochOrder::Newer
+                {
+                    // Whoever owns a newer epoch has not left this one to us.
+                    return self.on_newer(ctx, peer, &message);
+                }
                 return self.on_settle_reply(ctx, peer, attempt, answer, incarnation);
             }
             Body::Stale => return self.on_newer(ctx, peer, &message),
@@ -274,8 +303,8 @@ impl Unit {
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
             Body::Survey { question } => self.on_survey(ctx, peer, question),
-            Body::SurveyReply { question, answer } => {
-                self.on_survey_reply(ctx, peer, question, answer);
+            Body::SurveyReply { question, was_primary, answer } => {
+                self.on_survey_reply(ctx, peer, question, was_primary, answer);
             }
             Body::Offer(offer) => self.on_offer(ctx, peer, offer),
             Body::OfferReply { transfer, answer } => {
@@ -302,12 +331,22 @@ impl Unit {
             Body::ActivationFailed { attempt, failure, handing_back } => {
                 self.on_activation_failed(ctx, peer, attempt, failure, handing_back);
             }
-            Body::Yield { .. }
-            | Body::YieldRefused { .. }
-            | Body::StepBack { .. }
-            | Body::StepBackReply { .. }
-            | Body::Lease { .. }
-            | Body::LeaseReply { .. } => {}
+            Body::Yield { attempt, next, incarnation } => {
+                self.on_yield(ctx, peer, attempt, next, incarnation);
+            }
+            Body::YieldRefused { attempt, failure } => {
+                self.on_yield_refused(ctx, peer, attempt, failure);
+            }
+            Body::StepBack { question, bases } => self.on_step_back(ctx, peer, question, bases),
+            Body::StepBackReply { question, answer } => {
+                self.on_step_back_reply(ctx, peer, question, answer);
+            }
+            Body::Lease { question } => self.on_lease(ctx, peer, question),
+            Body::LeaseReply { question } => self.on_lease_reply(ctx, peer, question),
+            // Whoever is about to take over does not say that nobody has.
+            Body::Claim
+                if self.failing_over()
+                    && !ctx.config.planted(crate::node::PlantedBug::AnswerClaimInFailover) => {}
             Body::Claim => self.say(ctx, peer, Body::ClaimReply { known: true }),
             Body::ClaimReply { known: _ } => self.on_claim_reply(ctx, peer),
             Body::Drop => self.on_drop(ctx, peer),
@@ -324,8 +363,10 @@ impl Unit {
         }
         match self.record.role.clone() {
             Role::HandedOver { target, next, .. } => {
-                // The target owns `next`, or has moved on from it: it has taken.
-                if peer == target && (theirs == next || theirs.number > next.number) {
+                // The target owns `next`, or has moved on from it: it has taken. Or it took over by
+                // a failover, and goes on from what it had.
+                let went_on = theirs == next || theirs.number > next.number || theirs.owner == peer;
+                if peer == target && went_on {
                     self.taken_by_target(ctx, theirs);
                 } else {
                     self.raise_unexpected(ctx, peer);
@@ -371,6 +412,9 @@ impl Unit {
         let failure = Failure::new(Remedy::Operator, FailureCode::Conflict, text);
         self.drop_replicas(ctx, &failure);
         self.end_cutover(ctx, Err(failure.clone()));
+        self.end_failover(ctx, Err(failure.clone()));
+        self.lease_ends();
+        self.record.was_primary = true;
         self.record.epoch = theirs;
         self.record.standbys.clear();
         self.set_role(ctx, Role::Following { source: theirs.owner });
@@ -411,6 +455,11 @@ impl Unit {
             Op::Survey { peer } => self.survey_done(ctx, op, *peer, outcome),
             Op::Room => self.room_done(ctx, op, outcome),
             Op::Prepare => self.prepare_done(ctx, op, outcome),
+            Op::Preflight => self.preflight_done(ctx, op, outcome),
+            Op::Network => self.network_done(ctx, op, outcome),
+            Op::StepBack => self.step_back_done(ctx, op, outcome),
+            Op::Failover => self.failover_done(ctx, op, outcome),
+            Op::Drill => self.drill_done(ctx, op, outcome),
             // Both end in the node, which owns the set of units.
             Op::GiveBack | Op::NodeIntro { .. } | Op::NodeProtect { .. } => {}
         }
@@ -439,8 +488,13 @@ impl Unit {
         if self.ending.is_some() {
             return self.advance_ending(ctx);
         }
+        self.advance_lease(ctx);
         self.advance_service(ctx);
+        self.advance_failover(ctx);
         self.advance_cutover(ctx);
+        self.advance_dry_runs(ctx);
+        self.advance_network(ctx);
+        self.advance_step_back(ctx);
         self.advance_replication(ctx);
         self.advance_settle(ctx);
         self.advance_upkeep(ctx);
@@ -454,6 +508,11 @@ impl Unit {
         [
             self.service_timeout(),
             self.cutover_timeout(),
+            self.dry_run_timeout(),
+            self.failover_timeout(ctx),
+            self.lease_timeout(),
+            self.network_timeout(),
+            self.step_back_timeout(),
             self.replication_timeout(ctx),
             matches!(self.record.role, Role::HandedOver { .. }).then_some(self.settle_at),
             self.upkeep_timeout(),

@@ -38,6 +38,13 @@ struct Tidying {
     destroy: BTreeSet<SnapshotName>,
 }
 
+impl Upkeep {
+    /// The dataset is another one now: nothing is known of what is held.
+    pub(crate) fn forget_holds(&mut self) {
+        self.held.clear();
+    }
+}
+
 impl Unit {
     pub(crate) fn advance_upkeep(&mut self, ctx: &mut Ctx) {
         if ctx.now.mono_ms < self.upkeep.retry_at {
@@ -68,7 +75,9 @@ impl Unit {
 
     fn tidy(&mut self, ctx: &mut Ctx) {
         self.upkeep.tidy_due = false;
-        if matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. }) {
+        let open =
+            self.failing_over() || self.record.step_back.is_some() || self.record.was_primary;
+        if open || matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. }) {
             // Nothing is taken away while it is open who goes on; the next role makes it due again.
             return;
         }
@@ -134,6 +143,7 @@ impl Unit {
         }
         needed.extend(self.standby.base_in_use(volume));
         needed.extend(self.cutover_needs(at));
+        needed.extend(self.drill.iter().flat_map(|d| d.needs.iter().copied()));
         let all = self.unsure() && !ctx.config.planted(PlantedBug::DestroyBase);
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
@@ -226,7 +236,8 @@ impl Unit {
         self.cancel_receiving(ctx);
         self.nobody_waits_for_work(ctx);
         let over = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
-        self.end_cutover(ctx, Err(over));
+        self.end_cutover(ctx, Err(over.clone()));
+        self.end_failover(ctx, Err(over));
         self.ending = Some(Ending { op: None, keep_newest, request, refusal });
         self.advance_ending(ctx);
     }

@@ -241,13 +241,13 @@ impl World {
         path: Option<&String>,
     ) -> Done {
         let refused = |words: &str| {
-            Err(Failure::new(Remedy::Operator, FailureCode::Workload, words.to_owned()))
+            Err(Failure::new(Remedy::Operator, FailureCode::NotStarted, words.to_owned()))
         };
         if self.hosts[node].workloads.contains_key(&unit) {
             return Ok(Outcome::Nothing); // Never a second one.
         }
         if !self.healing && self.rng.chance_ppm(self.scenario.start_fail_ppm) {
-            return refused("the program ends at once");
+            return refused("the program cannot be executed");
         }
         let store = &self.hosts[node].store;
         let found = store

@@ -1,6 +1,6 @@
 //! From the commit on: the one question, its answers, and the target's word that it runs.
 
-use super::Phase;
+use super::{Cutover, Kind, Phase};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation};
@@ -8,7 +8,7 @@ use crate::io::{EventKind, MigrationReport, Reply};
 use crate::limits::{RESEND_MS, SETTLE_ALARM_MS};
 use crate::message::{ActivationTimes, Body};
 use crate::node::PlantedBug;
-use crate::record::{Answer, Role};
+use crate::record::{Answer, MoveCosts, Role};
 use crate::unit::Unit;
 
 impl Unit {
@@ -76,7 +76,7 @@ impl Unit {
 
     /// The target owns the unit: this node becomes its standby, from the held final snapshot.
     pub(crate) fn taken_by_target(&mut self, ctx: &mut Ctx, epoch: Epoch) {
-        let Role::HandedOver { target, .. } = self.record.role else {
+        let Role::HandedOver { target, next, .. } = self.record.role else {
             return;
         };
         let left: Vec<_> = (self.record.standbys.iter())
@@ -88,12 +88,15 @@ impl Unit {
         let covered =
             (0..self.record.volumes.len()).all(|at| self.check_granted(ctx, target, at).is_ok());
         self.record.own |= !covered;
+        // Another epoch than the one that was handed over: the target may go on from less.
+        self.record.was_primary |= epoch != next;
         self.record.epoch = epoch;
         self.record.standbys.clear();
         self.set_role(ctx, Role::Following { source: target });
         self.clear_alarm(ctx);
         self.local.inventories = None;
         self.standby.equal_wall_ms = Some(ctx.now.wall_ms);
+        self.lease_ends();
         if let Some(c) = &mut self.cutover {
             if !left.is_empty() {
                 c.notes.push(format!(
@@ -103,19 +106,29 @@ impl Unit {
             }
             self.enter(ctx, Phase::Activating { ask_at: ctx.now.mono_ms + RESEND_MS });
         }
+        self.end_failover(
+            ctx,
+            Err(Failure::refused(
+                FailureCode::Cancelled,
+                format!("{}: the target has answered: it has taken over", self.record.name),
+            )),
+        );
     }
 
     pub(crate) fn refused_by_target(&mut self, ctx: &mut Ctx) {
+        self.record.was_primary = false;
+        self.record.step_back = None;
         self.set_role(ctx, Role::Serving);
         self.clear_alarm(ctx);
-        let reason = Failure::new(
-            Remedy::Retry,
-            FailureCode::Cancelled,
-            format!("{}: the target refused at the commit; nothing has moved", self.record.name),
-        );
+        let refused = |text: String| Failure::new(Remedy::Retry, FailureCode::Cancelled, text);
+        let name = &self.record.name;
+        let reason =
+            refused(format!("{name}: the target refused at the commit; nothing has moved"));
+        let answered = refused(format!("{name}: the target has answered: it refused"));
         if self.cutover.is_some() {
-            self.enter(ctx, Phase::Undo { reason });
+            self.enter(ctx, Phase::Undo { reason, from: "commit" });
         }
+        self.end_failover(ctx, Err(answered));
         // What is fenced here has been nobody else's: no need to ask anybody.
         self.activate(ctx);
     }
@@ -142,6 +155,8 @@ impl Unit {
         c.parts.push(("mount".into(), times.mount_ms));
         c.parts.push(("start".into(), times.start_ms));
         c.parts.push(("notice".into(), notice));
+        let costs = c.costs();
+        let (target, kind) = (c.target, c.kind.clone());
         let report = MigrationReport {
             name: self.record.name.clone(),
             source: ctx.config.fingerprint,
@@ -152,10 +167,13 @@ impl Unit {
             downtime_ms: std::mem::take(&mut c.parts),
             downtime_total_ms: c.stopped_at.map_or(0, |at| now - at),
             total_ms: now - c.begun,
-            predicted: None,
-            budget_ms: None,
+            predicted: c.predicted.take(),
+            budget_ms: c.budget_ms,
             notes: std::mem::take(&mut c.notes),
         };
+        if matches!(kind, Kind::Move) && report.downtime_total_ms > 0 {
+            self.learn_costs(ctx, target, costs);
+        }
         let report = Box::new(report);
         let kind = EventKind::Migrated(report.clone());
         ctx.report(self.record.id, &self.record.name, kind);
@@ -168,19 +186,80 @@ impl Unit {
         peer: Fingerprint,
         attempt: AttemptId,
         failure: Failure,
-        _handing_back: bool,
+        handing_back: bool,
     ) {
-        let Some(c) = &self.cutover else {
+        let name = self.record.name.clone();
+        let there = ctx.peer_name(peer);
+        let Some(c) = &mut self.cutover else {
             return;
         };
-        if c.target == peer && c.attempt == attempt {
-            let text = format!(
-                "{} has moved to {}, which could not bring it up yet and goes on trying: {}",
-                self.record.name,
-                ctx.peer_name(peer),
-                failure.message
-            );
-            self.end_cutover(ctx, Err(Failure::new(Remedy::Operator, FailureCode::Workload, text)));
+        if c.target != peer || c.attempt != attempt {
+            return;
+        }
+        if handing_back {
+            let text =
+                format!("{there} could not bring {name} up and hands it back: {}", failure.message);
+            c.coming_back = Some(Failure { message: text, ..failure });
+            return;
+        }
+        let text = format!(
+            "{name} has moved to {there}, which could not bring it up yet and goes on trying: {}",
+            failure.message
+        );
+        self.end_cutover(ctx, Err(Failure::new(Remedy::Operator, FailureCode::Workload, text)));
+    }
+
+    /// This node took the unit while an earlier move away from here was still waiting for the word that it
+    /// ran over there: it was handed back, or moved back.
+    pub(crate) fn cutover_came_back(&mut self, ctx: &mut Ctx) {
+        let Some(c) = &mut self.cutover else {
+            return;
+        };
+        match c.coming_back.take() {
+            Some(reason) => self.enter(ctx, Phase::Undo { reason, from: "activate" }),
+            None => {
+                let name = &self.record.name;
+                let text = format!("{name}: it was moved back before it had run there");
+                self.end_cutover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
+            }
+        }
+    }
+
+    /// What this move cost goes into the next prediction.
+    fn learn_costs(&mut self, ctx: &mut Ctx, target: Fingerprint, now: MoveCosts) {
+        let known = self.record.move_costs.entry(target).or_default();
+        let smooth =
+            |old: u64, new: u64| if known.moves == 0 { new } else { (old + new).div_ceil(2) };
+        *known = MoveCosts {
+            moves: known.moves + 1,
+            quiesce_ms: smooth(known.quiesce_ms, now.quiesce_ms),
+            fence_ms: smooth(known.fence_ms, now.fence_ms),
+            transfer_ms: smooth(known.transfer_ms, now.transfer_ms),
+            commit_ms: smooth(known.commit_ms, now.commit_ms),
+            mount_ms: smooth(known.mount_ms, now.mount_ms),
+            start_ms: smooth(known.start_ms, now.start_ms),
+        };
+        self.persist(ctx);
+    }
+}
+
+impl Cutover {
+    /// What it cost apart from its data.
+    fn costs(&self) -> MoveCosts {
+        let part = |words: &[&str]| -> u64 {
+            self.parts.iter().filter(|(w, _)| words.contains(&w.as_str())).map(|(_, ms)| ms).sum()
+        };
+        let rate = self.predicted.as_ref().and_then(|p| p.bytes_per_second).filter(|r| *r > 0);
+        let sent = self.rounds.last().map_or(0, |r| r.stream_bytes);
+        let travel_ms = rate.map_or(0, |rate| sent.saturating_mul(1000) / rate);
+        MoveCosts {
+            moves: 1,
+            quiesce_ms: part(&["quiesce"]),
+            fence_ms: part(&["fence", "snapshot"]),
+            transfer_ms: part(&["transfer"]).saturating_sub(travel_ms),
+            commit_ms: part(&["prepare", "commit"]),
+            mount_ms: part(&["mount"]),
+            start_ms: part(&["start", "notice"]),
         }
     }
 }

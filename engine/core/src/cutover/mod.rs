@@ -1,45 +1,76 @@
-//! The source's side of a planned move. DESIGN "Cutover" is the specification.
+//! The source's side of a change of primary. DESIGN "Cutover" is the specification.
 //!
 //! ```text
 //!  migrate        ok          converged     stopped    fenced      taken
 //!  ──────▶ Preflight ─▶ Converge ─▶ Quiesce ─▶ Fence ─▶ Snapshot ─▶ Transfer ─▶ Prepare
-//!              │            │          │         │         │      sent and    │      │ ready:
-//!              │            │          │         │         │      unwritten   │      │ durable HandedOver
-//!              ▼            ▼          ▼         ▼         ▼                  ▼      ▼
-//!            Undo ◀─────────┴──────────┴─────────┴─────────┴──────────────────┘    Commit
-//!   writable again, workload running                     ▲   refused, from that      │ taken
-//!                                                        └── incarnation ────────────┤
-//!                                                                                    ▼
-//!                                                            Done ◀── runs ──── Activating
+//!              │            │        ▲ │         │ │       │      sent and    │      │ ready:
+//!              │            │        │ │         │ │       │      unwritten   │      │ durable HandedOver
+//!              ▼            ▼        │ ▼         ▼ │       ▼                  ▼      ▼
+//!            Undo ◀─────────┴────────┼─┴─────────┴─┼───────┴──────────────────┘    Commit
+//!   writable again, workload running │             │     ▲   refused, from that      │ taken
+//!                                    │             │     └── incarnation ────────────┤
+//!   hand-back: an activation here    │             │                                 ▼
+//!   failed before anybody was ───────┤             └─▶ Prepare       Done ◀── runs ── Activating
+//!   answered                         │             └─▶ Commit
+//!   yield: a standby fails over ─────┘
+//!   and this primary answers
 //! ```
 //!
-//! Before `Commit` any failure, and any restart, is undone here alone: the attempt's number is
-//! burnt, the unit is writable, its workload runs. From `Commit` on only the target's answer counts;
-//! the volumes stay fenced, and a restart asks again. What survives a failed attempt: its number in
+//! Three kinds go this way. A *move* goes all of it. A *hand-back* has nothing to converge and no final
+//! snapshot: what it hands back is what it took. A *yield* needs no promise: the standby that asked for
+//! it has made durable that its attempt is begun, and answers `settle` with `taken` or `refused`.
+//!
+//! | phase | limit | left with success | left with failure |
+//! | --- | --- | --- | --- |
+//! | Preflight | 20 s | the target could take it: replica whole, path free, room, grant | nothing was changed |
+//! | Converge | rounds, not time | the standby is close: predicted downtime fits the budget | workload untouched |
+//! | Quiesce | stop limit + 60 s | no process of the workload is left | started again |
+//! | Fence | 60 s | its addresses are off; nobody can write the volumes, read back | opened again |
+//! | Snapshot | 60 s | the final snapshots exist | collected by upkeep |
+//! | Transfer | 10 min | the target has them by guid; nothing was written since here | the replica is at its last good snapshot |
+//! | Prepare | 20 s | the target has durably promised to answer `settle` | its promise is buried by the tombstone |
+//! | Commit | none | the target has durably taken it: this node follows | refused durably: this node serves |
+//! | Activating | 60 s | the workload runs there | it goes on trying there, or hands back |
+//! | Undo | none | the unit is served here again | it goes on trying here, with an alarm |
+//!
+//! Before `Commit` any failure, and any restart, is undone here alone: the attempt's number is burnt, the
+//! unit is writable, its workload runs. So no phase before it needs a record of its own: the journal says
+//! `Leaving`, and a restart takes all of them back in the same way. From `Commit` on only the target's
+//! answer counts; the volumes stay fenced, and a restart asks again. A connection that is lost before the
+//! commit may come back within [`RIDE_OVER_MS`]. What survives a failed attempt: its number in
 //! `last_attempt` and the snapshots it took, which upkeep collects.
 
+mod begin;
 mod commit;
+mod converge;
+mod handback;
 mod stopped;
+
+pub(crate) use begin::DryRun;
 
 use flocker_store::{Guid, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Fingerprint, Now, OpId, QuestionId, RequestId, VolumeId};
-use crate::io::{EventKind, Reply, RoundReport};
+use crate::ids::{
+    AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId, QuestionId, RequestId, VolumeId,
+};
+use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, CONVERGE_GAIN_PERCENT, CONVERGE_ROUNDS, CONVERGED_MS,
-    FINAL_TRANSFER_LIMIT_MS, RESEND_MS, STOPPED_PHASE_LIMIT_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, RESEND_MS, RIDE_OVER_MS,
+    STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
 use crate::record::Role;
 use crate::service::Service;
 use crate::unit::Unit;
 
-/// A move under way.
+/// A change of primary under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Cutover {
-    request: Option<RequestId>,
+    kind: Kind,
+    /// People who wait for its end.
+    requests: Vec<RequestId>,
     pub(crate) attempt: AttemptId,
     pub(crate) target: Fingerprint,
     phase: Phase,
@@ -48,24 +79,73 @@ pub(crate) struct Cutover {
     begun: u64,
     /// When the workload began to be stopped.
     stopped_at: Option<u64>,
+    /// When the connection to the target was lost; `None`: it stands.
+    lost_at: Option<u64>,
     parts: Vec<(String, u64)>,
     rounds: Vec<RoundReport>,
     workload_wanted: bool,
+    budget_ms: Option<u64>,
+    predicted: Option<Prediction>,
+    /// What the target said in its preflight.
+    facts: PreflightFacts,
+    /// The target could not bring it up, and hands it back.
+    coming_back: Option<Failure>,
     notes: Vec<String>,
+}
+
+/// Why the unit leaves.
+#[derive(Debug, Clone)]
+enum Kind {
+    /// A person wants it elsewhere.
+    Move,
+    /// It came here and could not be brought up.
+    HandBack { finals: Vec<(VolumeId, Guid)> },
+    /// A standby fails over.
+    Yield { incarnation: Incarnation, next: Epoch },
 }
 
 #[derive(Debug, Clone)]
 enum Phase {
-    Preflight { ask_at: u64, question: QuestionId },
-    Converge { rounds: u32, last_ms: Option<u64> },
-    Quiesce { op: OpId },
-    Fence { op: OpId },
-    Snapshot { op: OpId, taken: Now },
-    Transfer { finals: Vec<Snapshot>, taken: Now, verify: Option<OpId>, begun: bool, sent: bool },
-    Prepare { finals: Vec<Snapshot>, ask_at: u64 },
+    Preflight {
+        ask_at: u64,
+        question: QuestionId,
+    },
+    Converge {
+        rounds: u32,
+        last_ms: Option<u64>,
+        outrun: u32,
+    },
+    Quiesce {
+        op: OpId,
+    },
+    /// First the addresses, then the volumes.
+    Fence {
+        op: OpId,
+        network: bool,
+    },
+    Snapshot {
+        op: OpId,
+        taken: Now,
+    },
+    Transfer {
+        finals: Vec<Snapshot>,
+        taken: Now,
+        verify: Option<OpId>,
+        begun: bool,
+        sent: bool,
+    },
+    Prepare {
+        finals: Vec<(VolumeId, Guid)>,
+        ask_at: u64,
+    },
     Commit,
-    Activating { ask_at: u64 },
-    Undo { reason: Failure },
+    Activating {
+        ask_at: u64,
+    },
+    Undo {
+        reason: Failure,
+        from: &'static str,
+    },
 }
 
 impl Phase {
@@ -109,6 +189,20 @@ impl Phase {
             Phase::Preflight { .. } | Phase::Converge { .. } | Phase::Undo { .. } => false,
         }
     }
+
+    /// Whether it can still be taken back here alone.
+    fn before_commit(&self) -> bool {
+        match self {
+            Phase::Preflight { .. }
+            | Phase::Converge { .. }
+            | Phase::Quiesce { .. }
+            | Phase::Fence { .. }
+            | Phase::Snapshot { .. }
+            | Phase::Transfer { .. }
+            | Phase::Prepare { .. } => true,
+            Phase::Commit | Phase::Activating { .. } | Phase::Undo { .. } => false,
+        }
+    }
 }
 
 impl Unit {
@@ -130,91 +224,20 @@ impl Unit {
     /// Final snapshots are kept until the attempt is over.
     pub(crate) fn cutover_needs(&self, at: usize) -> Option<Guid> {
         match &self.cutover.as_ref()?.phase {
-            Phase::Transfer { finals, .. } | Phase::Prepare { finals, .. } => {
-                finals.get(at).map(|s| s.guid)
-            }
+            Phase::Transfer { finals, .. } => finals.get(at).map(|s| s.guid),
+            Phase::Prepare { finals, .. } => finals.get(at).map(|(_, guid)| *guid),
             _ => None,
         }
     }
 
     pub(crate) fn cutover_word(&self) -> Option<String> {
         let cutover = self.cutover.as_ref()?;
-        Some(format!("migrating: {}", cutover.phase.word()))
-    }
-
-    // ---- begin --------------------------------------------------------------------------------
-
-    pub(crate) fn migrate(&mut self, ctx: &mut Ctx, request: RequestId, target: Fingerprint) {
-        if let Err(failure) = self.may_migrate(ctx, target) {
-            return ctx.reply(request, Err(failure));
-        }
-        self.record.last_attempt += 1;
-        let attempt =
-            AttemptId { issuer: ctx.config.fingerprint, number: self.record.last_attempt };
-        let workload_wanted = self.record.workload.as_ref().is_some_and(|w| w.wanted);
-        self.set_role(ctx, Role::Leaving { attempt, target });
-        let question = ctx.new_question();
-        self.cutover = Some(Cutover {
-            request: Some(request),
-            attempt,
-            target,
-            phase: Phase::Preflight { ask_at: ctx.now.mono_ms, question },
-            since: ctx.now.mono_ms,
-            begun: ctx.now.mono_ms,
-            stopped_at: None,
-            parts: Vec::new(),
-            rounds: Vec::new(),
-            workload_wanted,
-            notes: Vec::new(),
-        });
-        self.report_phase(ctx);
-    }
-
-    fn may_migrate(&self, ctx: &Ctx, target: Fingerprint) -> Result<(), Failure> {
-        let refuse = |code, text: String| Err(Failure::refused(code, text));
-        let (name, to) = (&self.record.name, ctx.peer_name(target));
-        if self.cutover.is_some() {
-            return refuse(FailureCode::Busy, format!("{name} is being migrated already"));
-        }
-        match self.record.role {
-            Role::Serving => {}
-            Role::Leaving { .. } => {
-                let text = format!("{name}: an earlier migration is still being taken back");
-                return refuse(FailureCode::Busy, text);
-            }
-            Role::HandedOver { attempt, target, .. } => {
-                let text = format!(
-                    "{name} was handed over to {} (attempt {attempt}), whose answer is awaited",
-                    ctx.peer_name(target)
-                );
-                return refuse(FailureCode::Busy, text);
-            }
-            Role::Following { source } | Role::Ready { source, .. } => {
-                let text = format!(
-                    "{name} is primary on {}; run `flocker-repl migrate` there",
-                    ctx.peer_name(source)
-                );
-                return refuse(FailureCode::BadRequest, text);
-            }
-        }
-        if !self.record.standbys.contains(&target) {
-            let text = format!(
-                "{to} holds no replica of {name}; run `flocker-repl protect {} --to {to}` first",
-                self.record.volumes[0].dataset
-            );
-            return refuse(FailureCode::BadRequest, text);
-        }
-        if !ctx.connected(target) {
-            return refuse(FailureCode::ConnectionLost, format!("{to} is not connected"));
-        }
-        if self.record.paused {
-            let text = format!("{name} is paused; run `flocker-repl resume {name}` first");
-            return refuse(FailureCode::BadRequest, text);
-        }
-        if !matches!(self.service, Service::Up { .. }) {
-            return refuse(FailureCode::Busy, format!("{name} is not up here yet"));
-        }
-        Ok(())
+        let what = match cutover.kind {
+            Kind::Move => "migrating",
+            Kind::HandBack { .. } => "handing back",
+            Kind::Yield { .. } => "yielding",
+        };
+        Some(format!("{what}: {}", cutover.phase.word()))
     }
 
     fn report_phase(&self, ctx: &mut Ctx) {
@@ -236,89 +259,6 @@ impl Unit {
         self.report_phase(ctx);
     }
 
-    // ---- preflight and convergence ------------------------------------------------------------
-
-    pub(crate) fn on_preflight_reply(
-        &mut self,
-        ctx: &mut Ctx,
-        peer: Fingerprint,
-        asked: QuestionId,
-        answer: Result<PreflightFacts, Failure>,
-    ) {
-        let Some(c) = &self.cutover else {
-            return;
-        };
-        if c.target != peer
-            || !matches!(c.phase, Phase::Preflight { question, .. } if question == asked)
-        {
-            return;
-        }
-        match answer {
-            Ok(_) => self.enter(ctx, Phase::Converge { rounds: 0, last_ms: None }),
-            Err(failure) => self.undo(ctx, failure),
-        }
-    }
-
-    /// A round to some standby has ended well; `None`: there was nothing to send.
-    pub(crate) fn cutover_round_done(
-        &mut self,
-        ctx: &mut Ctx,
-        peer: Fingerprint,
-        report: Option<RoundReport>,
-    ) {
-        let Some(c) = &mut self.cutover else {
-            return;
-        };
-        if c.target != peer {
-            return;
-        }
-        c.rounds.extend(report.clone());
-        match &mut c.phase {
-            Phase::Converge { rounds, last_ms } => {
-                *rounds += 1;
-                let took = report.map_or(0, |r| r.duration_ms);
-                let gained = match *last_ms {
-                    Some(before) => took * 100 <= before * CONVERGE_GAIN_PERCENT,
-                    None => true,
-                };
-                *last_ms = Some(took);
-                if took <= CONVERGED_MS || !gained || *rounds >= CONVERGE_ROUNDS {
-                    self.quiesce(ctx);
-                }
-            }
-            Phase::Transfer { begun, sent, .. } if *begun => {
-                *sent = true;
-                self.transfer_went_on(ctx);
-            }
-            _ => {}
-        }
-    }
-
-    pub(crate) fn cutover_round_failed(
-        &mut self,
-        ctx: &mut Ctx,
-        was_final: bool,
-        failure: Failure,
-    ) {
-        let in_a_row = self
-            .cutover_target()
-            .and_then(|t| self.replicas.get(&t))
-            .is_some_and(|r| r.keeps_failing());
-        let Some(c) = &mut self.cutover else {
-            return;
-        };
-        match &mut c.phase {
-            // A stale inventory is looked at again; anything else ends the attempt.
-            Phase::Converge { .. } if failure.remedy == Remedy::Replan && !in_a_row => {}
-            Phase::Transfer { begun, .. } if failure.remedy == Remedy::Replan && was_final => {
-                *begun = false;
-            }
-            Phase::Transfer { begun: false, .. } => {}
-            Phase::Converge { .. } | Phase::Transfer { .. } => self.undo(ctx, failure),
-            _ => {}
-        }
-    }
-
     // ---- the ways out -------------------------------------------------------------------------
 
     /// Takes the cutover back; only before its commit.
@@ -327,6 +267,7 @@ impl Unit {
             return;
         };
         let stopped = self.stopping_for_cutover();
+        let from = self.cutover.as_ref().map_or("start", |c| c.phase.word());
         if let Some(replica) = self.replicas.get_mut(&target)
             && replica.in_final_round()
         {
@@ -335,9 +276,18 @@ impl Unit {
                 replica.up();
             }
         }
+        let yielding = attempt.issuer != ctx.config.fingerprint;
+        if yielding {
+            // Its issuer goes on to another number; this one is never begun here again.
+            self.refuse(attempt);
+        }
         self.set_role(ctx, Role::Serving);
-        self.say(ctx, target, Body::Abandon { attempt });
-        self.enter(ctx, Phase::Undo { reason });
+        let body = match yielding {
+            true => Body::YieldRefused { attempt, failure: reason.clone() },
+            false => Body::Abandon { attempt },
+        };
+        self.say(ctx, target, body);
+        self.enter(ctx, Phase::Undo { reason, from });
         if stopped {
             // Actions of a unit are performed in order, so whatever is still being stopped or
             // fenced ends before this begins. No standby can have taken anything.
@@ -350,7 +300,7 @@ impl Unit {
 
     /// The answer to the person, once the unit is served again or cannot be.
     pub(crate) fn undo_finished(&mut self, ctx: &mut Ctx, trouble: Option<&Failure>) {
-        let Some(Cutover { phase: Phase::Undo { reason }, .. }) = &self.cutover else {
+        let Some(Cutover { phase: Phase::Undo { reason, .. }, .. }) = &self.cutover else {
             return;
         };
         let mut reason = reason.clone();
@@ -365,30 +315,50 @@ impl Unit {
     }
 
     pub(crate) fn end_cutover(&mut self, ctx: &mut Ctx, answer: Result<Reply, Failure>) {
-        if let Some(Cutover { request: Some(request), .. }) = self.cutover.take() {
-            ctx.reply(request, answer);
+        let Some(cutover) = self.cutover.take() else {
+            return;
+        };
+        if let Err(failure) = &answer {
+            let phase = match &cutover.phase {
+                Phase::Undo { from, .. } => from,
+                phase => phase.word(),
+            };
+            let (attempt, failure) = (cutover.attempt, failure.clone());
+            let kind = EventKind::MigrationFailed { attempt, phase: phase.into(), failure };
+            ctx.report(self.record.id, &self.record.name, kind);
+        }
+        for request in cutover.requests {
+            ctx.reply(request, answer.clone());
         }
     }
 
     pub(crate) fn cutover_peer_down(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
-        let Some(c) = &self.cutover else {
+        let Some(c) = &mut self.cutover else {
+            return;
+        };
+        if c.target != peer || !c.phase.before_commit() {
+            return;
+        }
+        c.lost_at.get_or_insert(ctx.now.mono_ms);
+        if let Phase::Transfer { begun, .. } = &mut c.phase {
+            // What was on its way is lost; a new round asks first what arrived.
+            *begun = false;
+        }
+    }
+
+    pub(crate) fn cutover_peer_up(&mut self, peer: Fingerprint, now_ms: u64) {
+        let Some(c) = &mut self.cutover else {
             return;
         };
         if c.target != peer {
             return;
         }
-        match c.phase {
-            Phase::Preflight { .. }
-            | Phase::Converge { .. }
-            | Phase::Quiesce { .. }
-            | Phase::Fence { .. }
-            | Phase::Snapshot { .. }
-            | Phase::Transfer { .. }
-            | Phase::Prepare { .. } => {
-                let text = format!("the connection to {} was lost", ctx.peer_name(peer));
-                self.undo(ctx, Failure::new(Remedy::Retry, FailureCode::ConnectionLost, text));
-            }
-            Phase::Commit | Phase::Activating { .. } | Phase::Undo { .. } => {}
+        c.lost_at = None;
+        match &mut c.phase {
+            Phase::Preflight { ask_at, .. }
+            | Phase::Prepare { ask_at, .. }
+            | Phase::Activating { ask_at } => *ask_at = now_ms,
+            _ => {}
         }
     }
 
@@ -405,21 +375,22 @@ impl Unit {
             return self.phase_timed_out(ctx);
         }
         let (attempt, target) = (c.attempt, c.target);
+        if c.lost_at.is_some_and(|at| now >= at + RIDE_OVER_MS) && c.phase.before_commit() {
+            let text = format!("the connection to {} was lost", ctx.peer_name(target));
+            let failure = Failure::new(Remedy::Retry, FailureCode::ConnectionLost, text);
+            return self.undo(ctx, failure);
+        }
         match &mut c.phase {
             Phase::Preflight { ask_at, question } if now >= *ask_at => {
                 *ask_at = now + RESEND_MS;
                 let question = *question;
-                let wanted = c.workload_wanted;
-                let kind = self.record.workload.as_ref().filter(|_| wanted).map(|w| w.kind);
-                self.say(ctx, target, Body::Preflight { question, workload: kind });
+                let workload = self.workload_kind();
+                self.say(ctx, target, Body::Preflight { question, workload });
             }
             Phase::Transfer { .. } => self.advance_transfer(ctx, target),
             Phase::Prepare { finals, ask_at } if now >= *ask_at => {
                 *ask_at = now + RESEND_MS;
-                let finals: Vec<(VolumeId, Guid)> = (self.record.volumes.iter())
-                    .zip(finals.iter())
-                    .map(|(v, s)| (v.id, s.guid))
-                    .collect();
+                let finals = finals.clone();
                 let workload_wanted = c.workload_wanted;
                 let next = self.next_epoch(attempt, target);
                 let body = Body::Prepare { attempt, next, finals, workload_wanted };
@@ -480,19 +451,24 @@ impl Unit {
             | Phase::Activating { ask_at } => Some(*ask_at),
             _ => None,
         };
-        limit.into_iter().chain(ask).min()
+        let ride = c.lost_at.filter(|_| c.phase.before_commit()).map(|at| at + RIDE_OVER_MS);
+        limit.into_iter().chain(ask).chain(ride).min()
     }
 
     /// The event that a cutover has ended; kept here since it names the phases.
     pub(crate) fn doing(&self) -> String {
-        if let Some(word) = self.cutover_word() {
+        if let Some(word) = self.cutover_word().or_else(|| self.failover_word()) {
             return word;
         }
         match (&self.record.role, &self.service) {
             (Role::HandedOver { .. }, _) => "waiting for the target's answer".into(),
             (Role::Ready { .. }, _) => "ready to take over".into(),
+            (Role::Following { .. }, _) if self.record.step_back.is_some() => {
+                "setting aside what only this node has".into()
+            }
             (Role::Following { .. }, _) if self.standby.is_busy() => "receiving".into(),
             (Role::Following { .. }, _) => "following".into(),
+            (_, Service::AwaitLease) => "waiting for a lease".into(),
             (_, Service::Claiming { .. }) => "asking the standbys before it starts".into(),
             (_, Service::Up { paths: None, .. }) => "at rest".into(),
             (_, Service::Up { .. }) if self.record.paused => "paused".into(),

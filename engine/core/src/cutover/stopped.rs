@@ -1,34 +1,73 @@
 //! The part of a cutover in which the workload is stopped: fence, final snapshot, final transfer, the
 //! target's promise. Any failure here is undone here.
 
-use super::{Cutover, Phase};
+use super::{Cutover, Kind, Phase};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
-use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId};
+use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId, VolumeId};
 use crate::io::{Action, Outcome};
 use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::service::Service;
 use crate::unit::{Op, Unit};
-use flocker_store::Snapshot;
+use flocker_store::{Guid, Snapshot};
 
 impl Unit {
     pub(super) fn quiesce(&mut self, ctx: &mut Ctx) {
-        let op = ctx.run(self.id(), Op::Cutover, self.stop_action());
+        let mut action = self.stop_action();
+        if let Action::StopWorkload { before, .. } = &mut action {
+            *before = self.record.workload.as_ref().and_then(|w| w.hooks.before_stop.clone());
+        }
+        let op = ctx.run(self.id(), Op::Cutover, action);
         if let Some(c) = &mut self.cutover {
             c.stopped_at = Some(ctx.now.mono_ms);
         }
         self.enter(ctx, Phase::Quiesce { op });
     }
 
+    /// The workload has stopped: its addresses go, then nobody may write its volumes any more.
     pub(super) fn fence(&mut self, ctx: &mut Ctx) {
         self.work_has_stopped(ctx);
         self.service = Service::Stopped;
+        if let Some(action) = self.network_action(false) {
+            let op = ctx.run(self.id(), Op::Cutover, action);
+            return self.enter(ctx, Phase::Fence { op, network: true });
+        }
+        self.fence_volumes(ctx);
+    }
+
+    pub(super) fn fence_volumes(&mut self, ctx: &mut Ctx) {
         if ctx.config.planted(PlantedBug::SkipFence) {
-            return self.final_snapshot(ctx);
+            return self.fenced(ctx);
         }
         let op = ctx.run(self.id(), Op::Cutover, Action::Fence { datasets: self.datasets() });
-        self.enter(ctx, Phase::Fence { op });
+        match &mut self.cutover {
+            // One phase: the addresses were its first part.
+            Some(Cutover { phase: Phase::Fence { op: now, network }, .. }) => {
+                (*now, *network) = (op, false);
+            }
+            _ => self.enter(ctx, Phase::Fence { op, network: false }),
+        }
+    }
+
+    /// Nobody can write any more: what comes next depends on why the unit leaves.
+    fn fenced(&mut self, ctx: &mut Ctx) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        match &c.kind {
+            Kind::Move => self.final_snapshot(ctx),
+            Kind::HandBack { finals } => {
+                let finals = finals.clone();
+                self.enter(ctx, Phase::Prepare { finals, ask_at: ctx.now.mono_ms });
+            }
+            Kind::Yield { incarnation, next } => {
+                let (incarnation, next) = (*incarnation, *next);
+                // What the standby goes on from is older than what is here.
+                self.record.was_primary = true;
+                self.commit(ctx, incarnation, next);
+            }
+        }
     }
 
     pub(super) fn final_snapshot(&mut self, ctx: &mut Ctx) {
@@ -59,9 +98,13 @@ impl Unit {
                 Ok(_) => self.fence(ctx),
                 Err(failure) => self.undo(ctx, failure),
             },
-            Phase::Fence { op: mine } if *mine == op => match outcome {
-                Ok(_) => self.final_snapshot(ctx),
-                Err(failure) => self.undo(ctx, failure),
+            Phase::Fence { op: mine, network } if *mine == op => match (*network, outcome) {
+                (true, Ok(_)) => {
+                    self.network_is(false);
+                    self.fence_volumes(ctx);
+                }
+                (false, Ok(_)) => self.fenced(ctx),
+                (_, Err(failure)) => self.undo(ctx, failure),
             },
             Phase::Snapshot { op: mine, taken } if *mine == op => {
                 let taken = *taken;
@@ -114,7 +157,10 @@ impl Unit {
             return;
         };
         if let Phase::Transfer { finals, verify: None, sent: true, .. } = &c.phase {
-            let finals = finals.clone();
+            let finals: Vec<(VolumeId, Guid)> = (self.record.volumes.iter())
+                .zip(finals.iter())
+                .map(|(v, s)| (v.id, s.guid))
+                .collect();
             self.enter(ctx, Phase::Prepare { finals, ask_at: ctx.now.mono_ms });
         }
     }
@@ -138,16 +184,29 @@ impl Unit {
         }
         match answer {
             Ok(incarnation) => {
-                let (target, next) = (c.target, self.next_epoch(attempt, c.target));
-                self.service = Service::Halted;
-                self.drop_other_replicas(ctx);
-                self.set_role(ctx, Role::HandedOver { attempt, target, incarnation, next });
-                self.handed_over_at = ctx.now.mono_ms;
-                self.settle_at = ctx.now.mono_ms;
-                self.enter(ctx, Phase::Commit);
+                let next = self.next_epoch(attempt, c.target);
+                if let Kind::HandBack { finals } = &c.kind {
+                    // Whatever this node has beyond what it took is its own alone.
+                    self.record.step_back = Some(finals.clone());
+                }
+                self.commit(ctx, incarnation, next);
             }
             Err(failure) => self.undo(ctx, failure),
         }
+    }
+
+    /// Durably hands the unit over: from here on only the target's answer counts.
+    fn commit(&mut self, ctx: &mut Ctx, incarnation: Incarnation, next: Epoch) {
+        let Some(c) = &self.cutover else {
+            return;
+        };
+        let (attempt, target) = (c.attempt, c.target);
+        self.service = Service::Halted;
+        self.drop_other_replicas(ctx);
+        self.set_role(ctx, Role::HandedOver { attempt, target, incarnation, next });
+        self.handed_over_at = ctx.now.mono_ms;
+        self.settle_at = ctx.now.mono_ms;
+        self.enter(ctx, Phase::Commit);
     }
 
     pub(super) fn drop_other_replicas(&mut self, ctx: &mut Ctx) {

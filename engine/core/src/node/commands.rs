@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Now, RequestId, UnitId};
 use crate::io::{Action, Command, Effect, Outcome, Reply};
-use crate::limits::{MAX_VOLUMES, SILENT_MS};
+use crate::limits::{LEASE_LEAST_MS, MAX_VOLUMES, SILENT_MS};
 use crate::record::{Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord};
 use crate::replicate::Replica;
 use crate::unit::{Op, Unit};
@@ -30,16 +30,28 @@ impl Node {
                 Ok(unit) => return unit.stop_workload(&mut ctx, request),
                 Err(failure) => Err(failure),
             },
-            Command::Migrate { name, to, .. } => {
+            Command::Migrate { name, to, budget_ms, dry_run } => {
                 let target = find_peer(&self.peers, &to);
                 match (find(&mut self.units, &name), target) {
-                    (Ok(unit), Ok(target)) => return unit.migrate(&mut ctx, request, target),
+                    (Ok(unit), Ok(target)) => {
+                        return unit.migrate(&mut ctx, request, target, budget_ms, dry_run);
+                    }
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
                 }
             }
-            Command::CancelMigration { .. } | Command::Failover { .. } | Command::Drill { .. } => {
-                Err(Failure::refused(FailureCode::Unsupported, "not there yet"))
+            Command::CancelMigration { name } => {
+                find(&mut self.units, &name).and_then(|u| u.cancel_migration(&mut ctx))
             }
+            Command::Failover { name, primary_is_down, dry_run } => {
+                match find(&mut self.units, &name) {
+                    Ok(unit) => return unit.fail_over(&mut ctx, request, primary_is_down, dry_run),
+                    Err(failure) => Err(failure),
+                }
+            }
+            Command::Drill { name } => match find(&mut self.units, &name) {
+                Ok(unit) => return unit.drill(&mut ctx, request),
+                Err(failure) => Err(failure),
+            },
             Command::Pause { name } => self.set_paused(now, &name, true),
             Command::Resume { name } => self.set_paused(now, &name, false),
             Command::Unprotect { name } => match self.unprotect(now, request, &name) {
@@ -198,11 +210,15 @@ impl Node {
         request: RequestId,
         command: Command,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, volumes, to, .. } = &command else {
+        let Command::Protect { unit, volumes, to, lease_ms, .. } = &command else {
             unreachable!("only called for it");
         };
         let refuse = |code, text: String| Err(Failure::refused(code, text));
         let peer = find_peer(&self.peers, to)?;
+        if let Some(lease) = lease_ms.filter(|l| *l < LEASE_LEAST_MS) {
+            let text = format!("a lease of {lease} ms is too short: at least {LEASE_LEAST_MS} ms");
+            return refuse(FailureCode::BadRequest, text);
+        }
         if !self.peers.get(&peer).is_some_and(|p| p.connected) {
             let text = format!("{to} is not connected; is its daemon running and reachable?");
             return refuse(FailureCode::ConnectionLost, text);
@@ -416,6 +432,20 @@ impl Unit {
         if self.record.role != Role::Serving {
             let text = format!("{name} is not primary here; protect it where it is");
             return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        let leased = lease_ms.is_some() || self.record.lease_ms.is_some();
+        if leased && !self.record.standbys.contains(&peer) {
+            let text =
+                format!("{name}: a unit with a lease has one standby, the one that gives it");
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        if lease_ms != self.record.lease_ms
+            && self.record.workload.as_ref().is_some_and(|w| w.wanted)
+        {
+            let text = format!(
+                "{name}: a lease is begun or ended while the workload is stopped: flocker-repl stop {name}"
+            );
+            return Err(Failure::refused(FailureCode::Busy, text));
         }
         if self.record.standbys.contains(&peer) {
             // Already protected: the promise may have changed.

@@ -52,6 +52,18 @@ pub enum PlantedBug {
     AcceptStaleEpoch,
     /// Holds are not taken off.
     LeakHold,
+    /// A unit is handed back though its workload may have answered.
+    HandBackAfterAnswer,
+    /// A standby takes over without any proof.
+    FailoverWithoutProof,
+    /// A standby answers a claim while it takes over.
+    AnswerClaimInFailover,
+    /// A primary that cannot renew its lease goes on.
+    LeaseNotStopped,
+    /// A standby takes its lease for run out as soon as nobody renews it.
+    LeaseTakenEarly,
+    /// A source that a failover left behind is told that its attempt was refused.
+    RefuseInsteadOfStale,
 }
 
 /// Who this node is.

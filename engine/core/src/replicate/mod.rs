@@ -15,6 +15,7 @@
 
 mod rounds;
 mod snapshots;
+mod stepback;
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ use flocker_store::{Guid, Inventory, SendSpec, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId};
+use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId, VolumeId};
 use crate::io::{Action, Effect, Reply, RoundReport};
 use crate::limits::{BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, ROUND_GAP_MS};
 use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
@@ -93,6 +94,10 @@ pub(crate) struct Replica {
     pub(crate) stream_bytes: u64,
     pub(crate) wire_bytes: u64,
     pub(crate) last: Option<RoundReport>,
+    /// What the pair carries, stream bytes per second, smoothed over rounds that were large enough.
+    pub(crate) bytes_per_second: Option<u64>,
+    /// What the workload writes, stream bytes per second, smoothed.
+    pub(crate) written_per_second: Option<u64>,
     /// Smoothed duration of a round, milliseconds.
     predicted_ms: u64,
     last_begun: u64,
@@ -102,11 +107,26 @@ pub(crate) struct Replica {
 #[derive(Debug, Clone)]
 pub(crate) enum State {
     Offline,
-    Introducing { ask_at: u64 },
-    Surveying { ask_at: u64, question: QuestionId, theirs: Option<Vec<VolumeSurvey>> },
+    Introducing {
+        ask_at: u64,
+    },
+    Surveying {
+        ask_at: u64,
+        question: QuestionId,
+        theirs: Option<Vec<VolumeSurvey>>,
+        was_primary: bool,
+    },
+    /// It was primary: it sets back what only it has, to what we have in common.
+    SteppingBack {
+        ask_at: u64,
+        question: QuestionId,
+        bases: Vec<(VolumeId, Guid)>,
+    },
     Idle,
     Round(Box<Round>),
-    Waiting { until: u64 },
+    Waiting {
+        until: u64,
+    },
 }
 
 /// All volumes on their way to one snapshot.
@@ -157,6 +177,8 @@ impl Replica {
             stream_bytes: 0,
             wire_bytes: 0,
             last: None,
+            bytes_per_second: None,
+            written_per_second: None,
             predicted_ms: 20,
             last_begun: 0,
         }
@@ -241,6 +263,7 @@ impl Replica {
             State::Offline => "not connected".into(),
             State::Introducing { .. } => "introducing".into(),
             State::Surveying { .. } => "comparing inventories".into(),
+            State::SteppingBack { .. } => "setting aside what only it has".into(),
             State::Idle => "in step".into(),
             State::Round(r) if r.full => "sending everything".into(),
             State::Round(_) => "sending an increment".into(),
@@ -309,7 +332,8 @@ impl Unit {
         match answer {
             Ok(()) => {
                 let question = ctx.new_question();
-                replica.state = State::Surveying { ask_at: 0, question, theirs: None };
+                let (theirs, was_primary) = (None, false);
+                replica.state = State::Surveying { ask_at: 0, question, theirs, was_primary };
                 self.local.inventories = None;
                 replica.introduced = true;
             }
@@ -392,19 +416,23 @@ impl Unit {
         ctx: &mut Ctx,
         peer: Fingerprint,
         asked: QuestionId,
+        was_primary: bool,
         answer: Result<Vec<VolumeSurvey>, Failure>,
     ) {
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
-        let State::Surveying { theirs, question, .. } = &mut replica.state else {
+        let State::Surveying { theirs, question, was_primary: was, .. } = &mut replica.state else {
             return;
         };
         if *question != asked {
             return;
         }
         match answer {
-            Ok(surveys) => *theirs = Some(surveys),
+            Ok(surveys) => {
+                *was = was_primary;
+                *theirs = Some(surveys);
+            }
             Err(failure) => self.round_failed(ctx, peer, failure),
         }
     }
@@ -414,11 +442,14 @@ impl Unit {
         let Some(replica) = self.replicas.get(&peer) else {
             return;
         };
-        let (State::Surveying { theirs: Some(theirs), .. }, Some(ours)) =
+        let (State::Surveying { theirs: Some(theirs), was_primary, .. }, Some(ours)) =
             (&replica.state, &self.local.inventories)
         else {
             return;
         };
+        if *was_primary {
+            return self.ask_to_step_back(ctx, peer, &theirs.clone());
+        }
         let mut bases = Vec::new();
         for (volume, inventory) in self.record.volumes.iter().zip(ours) {
             let Some(survey) = theirs.iter().find(|s| s.volume == volume.id) else {
@@ -488,7 +519,12 @@ impl Unit {
                 let body = self.intro(ctx);
                 self.say(ctx, peer, body);
             }
-            State::Surveying { ask_at, question, theirs } => {
+            State::SteppingBack { ask_at, question, bases } if now >= *ask_at => {
+                *ask_at = now + RESEND_MS;
+                let body = Body::StepBack { question: *question, bases: bases.clone() };
+                self.say(ctx, peer, body);
+            }
+            State::Surveying { ask_at, question, theirs, .. } => {
                 let question = *question;
                 let ask = theirs.is_none() && now >= *ask_at;
                 let compare = theirs.is_some() && self.local.inventories.is_some();
@@ -583,7 +619,8 @@ impl Unit {
             let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
             let state = match &r.state {
                 State::Introducing { ask_at } => Some(*ask_at),
-                State::Surveying { ask_at, theirs: None, .. } => Some(*ask_at),
+                State::Surveying { ask_at, theirs: None, .. }
+                | State::SteppingBack { ask_at, .. } => Some(*ask_at),
                 State::Round(round) => match round.step.word_by {
                     Some(by) => Some(by),
                     None => (!round.step.accepted).then_some(round.step.ask_at),

@@ -269,7 +269,7 @@ impl Unit {
         };
         replica.state = State::Idle;
         let lag_before_ms = replica.lag_ms(ctx.now);
-        replica.equal = Some(taken);
+        let before = replica.equal.replace(taken);
         replica.failures = 0;
         replica.failure = None;
         self.upkeep.tidy_due = true;
@@ -279,6 +279,7 @@ impl Unit {
         };
         let duration_ms = ctx.now.mono_ms.saturating_sub(taken.mono_ms);
         replica.predicted_ms = (replica.predicted_ms * 3 + duration_ms).div_ceil(4);
+        replica.measure(round, before, taken, duration_ms);
         replica.rounds += 1;
         replica.stream_bytes += round.stream_bytes;
         replica.wire_bytes += round.wire_bytes;

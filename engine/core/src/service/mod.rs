@@ -8,8 +8,9 @@
 //!                      all answered  │             │  ▲ later
 //!                                    │             ▼  │
 //!   Halting ──▶ Halted               │           Failed
-//!     ▲  (standby, handed over:      │
-//!     │   stopped and fenced)        └── Stopped (a cutover has stopped and fenced)
+//!     ▲  (standby, handed over,      │
+//!     │   or its lease is lost:      └── Stopped (a cutover has stopped and fenced)
+//!     │   stopped and fenced)            AwaitLease (before Activating, where a lease is needed)
 //! ```
 //!
 //! Postconditions. `Up`: the volumes are reachable and writable by this node's workload, and by
@@ -39,6 +40,8 @@ pub(crate) enum Service {
     New,
     /// Is the workload still running from before?
     Probing { op: OpId },
+    /// A lease is needed, and not held yet.
+    AwaitLease,
     /// Asking the standbys whether they know better.
     Claiming { since: u64, ask_at: u64, answered: BTreeSet<Fingerprint> },
     /// Making the volumes reachable.
@@ -50,11 +53,22 @@ pub(crate) enum Service {
     /// A cutover stopped the workload; it goes on or takes it back.
     Stopped,
     /// Standby or handed over: making sure that nothing runs and nothing can be written.
-    Halting { op: OpId, fencing: bool },
+    Halting { op: OpId, stage: Halt },
     /// Nothing runs, nothing can be written.
     Halted,
     /// Halting did not work; tried again.
     HaltFailed { retry_at: u64 },
+}
+
+/// What halting is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Halt {
+    /// Stopping the workload.
+    Work,
+    /// Taking its addresses off.
+    Network,
+    /// Making its volumes impossible to write.
+    Fence,
 }
 
 impl Service {
@@ -64,6 +78,7 @@ impl Service {
             Service::Activating { .. } | Service::Up { .. } => true,
             Service::New
             | Service::Probing { .. }
+            | Service::AwaitLease
             | Service::Claiming { .. }
             | Service::Failed { .. }
             | Service::Stopped
@@ -97,8 +112,17 @@ impl Unit {
     }
 
     fn halt(&mut self, ctx: &mut Ctx) {
-        let op = ctx.run(self.id(), Op::Service, self.stop_action());
-        self.service = Service::Halting { op, fencing: false };
+        self.halt_within(ctx, u64::MAX);
+    }
+
+    /// Stops and fences; the workload gets no longer than this to stop, milliseconds.
+    pub(crate) fn halt_within(&mut self, ctx: &mut Ctx, most_ms: u64) {
+        let mut action = self.stop_action();
+        if let Action::StopWorkload { limit_ms, .. } = &mut action {
+            *limit_ms = (*limit_ms).min(most_ms);
+        }
+        let op = ctx.run(self.id(), Op::Service, action);
+        self.service = Service::Halting { op, stage: Halt::Work };
     }
 
     /// How this unit's workload is stopped.
@@ -117,6 +141,10 @@ impl Unit {
 
     /// Makes the volumes reachable: the start-up rule, or a proof as good, is satisfied.
     pub(crate) fn activate(&mut self, ctx: &mut Ctx) {
+        if !self.lease_allows(ctx.now.mono_ms) {
+            self.service = Service::AwaitLease;
+            return;
+        }
         let action = Action::Activate { datasets: self.datasets() };
         let op = ctx.run(self.id(), Op::Service, action);
         self.service = Service::Activating { op, since: ctx.now.mono_ms };
@@ -134,9 +162,9 @@ impl Unit {
                 let mount_ms = ctx.now.mono_ms - since;
                 self.activated(ctx, mount_ms, outcome);
             }
-            Service::Halting { op: mine, fencing } if *mine == op => {
-                let fencing = *fencing;
-                self.halting_went_on(ctx, fencing, outcome);
+            Service::Halting { op: mine, stage } if *mine == op => {
+                let stage = *stage;
+                self.halting_went_on(ctx, stage, outcome);
             }
             // An answer to a state that is left already.
             _ => {}
@@ -223,6 +251,11 @@ impl Unit {
 
     /// The operator's word, in place of the standbys'.
     pub(crate) fn start_alone(&mut self, ctx: &mut Ctx) -> Result<(), Failure> {
+        if matches!(self.service, Service::AwaitLease) {
+            self.note(ctx, "goes on without a lease, on the operator's word");
+            self.waive_lease(ctx);
+            return Ok(());
+        }
         if !matches!(self.service, Service::Claiming { .. }) {
             return Err(Failure::refused(
                 FailureCode::BadRequest,
@@ -230,6 +263,7 @@ impl Unit {
             ));
         }
         self.note(ctx, "made writable on the operator's word, without the standbys' answer");
+        self.waive_lease(ctx);
         self.claims_settled(ctx);
         Ok(())
     }
@@ -248,12 +282,16 @@ impl Unit {
             Ok(_) => unreachable!("an activation is answered by paths"),
             Err(failure) => {
                 self.service = Service::Failed { retry_at: ctx.now.mono_ms + RETRY_MS };
-                self.activation_failed(ctx, failure);
+                self.activation_failed(ctx, false, failure);
             }
         }
     }
 
-    fn activation_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
+    /// `ran`: the workload may have run before it failed.
+    fn activation_failed(&mut self, ctx: &mut Ctx, ran: bool, failure: Failure) {
+        if self.hand_back(ctx, ran, &failure) {
+            return self.raise(ctx, failure);
+        }
         if let Some((attempt, source)) = self.standby.announce {
             self.say(
                 ctx,
@@ -265,32 +303,46 @@ impl Unit {
         self.raise(ctx, failure);
     }
 
-    fn halting_went_on(&mut self, ctx: &mut Ctx, fencing: bool, outcome: Result<Outcome, Failure>) {
-        match outcome {
-            Ok(_) if fencing => {
-                self.service = Service::Halted;
-            }
-            Ok(_) => {
-                self.work_has_stopped(ctx);
-                let action = Action::Fence { datasets: self.datasets() };
-                let op = ctx.run(self.id(), Op::Service, action);
-                self.service = Service::Halting { op, fencing: true };
-            }
+    fn halting_went_on(&mut self, ctx: &mut Ctx, stage: Halt, outcome: Result<Outcome, Failure>) {
+        match (stage, outcome) {
+            (Halt::Fence, Ok(_)) => self.service = Service::Halted,
             // A replica that was not received yet cannot be written either.
-            Err(f) if fencing && f.code == FailureCode::NotFound => {
+            (Halt::Fence, Err(f)) if f.code == FailureCode::NotFound => {
                 self.service = Service::Halted;
             }
-            Err(failure) => {
+            (Halt::Work, Ok(_)) => {
+                self.work_has_stopped(ctx);
+                match self.network_action(false) {
+                    Some(action) => self.halt_next(ctx, Halt::Network, action),
+                    None => self.halt_fence(ctx),
+                }
+            }
+            (Halt::Network, Ok(_)) => {
+                self.network_is(false);
+                self.halt_fence(ctx);
+            }
+            (_, Err(failure)) => {
                 self.service = Service::HaltFailed { retry_at: ctx.now.mono_ms + RETRY_MS };
                 self.raise(ctx, failure);
             }
         }
     }
 
+    fn halt_fence(&mut self, ctx: &mut Ctx) {
+        let action = Action::Fence { datasets: self.datasets() };
+        self.halt_next(ctx, Halt::Fence, action);
+    }
+
+    fn halt_next(&mut self, ctx: &mut Ctx, stage: Halt, action: Action) {
+        let op = ctx.run(self.id(), Op::Service, action);
+        self.service = Service::Halting { op, stage };
+    }
+
     // ---- what is due --------------------------------------------------------------------------
 
     pub(crate) fn advance_service(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
+        let leased = self.lease_allows(now);
         match &mut self.service {
             Service::Claiming { since, ask_at, answered } => {
                 let (since, due) = (*since, now >= *ask_at);
@@ -315,6 +367,12 @@ impl Unit {
                 }
             }
             Service::HaltFailed { retry_at, .. } if now >= *retry_at => self.halt(ctx),
+            // A lease that was lost: everything begins anew, with the question who owns it.
+            Service::Halted if self.record.role == Role::Serving => self.begin_claiming(ctx),
+            Service::AwaitLease if leased => {
+                self.clear_alarm(ctx);
+                self.activate(ctx);
+            }
             _ => {}
         }
         self.advance_work(ctx);
@@ -337,15 +395,16 @@ impl Unit {
         let Some((attempt, source)) = self.standby.announce else {
             return;
         };
-        if self.fully_up() {
+        if self.fully_up() && self.network_up() {
             self.standby.announce = None;
+            self.standby.last_times = Some(self.activation_times());
             self.standby.announced = Some((attempt, self.activation_times()));
             self.clear_alarm(ctx);
             self.say_activated(ctx, source, attempt);
         }
     }
 
-    fn activation_times(&self) -> ActivationTimes {
+    pub(crate) fn activation_times(&self) -> ActivationTimes {
         let mount_ms = match self.service {
             Service::Up { mount_ms, .. } => mount_ms,
             _ => 0,

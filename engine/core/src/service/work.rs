@@ -101,7 +101,7 @@ impl Unit {
             workload,
             datasets: self.datasets(),
             paths: paths.clone(),
-            lease_until_ms: None,
+            lease_until_ms: self.lease_until(ctx.now.mono_ms),
         };
         let op = ctx.run(self.id(), Op::Work, action);
         let since = ctx.now.mono_ms;
@@ -158,10 +158,13 @@ impl Unit {
                         let retry_at = ctx.now.mono_ms + RETRY_MS;
                         self.service = Service::Failed { retry_at };
                     }
-                    self.activation_failed(ctx, failure.clone());
+                    let ran = failure.code != FailureCode::NotStarted;
+                    self.activation_failed(ctx, ran, failure.clone());
                 } else {
                     let start_ms = ctx.now.mono_ms - since;
                     self.work = Work::Running { start_ms, restarts };
+                    // Where it has addresses, clients find it only once they are on.
+                    self.standby.answered |= self.network_action(true).is_none();
                 }
                 if let Some(request) = request {
                     ctx.reply(request, answer);

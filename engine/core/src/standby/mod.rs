@@ -4,6 +4,7 @@
 //! primary is told its guid. One that fails: the replica is at its last good snapshot. `Ready` is
 //! durable before it is said; so are `Taken` and `Refused`; neither is ever changed.
 
+mod stepback;
 mod steps;
 mod takeover;
 
@@ -37,6 +38,16 @@ pub(crate) struct StandbyView {
     /// Looks for whoever asked; void once a receive has begun.
     surveying: BTreeMap<Fingerprint, (OpId, QuestionId)>,
     preparing: Option<Preparing>,
+    preflighting: Option<(OpId, Fingerprint, QuestionId)>,
+    pub(crate) stepping_back: stepback::SteppingBack,
+    /// What the attempt that brought this unit here ended with.
+    pub(crate) arrived: Option<(AttemptId, Vec<(VolumeId, Guid)>)>,
+    /// Since it arrived its workload ran where clients could find it.
+    pub(crate) answered: bool,
+    /// Steps received since our start.
+    pub(crate) received: u64,
+    /// The last activation of this unit here, for whoever wants to predict the next.
+    pub(crate) last_times: Option<ActivationTimes>,
     /// This unit came here by this attempt, from this node, which wants to know when it runs.
     pub(crate) announce: Option<(AttemptId, Fingerprint)>,
     /// It runs, and this is how long that took.
@@ -71,6 +82,10 @@ impl StandbyView {
     }
 
     pub(crate) fn source_changed(&mut self) {
+        self.preparing = None;
+    }
+
+    pub(crate) fn preparing_ends(&mut self) {
         self.preparing = None;
     }
 
@@ -140,7 +155,7 @@ impl Unit {
         }
     }
 
-    fn not_following(&self, ctx: &Ctx, peer: Fingerprint) -> Failure {
+    pub(crate) fn not_following(&self, ctx: &Ctx, peer: Fingerprint) -> Failure {
         let text = format!(
             "{}: this node is {} and does not follow {}",
             self.record.name,
@@ -178,8 +193,11 @@ impl Unit {
 
     pub(crate) fn on_survey(&mut self, ctx: &mut Ctx, peer: Fingerprint, question: QuestionId) {
         if !self.follows(peer) {
-            let answer = Err(self.not_following(ctx, peer));
-            return self.say(ctx, peer, Body::SurveyReply { question, answer });
+            let (was_primary, answer) = (false, Err(self.not_following(ctx, peer)));
+            return self.say(ctx, peer, Body::SurveyReply { question, was_primary, answer });
+        }
+        if self.failing_over() {
+            return; // Asked again; by then it is known who goes on.
         }
         // A receive in flight would change what is found; its sender is not there any more. Once it
         // has ended the primary asks again: a look begun before that may miss what it committed.
@@ -218,7 +236,8 @@ impl Unit {
             Ok(_) => unreachable!("asked for an inspection"),
             Err(failure) => Err(failure),
         };
-        self.say(ctx, peer, Body::SurveyReply { question, answer });
+        let was_primary = self.record.was_primary || self.record.step_back.is_some();
+        self.say(ctx, peer, Body::SurveyReply { question, was_primary, answer });
     }
 
     // ---- tombstones ---------------------------------------------------------------------------
@@ -235,14 +254,14 @@ impl Unit {
     }
 
     /// Not durable before the record is persisted, which every caller does next.
-    fn refuse(&mut self, attempt: AttemptId) {
+    pub(crate) fn refuse(&mut self, attempt: AttemptId) {
         let upto = self.record.refused_up_to.entry(attempt.issuer).or_insert(0);
         *upto = (*upto).max(attempt.number);
     }
 
     /// Refuses an attempt durably, and with it any earlier one of the same issuer that is ready: an
     /// issuer begins an attempt only when the one before is over.
-    fn bury(&mut self, ctx: &mut Ctx, attempt: AttemptId) {
+    pub(crate) fn bury(&mut self, ctx: &mut Ctx, attempt: AttemptId) {
         self.refuse(attempt);
         match self.record.role {
             Role::Ready { source, attempt: ready, .. } if self.is_refused(ready) => {

@@ -42,6 +42,14 @@ impl Unit {
         if !self.follows(peer) {
             return Judgement::Refuse(self.not_following(ctx, peer));
         }
+        let busy =
+            |text: String| Judgement::Refuse(Failure::new(Remedy::Retry, FailureCode::Busy, text));
+        if self.failing_over() {
+            return busy(format!("{}: this node is failing over", self.record.name));
+        }
+        if self.record.step_back.is_some() || self.record.was_primary {
+            return busy(format!("{}: it is still to be set back", self.record.name));
+        }
         if let Some(receiving) = &self.standby.receiving {
             if receiving.offer.transfer == offer.transfer {
                 let waiting = receiving.checking.is_some();
@@ -206,6 +214,7 @@ impl Unit {
         let outcome = match outcome {
             Ok(Some(snapshot)) => {
                 let guid = snapshot.guid;
+                self.standby.received += 1;
                 self.standby.fuzzy.insert(offer.volume, snapshot.fuzzy || offer.fuzzy);
                 self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
                 self.received(&offer, snapshot);

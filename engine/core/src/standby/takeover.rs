@@ -3,12 +3,12 @@
 use super::{Preparing, grant_of};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, VolumeId};
+use crate::ids::{AttemptId, Epoch, EpochOrder, Fingerprint, OpId, QuestionId, VolumeId};
 use crate::io::{Action, Outcome};
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
 use crate::record::{Answer, Role, TAKEN_KEPT, WorkloadKind};
-use crate::service::Service;
+use crate::service::{Halt, Service};
 use crate::unit::{Op, Unit};
 use flocker_store::{Guid, Snapshot};
 
@@ -20,7 +20,44 @@ impl Unit {
         question: QuestionId,
         workload: Option<WorkloadKind>,
     ) {
-        let answer = self.preflight(ctx, peer, workload).map(|()| PreflightFacts::default());
+        if self.standby.preflighting.as_ref().is_some_and(|(_, p, q)| (*p, *q) == (peer, question))
+        {
+            return; // Asked again while it is being looked at.
+        }
+        if let Err(failure) = self.preflight(ctx, peer, workload) {
+            let answer = Err(failure);
+            return self.say(ctx, peer, Body::PreflightReply { question, answer });
+        }
+        let action = Action::Preflight { datasets: self.datasets() };
+        let op = ctx.run(self.id(), Op::Preflight, action);
+        self.standby.preflighting = Some((op, peer, question));
+    }
+
+    pub(crate) fn preflight_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some((_, peer, question)) = self.standby.preflighting.take_if(|(o, ..)| *o == op)
+        else {
+            return;
+        };
+        let answer = match outcome {
+            Ok(Outcome::Preflight { running: true, .. }) => Err(Failure::refused(
+                FailureCode::Busy,
+                format!(
+                    "a workload of {} runs on this node, though it is not primary here: see which \
+                     process has FLOCKER_UNIT={} in its environment, and stop it",
+                    self.record.name, self.record.id
+                ),
+            )),
+            Ok(Outcome::Preflight { available_bytes, running: false }) => {
+                Ok(PreflightFacts { available_bytes, last: self.standby.last_times })
+            }
+            Ok(_) => unreachable!("a preflight is answered by what a move would meet"),
+            Err(failure) => Err(failure),
+        };
         self.say(ctx, peer, Body::PreflightReply { question, answer });
     }
 
@@ -32,6 +69,10 @@ impl Unit {
     ) -> Result<(), Failure> {
         if !self.follows(peer) {
             return Err(self.not_following(ctx, peer));
+        }
+        if self.failing_over() {
+            let text = format!("{}: a failover is under way on this node", self.record.name);
+            return Err(Failure::refused(FailureCode::Busy, text));
         }
         for at in 0..self.record.volumes.len() {
             self.check_granted(ctx, peer, at)?;
@@ -95,6 +136,8 @@ impl Unit {
             refuse(format!("{}: epoch {next} does not follow", self.record.name))
         } else if self.standby.is_busy() {
             refuse(format!("{}: a receive is under way", self.record.name))
+        } else if self.failing_over() {
+            refuse(format!("{}: a failover is under way", self.record.name))
         } else {
             Ok(())
         };
@@ -121,6 +164,7 @@ impl Unit {
         let still = self.follows(peer)
             && !self.is_refused(attempt)
             && !self.standby.is_busy()
+            && !self.failing_over()
             && next.number == self.record.epoch.number + 1;
         let checked = match outcome {
             Ok(Outcome::Inspected(found)) => {
@@ -167,7 +211,13 @@ impl Unit {
         Ok(())
     }
 
-    pub(crate) fn on_settle(&mut self, ctx: &mut Ctx, peer: Fingerprint, attempt: AttemptId) {
+    pub(crate) fn on_settle(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        theirs: Epoch,
+    ) {
         let incarnation = ctx.config.incarnation;
         if self.record.taken.contains(&attempt) {
             let body = Body::SettleReply { attempt, answer: Answer::Taken, incarnation };
@@ -179,9 +229,11 @@ impl Unit {
             return self.say_activated(ctx, peer, attempt);
         }
         match self.record.role.clone() {
-            Role::Ready { source, attempt: ready, next, workload_wanted, .. }
+            Role::Ready { source, attempt: ready, next, workload_wanted, finals }
                 if ready == attempt && source == peer =>
             {
+                self.standby.arrived = Some((attempt, finals));
+                self.standby.answered = false;
                 self.take(ctx, source, attempt, next, workload_wanted);
             }
             Role::Following { source }
@@ -192,8 +244,21 @@ impl Unit {
                 self.take(ctx, source, attempt, next, true);
             }
             _ => {
-                if attempt.issuer != peer {
+                if attempt.issuer == ctx.config.fingerprint {
+                    // A primary that yielded to a failover of ours.
+                    if self.yielded_to(ctx, attempt) {
+                        return;
+                    }
+                } else if attempt.issuer != peer {
                     return;
+                }
+                let newer = self.record.epoch.judge(&theirs) == EpochOrder::Stale;
+                if newer
+                    && self.record.role.is_primary()
+                    && !ctx.config.planted(PlantedBug::RefuseInsteadOfStale)
+                {
+                    // This node owns a newer epoch: it has not left the old one to anybody.
+                    return self.say(ctx, peer, Body::Stale);
                 }
                 if !self.is_refused(attempt) {
                     self.bury(ctx, attempt);
@@ -229,12 +294,15 @@ impl Unit {
         self.standby.announce = Some((attempt, source));
         self.standby.announced = None;
         self.standby.preparing = None;
-        // An earlier move away from here may still wait for the word that it ran over there.
-        let text = format!("{}: it was moved back before it had run there", self.record.name);
-        self.end_cutover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
+        self.record.was_primary = false;
+        self.record.step_back = None;
         self.set_role(ctx, Role::Serving);
+        // An earlier move away from here may still wait for the word that it ran over there.
+        self.cutover_came_back(ctx);
+        self.failover_was_taken(ctx);
+        self.lease_ends();
         self.say(ctx, source, answer);
-        if matches!(self.service, Service::Halted | Service::Halting { fencing: true, .. }) {
+        if matches!(self.service, Service::Halted | Service::Halting { stage: Halt::Fence, .. }) {
             self.work_has_stopped(ctx);
             self.activate(ctx);
         } else {
