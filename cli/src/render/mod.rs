@@ -126,6 +126,9 @@ pub(crate) mod samples {
             )),
             workload_state: "running".into(),
             lag_ms: None,
+            lease_ms: None,
+            lease_left_ms: None,
+            failover: None,
             standbys: vec![standby()],
             alarm: None,
         }

@@ -31,6 +31,9 @@ use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
 
+/// One snapshot of each volume: one moment.
+pub(crate) type Instance = Vec<(VolumeId, SnapshotName, Guid)>;
+
 /// A failover under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Failover {
@@ -43,7 +46,7 @@ pub(crate) struct Failover {
     begun: u64,
     parts: Vec<(String, u64)>,
     plan: Option<FailoverPlan>,
-    instance: Vec<(VolumeId, SnapshotName, Guid)>,
+    instance: Instance,
     /// Proofs that were tried in vain, and what they said.
     tried: Vec<(Proof, String)>,
     proof: Option<Proof>,
@@ -581,7 +584,7 @@ impl Unit {
 pub(crate) fn newest_whole(
     volumes: &[VolumeId],
     inventories: &[Inventory],
-) -> Option<(String, Vec<(VolumeId, SnapshotName, Guid)>)> {
+) -> Option<(String, Instance)> {
     let first = inventories.first()?;
     first.snapshots.iter().rev().find_map(|newest| {
         let short = newest.name.short();

@@ -378,10 +378,12 @@ pub enum Action {
         workload: Option<WorkloadRecord>,
     },
     /// Could these replicas be activated now? Everything that can be done ahead is done.
-    /// → [`Outcome::Inspected`], as they are afterwards
+    /// → [`Outcome::Nothing`], or with `look` [`Outcome::Inspected`], as they are afterwards
     Rehearse {
         /// In this order.
         datasets: Vec<DatasetName>,
+        /// Nobody knows which snapshots they have.
+        look: bool,
     },
     /// Make the volumes reachable and writable. → [`Outcome::Activated`]
     Activate {

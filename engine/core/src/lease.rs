@@ -186,6 +186,16 @@ impl Unit {
         self.lease.given_until.map(|until| until.saturating_sub(ctx.now.mono_ms))
     }
 
+    /// For `status`, milliseconds.
+    pub(crate) fn lease_shown_ms(&self, now_ms: u64) -> Option<u64> {
+        self.record.lease_ms?;
+        let until = match self.record.role.is_primary() {
+            true => self.lease.until,
+            false => self.lease.given_until,
+        };
+        until.map(|until| until.saturating_sub(now_ms))
+    }
+
     pub(crate) fn lease_timeout(&self) -> Option<u64> {
         self.record.lease_ms.filter(|_| self.record.role.is_primary())?;
         let asks = !matches!(self.service, Service::New | Service::Probing { .. })

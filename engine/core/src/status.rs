@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::ids::{Epoch, Fingerprint, Incarnation, UnitId};
-use crate::record::{PeerRecord, Policy, VolumeRecord, WorkloadRecord};
+use crate::record::{FailoverRecord, PeerRecord, Policy, VolumeRecord, WorkloadRecord};
 
 /// The node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,12 @@ pub struct UnitStatus {
     pub workload_state: String,
     /// As a standby: milliseconds since it was known to equal the primary.
     pub lag_ms: Option<u64>,
+    /// Length of the lease that the primary holds, milliseconds; `None`: it needs none.
+    pub lease_ms: Option<u64>,
+    /// As a primary: for how long it is still held. As a standby: how long until it has run out.
+    pub lease_left_ms: Option<u64>,
+    /// The last failover that this node made.
+    pub failover: Option<FailoverRecord>,
     /// As a primary: each standby.
     pub standbys: Vec<StandbyStatus>,
     /// What a person should look at.

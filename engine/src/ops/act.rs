@@ -22,11 +22,11 @@ fn failure(error: StoreError) -> Failure {
 pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Outcome, Failure> {
     match action {
         Action::Inspect { datasets } => inspect(tools, &datasets),
-        Action::Rehearse { datasets } => {
+        Action::Rehearse { datasets, look } => {
             for dataset in &datasets {
                 tools.store.rehearse(dataset).map_err(failure)?;
             }
-            inspect(tools, &datasets)
+            if look { inspect(tools, &datasets) } else { Ok(Outcome::Nothing) }
         }
         Action::Room { root } => room(tools, &root),
         Action::Snapshot { names, freeze, quiesced } => {

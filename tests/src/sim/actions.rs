@@ -90,7 +90,8 @@ impl World {
     /// Does it. Also called for what a crash left half done.
     pub(super) fn apply(&mut self, node: usize, unit: UnitId, action: &Action) -> Done {
         match action {
-            Action::Inspect { datasets } | Action::Rehearse { datasets } => {
+            Action::Rehearse { look: false, .. } => Ok(Outcome::Nothing),
+            Action::Inspect { datasets } | Action::Rehearse { datasets, .. } => {
                 Ok(self.inspect(node, datasets))
             }
             Action::Room { root } => {

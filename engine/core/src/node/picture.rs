@@ -49,6 +49,9 @@ impl Unit {
             lag_ms: (self.record.role.is_standby())
                 .then(|| self.standby.equal_wall_ms.map(lag))
                 .flatten(),
+            lease_ms: self.record.lease_ms,
+            lease_left_ms: self.lease_shown_ms(now.mono_ms),
+            failover: self.record.failover.clone(),
             standbys: self.replicas.values().map(|r| self.standby_status(now, r, peers)).collect(),
             alarm: self.alarm.clone(),
         }

@@ -138,6 +138,8 @@ impl Unit {
             refuse(format!("{}: a receive is under way", self.record.name))
         } else if self.failing_over() {
             refuse(format!("{}: a failover is under way", self.record.name))
+        } else if self.record.was_primary || self.record.step_back.is_some() {
+            refuse(format!("{}: it is still to be set back", self.record.name))
         } else {
             Ok(())
         };
@@ -145,7 +147,11 @@ impl Unit {
             return self.say(ctx, peer, Body::PrepareReply { attempt, answer: Err(failure) });
         }
         // A target that could not bring the unit up says so while the source can still go on.
-        let op = ctx.run(self.id(), Op::Prepare, Action::Rehearse { datasets: self.datasets() });
+        // What was received a moment ago is known by the store's own word: no second look costs the
+        // stopped workload its time.
+        let look = self.local.inventories.is_none();
+        let action = Action::Rehearse { datasets: self.datasets(), look };
+        let op = ctx.run(self.id(), Op::Prepare, action);
         self.standby.preparing =
             Some(Preparing { op, peer, attempt, next, finals, workload_wanted });
     }
@@ -171,7 +177,17 @@ impl Unit {
                 let newest: Vec<_> = found.iter().map(|f| f.inventory.latest().cloned()).collect();
                 self.check_finals(&finals, &newest)
             }
-            Ok(_) => unreachable!("asked for an inspection"),
+            Ok(_) => {
+                let known = self.local.inventories.iter().flatten();
+                let newest: Vec<_> = known.map(|i| i.latest().cloned()).collect();
+                match newest.len() == self.record.volumes.len() {
+                    true => self.check_finals(&finals, &newest),
+                    false => {
+                        let text = format!("{}: what is here was lost sight of", self.record.name);
+                        Err(Failure::new(Remedy::Retry, FailureCode::Other, text))
+                    }
+                }
+            }
             Err(failure) => Err(failure),
         };
         if !still {
