@@ -26,6 +26,7 @@ pub mod journal;
 mod links;
 mod metrics;
 mod mirror;
+mod network;
 mod ops;
 pub mod serve;
 mod server;

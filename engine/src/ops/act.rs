@@ -13,7 +13,7 @@ use flocker_store::{
 };
 
 use super::Tools;
-use crate::{failpoint, mirror};
+use crate::{failpoint, mirror, network};
 
 fn failure(error: StoreError) -> Failure {
     Failure::from(&error)
@@ -57,10 +57,13 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
         }
         Action::Activate { datasets } => activate(tools, &datasets),
         Action::Preflight { datasets } => preflight(tools, unit, &datasets),
-        Action::Network { .. }
-        | Action::SetAside { .. }
-        | Action::FencingHook { .. }
-        | Action::Drill { .. } => Err(Failure::refused(FailureCode::Unsupported, "not there yet")),
+        Action::Network { addresses, up } => {
+            network::addresses::set(&addresses, up)?;
+            Ok(Outcome::Nothing)
+        }
+        Action::SetAside { .. } | Action::FencingHook { .. } | Action::Drill { .. } => {
+            Err(Failure::refused(FailureCode::Unsupported, "not there yet"))
+        }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
         Action::GiveBack { datasets, tag, prefix, keep_newest } => {
             for dataset in &datasets {
