@@ -119,6 +119,21 @@ impl Host {
     /// # Panics
     /// When that fails.
     pub fn init(world: &World, name: &str, store: &str, listen: &str, netns: Option<&str>) -> Self {
+        Self::init_with(world, name, store, listen, netns, &[])
+    }
+
+    /// Runs `init` with further options.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn init_with(
+        world: &World,
+        name: &str,
+        store: &str,
+        listen: &str,
+        netns: Option<&str>,
+        options: &[&str],
+    ) -> Self {
         let dir = world.path().join(name);
         std::fs::create_dir_all(&dir).expect("a folder for the node");
         let host = Self {
@@ -131,7 +146,9 @@ impl Host {
             starts: 0,
         };
         let state = host.dir.join("state").display().to_string();
-        host.ok(&["init", "--name", name, "--store", store, "--listen", listen, "--state", &state]);
+        let init =
+            ["init", "--name", name, "--store", store, "--listen", listen, "--state", &state];
+        host.ok(&[&init, options].concat());
         host
     }
 

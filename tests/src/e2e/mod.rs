@@ -1,12 +1,15 @@
 //! Tests of the binary as people run it: real `serve` processes, driven by real commands.
 //!
 //! Owns: [`host`] (a node in a folder of its own, in a network namespace if wanted), [`ledger`]
-//! (a client that knows which records were acknowledged) and [`netns`] (hosts on one machine).
-//! Leaves to `tests/tests/`: the scenarios.
+//! (a client that knows which records were acknowledged), [`netns`] (hosts on one machine),
+//! [`database`] (PostgreSQL and Redis with a ledger outside of them) and [`rig`] (two nodes that serve
+//! them). Leaves to `tests/tests/`: the scenarios.
 
+pub mod database;
 pub mod host;
 pub mod ledger;
 pub mod netns;
+pub mod rig;
 
 pub use host::{Host, World};
 pub use ledger::{Ledger, Verdict};

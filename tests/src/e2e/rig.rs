@@ -1,0 +1,303 @@
+//! Two nodes on zfs-fuse pools in two network namespaces, with databases that move between them.
+//!
+//! Owns: building it once for many moves, moving, waiting until all is settled, and the check after
+//! each disturbance: one primary, one writer, and the database as its ledger says. Leaves to
+//! [`super::database`] what a database is, to `tests/tests/` what is done to the nodes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use flocker_zfs::fixture::{FusePool, pool_or_skip};
+use serde_json::Value;
+
+use super::database::{self, Damage, Kind, Ledger, Load, Plan, judge};
+use super::host::PATIENCE;
+use super::netns::Wire;
+use super::{Host, World, skip};
+
+/// Size of each pool.
+const POOL_MIB: u64 = 640;
+
+/// A database under protection.
+#[derive(Debug)]
+pub struct Served {
+    /// Which.
+    pub kind: Kind,
+    /// Where it answers while it is on the first node, and on the second.
+    pub addresses: [SocketAddr; 2],
+    /// All that its clients ever knew.
+    pub ledger: Ledger,
+    loads: u64,
+}
+
+/// Two nodes. Dropped in this order: first the daemons and what they run, then what they stand on.
+#[derive(Debug)]
+pub struct Rig {
+    /// The nodes, `a` and `b`.
+    pub hosts: [Host; 2],
+    /// What they serve; each unit is called as its kind.
+    pub databases: Vec<Served>,
+    pools: [FusePool; 2],
+    /// The namespaces.
+    pub wire: Wire,
+    _world: World,
+}
+
+/// How the nodes of a rig are made.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// Of the test, for skips.
+    pub test: &'a str,
+    /// Keeps the namespaces of parallel tests apart, 0 to 250.
+    pub number: u8,
+    /// The databases.
+    pub kinds: &'a [Kind],
+    /// The promise, as `--rpo` takes it.
+    pub rpo: &'a str,
+}
+
+fn zfs(args: &[&str]) -> String {
+    let output = Command::new("zfs").args(args).output().expect("zfs runs");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+impl Rig {
+    /// Builds it: paired, protected, in step, every database serving on `a`. `None`: this machine
+    /// cannot, which was said.
+    ///
+    /// # Panics
+    /// When something fails that should not.
+    pub fn build(options: &Options<'_>) -> Option<Self> {
+        let Options { test, number, kinds, rpo } = options;
+        if let Some(why) = kinds.iter().find_map(|kind| kind.missing()) {
+            skip(&why, test);
+            return None;
+        }
+        let wire = match Wire::lay(&format!("d{number}"), *number) {
+            Ok(wire) => wire,
+            Err(why) => {
+                skip(&format!("network namespaces: {why}"), test);
+                return None;
+            }
+        };
+        let pools = [pool_or_skip("dba", POOL_MIB, test)?, pool_or_skip("dbb", POOL_MIB, test)?];
+        for pool in &pools {
+            database::let_pass(&pool.mountpoint());
+        }
+        let world = World::new();
+        let hosts = [0, 1].map(|end| {
+            let listen = format!("{}:7001", wire.addresses[end]);
+            let store = format!("zfs:{}", pools[end].name());
+            let mut host =
+                Host::init(&world, ["a", "b"][end], &store, &listen, Some(&wire.names[end]));
+            host.serve();
+            host
+        });
+        let [root_a, root_b] = [0, 1].map(|end: usize| format!("{}/recv", pools[end].name()));
+        hosts[0].pair(&hosts[1], [&root_a, &root_b]);
+        let mut rig = Self { hosts, databases: Vec::new(), pools, wire, _world: world };
+        for kind in *kinds {
+            rig.add(*kind, rpo);
+        }
+        Some(rig)
+    }
+
+    /// Puts a new database on `a` under protection.
+    fn add(&mut self, kind: Kind, rpo: &str) {
+        let addresses = self
+            .wire
+            .addresses
+            .clone()
+            .map(|ip| SocketAddr::new(ip.parse().expect("an address of ours"), kind.port()));
+        let name = kind.name();
+        let dataset = format!("{}/{name}", self.pools[0].name());
+        zfs(&["create", &dataset]);
+        let volume = zfs(&["get", "-H", "-o", "value", "mountpoint", &dataset]);
+        kind.create(&PathBuf::from(volume.trim()));
+        let [a, b] = &self.hosts;
+        a.ok(&["protect", &dataset, "--to", "b", "--rpo", rpo]);
+        b.wait_unit(name, "known", |u| u["role"] == "standby");
+        for (host, address) in [(b, addresses[1]), (a, addresses[0])] {
+            let command = kind.command(&host.name, address);
+            let words: Vec<&str> = command.iter().map(String::as_str).collect();
+            let run = ["run", name, "--stop-limit", "60s", "--"];
+            host.ok(&[&run[..], &words].concat());
+        }
+        a.wait_serving(name);
+        database::connect(kind, &self.wire.names[0], &addresses).prepare().expect("a table");
+        a.wait_in_step(name);
+        self.databases.push(Served { kind, addresses, ledger: Ledger::default(), loads: 0 });
+    }
+
+    /// Begins to write.
+    pub fn load(&mut self, which: usize, clients: u32, per_second: u32) -> Load {
+        let database = &mut self.databases[which];
+        database.loads += 1;
+        Load::start(&Plan {
+            kind: database.kind,
+            netns: Some(self.wire.names[0].clone()),
+            addresses: database.addresses.to_vec(),
+            load: database.loads,
+            clients,
+            per_second,
+        })
+    }
+
+    /// The unit's name.
+    pub fn name(&self, which: usize) -> &'static str {
+        self.databases[which].kind.name()
+    }
+
+    /// Which node is primary: one of them, or a moment later.
+    ///
+    /// # Panics
+    /// When there is none, or both, in time.
+    pub fn settle(&self, which: usize, context: &str) -> usize {
+        let name = self.name(which);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let units = [0, 1].map(|end: usize| self.hosts[end].unit(name));
+            let serves = units.each_ref().map(|unit| {
+                unit.as_ref()
+                    .is_some_and(|u| u["role"] == "primary" && u["workload_state"] == "running")
+            });
+            let follows =
+                units.each_ref().map(|unit| unit.as_ref().is_some_and(|u| u["role"] == "standby"));
+            assert_ne!(serves, [true, true], "{context}: two primaries");
+            for end in [0, 1] {
+                if serves[end] && follows[1 - end] {
+                    return end;
+                }
+            }
+            assert!(
+                Instant::now() < until,
+                "{context}: {name} does not settle: {units:#?}\n--- a\n{}\n--- b\n{}",
+                self.hosts[0].log_tail(),
+                self.hosts[1].log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// Moves the unit away from `from`, as a person would: what is refused because the nodes have
+    /// just lost or not yet found each other is asked for again. Returns the report.
+    ///
+    /// # Panics
+    /// When it does not succeed in time.
+    pub fn move_from(&self, which: usize, from: usize, context: &str) -> Value {
+        let (name, to) = (self.name(which), &self.hosts[1 - from].name);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let output = self.hosts[from].run(&["migrate", name, "--to", to, "--json"]);
+            if output.status.success() {
+                let text = String::from_utf8_lossy(&output.stdout);
+                return serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in: {text}"));
+            }
+            let words = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                Instant::now() < until,
+                "{context}: {name} does not move to {to}: {words}\n--- a\n{}\n--- b\n{}",
+                self.hosts[0].log_tail(),
+                self.hosts[1].log_tail()
+            );
+            if self.settle(which, context) != from {
+                // The command was cut off, the move was not.
+                return Value::Null;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends a load and checks: one writer process, and the database as all its ledgers say.
+    ///
+    /// # Panics
+    /// With all that is wrong.
+    pub fn check(&mut self, which: usize, load: Option<Load>, context: &str) {
+        if let Some(load) = load {
+            let ledger = load.stop();
+            let all = &mut self.databases[which].ledger;
+            all.acked.extend(ledger.acked);
+            all.unanswered.extend(ledger.unanswered);
+            all.lost_connections += ledger.lost_connections;
+        }
+        let database = &self.databases[which];
+        let servers = database.addresses.map(|address| database.kind.servers(address).len());
+        assert_eq!(servers.iter().sum::<usize>(), 1, "{context}: servers on a and b: {servers:?}");
+        let mut connection =
+            database::connect(database.kind, &self.wire.names[0], &database.addresses);
+        let written = connection.read().unwrap_or_else(|e| panic!("{context}: {e}"));
+        let end = self.settle(which, context);
+        let unit = self.hosts[end].unit(self.name(which)).expect("its status");
+        let epoch =
+            unit["epoch"]["number"].as_u64().unwrap_or_else(|| panic!("no epoch in {unit:#}"));
+        let damage = judge(&written, &database.ledger, epoch - 1);
+        assert_eq!(damage, Damage::default(), "{context}: the database against its ledger");
+    }
+
+    /// Looks all the time whether two servers of a database run at once.
+    pub fn watch(&self, which: usize) -> Watch {
+        Watch::start(self.databases[which].kind, self.databases[which].addresses)
+    }
+}
+
+/// A thread that looks for two servers at once.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Option<String>>>,
+}
+
+fn start_time(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = &text[text.rfind(')')? + 2..];
+    let fields: Vec<&str> = rest.split(' ').collect();
+    // A zombie writes nothing.
+    (fields.first() != Some(&"Z")).then(|| fields.get(19).map(|f| (*f).to_owned()))?
+}
+
+impl Watch {
+    fn start(kind: Kind, addresses: [SocketAddr; 2]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                let begun: Vec<_> =
+                    kind.servers(addresses[0]).iter().map(|pid| (*pid, start_time(*pid))).collect();
+                let others = kind.servers(addresses[1]);
+                // Whoever of the first was there before and after the others were seen, was there
+                // at the same time.
+                for (pid, time) in begun {
+                    if time.is_some() && !others.is_empty() && start_time(pid) == time {
+                        return Some(format!("{} on a ({pid}) and on b ({others:?})", kind.name()));
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            None
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Ends it.
+    ///
+    /// # Panics
+    /// When two servers were seen at the same time.
+    pub fn end(mut self, context: &str) {
+        self.stop.store(true, Ordering::SeqCst);
+        let seen = self.thread.take().and_then(|thread| thread.join().ok()).flatten();
+        assert_eq!(seen, None, "{context}: two servers at once");
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
