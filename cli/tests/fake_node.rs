@@ -297,6 +297,7 @@ fn migrating(_: &Request) -> Vec<Response> {
             total_ms: 700,
             predicted: None,
             budget_ms: None,
+            clients: None,
             notes: Vec::new(),
         }))),
     ]

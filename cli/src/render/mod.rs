@@ -84,6 +84,7 @@ pub(crate) mod samples {
             total_ms: 2400,
             predicted: None,
             budget_ms: None,
+            clients: None,
             notes: vec!["the standby c was left behind".into()],
         }
     }

@@ -665,8 +665,29 @@ pub struct MigrationReport {
     pub predicted: Option<Prediction>,
     /// The budget given.
     pub budget_ms: Option<u64>,
+    /// As clients felt it, where they come through this node's forwarder. Never known to the core:
+    /// filled in by whoever performs the effects.
+    #[serde(default)]
+    pub clients: Option<ClientsView>,
     /// Things a person should know: standbys left behind, an activation that failed.
     pub notes: Vec<String>,
+}
+
+/// A move as the clients felt it whose connections pass through the source's forwarder: from the begin
+/// of quiesce until the first answer after the move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientsView {
+    /// Longest time without an answer to anybody while somebody was waiting for one, milliseconds;
+    /// `None`: somebody still waited when the move was reported.
+    pub longest_gap_ms: Option<u64>,
+    /// New connections that were held until they could be passed on.
+    pub held: u64,
+    /// The longest of these waits, milliseconds.
+    pub longest_hold_ms: u64,
+    /// Connections that the workload's end cut while they were open.
+    pub lost: u64,
+    /// New connections that could not be passed on at all.
+    pub errors: u64,
 }
 
 /// For logs, history and whoever watches.

@@ -169,6 +169,7 @@ impl Unit {
             total_ms: now - c.begun,
             predicted: c.predicted.take(),
             budget_ms: c.budget_ms,
+            clients: None,
             notes: std::mem::take(&mut c.notes),
         };
         if matches!(kind, Kind::Move) && report.downtime_total_ms > 0 {
