@@ -1,7 +1,9 @@
 //! The command line: every command, its options and its help.
 //!
 //! Owns: the clap definitions, and the words of the help. Leaves to others: what the commands do
-//! ([`crate::commands`]), how values are read ([`crate::quantity`]).
+//! ([`crate::commands`]), how values are read ([`crate::quantity`], [`crate::values`]).
+
+mod units;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +13,11 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use flocker_engine::config::{NodeName, StoreUri};
 
 use crate::quantity::{parse_duration, parse_size};
+
+pub(crate) use units::{
+    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, MigrateArgs, ProtectArgs,
+    RoundsArgs, RunArgs, StartAloneArgs, StatusArgs, UnitArgs,
+};
 
 const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
 
@@ -38,8 +45,8 @@ Exit codes:
   1  failed: the message says what, where and what to do
   2  the command line makes no sense
   3  the daemon is not running (start it with `flocker-repl serve`)
-  4  refused, and nothing was changed: not granted, wrong code, no such dataset, conflict
-  5  it ran, and the answer is no: the verdict of `demo`, a damaged stream in `stream`
+  4  refused, and nothing was changed: not granted, wrong code, no such dataset, conflict, no proof
+  5  it ran, and the answer is no: the verdict of `demo`, a drill that did not come up, a damaged stream
 
 Configuration: --config FILE, else /etc/flocker-repl/config.toml, else config.toml in the folder \
 flocker-repl of your configuration ($XDG_CONFIG_HOME, ~/.config).";
@@ -92,6 +99,8 @@ pub(crate) enum Command {
     Watch,
     /// Move a unit with its workload to a peer
     Migrate(MigrateArgs),
+    /// Make this node primary when the primary is lost; or try it on a clone with --drill
+    Failover(FailoverArgs),
     /// Stop replicating a unit until `resume`
     Pause(UnitArgs),
     /// Go on replicating a unit
@@ -105,8 +114,9 @@ pub(crate) enum Command {
     /// List peers: who they are, whether they are connected, what they may do here
     Peers,
     /// List the last replication rounds of a unit
-    #[command(visible_alias = "history")]
     Rounds(RoundsArgs),
+    /// Show what happened: migrations, failovers, drills, changes of role, alarms
+    History(HistoryArgs),
     /// Print the node's counters in the Prometheus text format
     Metrics,
     /// Look into files that `zfs send` made
@@ -239,123 +249,11 @@ pub(crate) enum KindArg {
     Process,
 }
 
-/// `protect`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Without --rpo and --every the promise is --rpo 1s. A volume that is not written costs next to nothing.
-
-Examples:
-  flocker-repl protect data/db --to b
-  flocker-repl protect data/db --to b --rpo 500ms --create
-  flocker-repl protect tank/archive --to b --name archive --every 15m")]
-pub(crate) struct ProtectArgs {
-    /// The dataset on this node
-    pub(crate) dataset: String,
-    /// The peer that keeps the replica
-    #[arg(long, value_name = "PEER")]
-    pub(crate) to: String,
-    /// What the unit is called; by default the last part of the dataset's name
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Continuously: the replica is never further behind than this [default: 1s]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "every")]
-    pub(crate) rpo: Option<Duration>,
-    /// On a schedule: a step every so often
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) every: Option<Duration>,
-    /// Make the dataset first if it does not exist: in a vault an empty directory, in ZFS a filesystem
-    #[arg(long)]
-    pub(crate) create: bool,
-}
-
-/// The promise where none is given.
-pub(crate) const DEFAULT_RPO: Duration = Duration::from_secs(1);
-
-/// `run`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-The command is not passed through a shell. It starts where the unit is primary, in the path of its first \
-volume, with FLOCKER_UNIT and FLOCKER_VOLUME_PATH set; its output goes to the state directory's logs. On a \
-standby it is kept for when the unit arrives: run the same on both nodes.
-
-Examples:
-  flocker-repl run db -- /usr/bin/my-server --port 5000
-  flocker-repl run db --stop-limit 30s -- /bin/sh -c 'exec ./start.sh'")]
-pub(crate) struct RunArgs {
-    /// The unit
-    pub(crate) name: String,
-    /// How long it may take to stop after SIGTERM before it is killed
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    pub(crate) stop_limit: Duration,
-    /// The workload ends when the daemon dies; without this it runs on and is adopted again
-    #[arg(long)]
-    pub(crate) die_with_daemon: bool,
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
-}
-
-/// Commands about one unit.
-#[derive(Debug, Args)]
-pub(crate) struct UnitArgs {
-    /// The unit
-    pub(crate) name: String,
-}
-
 /// Commands about one peer.
 #[derive(Debug, Args)]
 pub(crate) struct PeerArgs {
     /// The peer's name or fingerprint
     pub(crate) peer: String,
-}
-
-/// `status`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-On a terminal it is made for people; elsewhere each unit, standby and peer is one line of KEY=VALUE.")]
-pub(crate) struct StatusArgs {
-    /// One unit only
-    pub(crate) name: Option<String>,
-}
-
-/// `migrate`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-The workload runs on while the data is brought close; then it is stopped, the last difference is sent, \
-and it starts on the other node. If anything fails before the hand-over it goes on where it was. The \
-command may be interrupted: the migration goes on, see `flocker-repl status`.
-
-Example:
-  flocker-repl migrate db --to b")]
-pub(crate) struct MigrateArgs {
-    /// The unit
-    pub(crate) name: String,
-    /// The peer it moves to
-    #[arg(long, value_name = "PEER")]
-    pub(crate) to: String,
-}
-
-/// `start-alone`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-After a start an owner first asks its standbys whether one of them has taken over, and stays down while \
-they do not answer. This command goes on without their answer.
-
-The risk is yours: if the unit runs on a standby, it will run twice. Both sides' data are then kept, but \
-somebody has to choose between them. Make sure first that it runs nowhere else.")]
-pub(crate) struct StartAloneArgs {
-    /// The unit
-    pub(crate) name: String,
-}
-
-/// `rounds`
-#[derive(Debug, Args)]
-pub(crate) struct RoundsArgs {
-    /// The unit
-    pub(crate) name: String,
-    /// How many, newest last
-    #[arg(long, default_value_t = 20)]
-    pub(crate) last: usize,
 }
 
 /// `stream`
@@ -448,6 +346,7 @@ pub(crate) struct DemoWorkloadArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use flocker_core::record::StopSignal;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once("flocker-repl").chain(line.split_whitespace()))
@@ -481,6 +380,23 @@ mod tests {
     }
 
     #[test]
+    fn signals_are_taken_with_and_without_their_prefix_in_either_case() {
+        for word in ["INT", "int", "SIGINT"] {
+            let cli = parse(&format!("run db --stop-signal {word} -- server")).unwrap();
+            let Command::Run(run) = cli.command else { panic!("another command") };
+            assert_eq!(StopSignal::from(run.stop_signal), StopSignal::Int);
+        }
+    }
+
+    #[test]
+    fn several_datasets_are_one_protection() {
+        let cli = parse("protect a/x a/y --to b --lease 10s").unwrap();
+        let Command::Protect(args) = cli.command else { panic!("another command") };
+        assert_eq!(args.datasets, ["a/x", "a/y"]);
+        assert_eq!(args.lease, Some(Duration::from_secs(10)));
+    }
+
+    #[test]
     fn lines_that_make_no_sense_are_refused() {
         for line in [
             "run db server",
@@ -495,6 +411,22 @@ mod tests {
             "protect d --to b --rpo 1",
             "demo --seconds 0",
             "demo --sabotage how",
+            "protect --to b",
+            "protect d --to b --lease 2s",
+            "protect d --to b --lease 2d",
+            "migrate db",
+            "migrate db --to b --cancel",
+            "migrate db --cancel --dry-run",
+            "migrate db --to b --budget 0s",
+            "failover db --drill --primary-is-down",
+            "failover db --dry-run --yes",
+            "run db --stop-signal HUP -- x",
+            "run db --health 5432 -- x",
+            "run db --health tcp:127.0.0.1:1 --health-command x -- x",
+            "run db --health-limit 5s -- x",
+            "run db --address 10.0.0.1 -- x",
+            "run db --forward 1=2 -- x",
+            "run db --before-stop ' -- x",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

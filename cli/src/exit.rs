@@ -6,9 +6,9 @@
 use std::io;
 use std::process::ExitCode;
 
-use flocker_core::{Failure, FailureCode};
+use flocker_core::{Failure, FailureCode, Remedy};
 use flocker_engine::client::ClientError;
-use flocker_engine::config::InitError;
+use flocker_engine::config::{ConfigError, InitError};
 use serde::Serialize;
 
 use crate::out::{Out, clean};
@@ -41,6 +41,18 @@ impl From<Exit> for ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Negative(pub(crate) String);
+
+/// Refused before a node was asked to do anything.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refusal(pub(crate) Failure);
+
+impl Refusal {
+    /// A refusal of this kind, as the error that ends the command.
+    pub(crate) fn error(code: FailureCode, message: impl Into<String>) -> anyhow::Error {
+        Self(Failure::refused(code, message)).into()
+    }
+}
 
 /// Whoever read our output went away: nobody is left to tell.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +98,9 @@ pub(crate) fn of_error(error: &anyhow::Error) -> Exit {
                 }
             };
         }
+        if let Some(Refusal(failure)) = cause.downcast_ref() {
+            return of_failure(failure);
+        }
         if let Some(InitError::Exists { .. }) = cause.downcast_ref() {
             return Exit::Refused;
         }
@@ -106,18 +121,49 @@ struct ErrorObject {
 struct ErrorBody {
     message: String,
     exit_code: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<FailureCode>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<flocker_core::Remedy>,
+    code: FailureCode,
+    remedy: Remedy,
 }
 
-/// What a node said, where an error came from one.
+/// What a node said, where an error came from one, or we in its place.
 pub(crate) fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
     error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>() {
         Some(ClientError::Refused(failure)) => Some(failure),
-        _ => None,
+        _ => cause.downcast_ref::<Refusal>().map(|refusal| &refusal.0),
     })
+}
+
+/// What kind of error it is and what can be done, for programs, also where no node has said it.
+fn kind_of(error: &anyhow::Error, exit: Exit) -> (FailureCode, Remedy) {
+    if let Some(failure) = failure_in(error) {
+        return (failure.code, failure.remedy);
+    }
+    for cause in error.chain() {
+        match cause.downcast_ref::<ClientError>() {
+            Some(ClientError::NotRunning { .. }) => {
+                return (FailureCode::ConnectionLost, Remedy::Operator);
+            }
+            Some(ClientError::NotAllowed { .. }) => {
+                return (FailureCode::NotGranted, Remedy::Operator);
+            }
+            Some(ClientError::Io { .. } | ClientError::Ended { .. }) => {
+                return (FailureCode::ConnectionLost, Remedy::Retry);
+            }
+            Some(ClientError::Answer { .. } | ClientError::Refused(_)) | None => {}
+        }
+        if let Some(InitError::Exists { .. }) = cause.downcast_ref() {
+            return (FailureCode::Exists, Remedy::Operator);
+        }
+        if cause.is::<ConfigError>() {
+            return (FailureCode::BadRequest, Remedy::Operator);
+        }
+    }
+    match exit {
+        Exit::Usage => (FailureCode::BadRequest, Remedy::Abort),
+        Exit::Ok | Exit::Failed | Exit::NotRunning | Exit::Refused | Exit::Negative => {
+            (FailureCode::Other, Remedy::Operator)
+        }
+    }
 }
 
 /// The error and its causes, each said once.
@@ -143,16 +189,11 @@ pub(crate) fn report(out: &Out, error: &anyhow::Error) -> Exit {
     }
     let exit = of_error(error);
     let text = words(error);
-    let failure = failure_in(error);
+    let (code, remedy) = kind_of(error, exit);
     // What is negative has been printed in full by whoever found it, as the command's own object.
     if out.json && exit != Exit::Negative {
         let object = ErrorObject {
-            error: ErrorBody {
-                message: text.clone(),
-                exit_code: exit as u8,
-                code: failure.map(|failure| failure.code),
-                remedy: failure.map(|failure| failure.remedy),
-            },
+            error: ErrorBody { message: text.clone(), exit_code: exit as u8, code, remedy },
         };
         // The exit code still tells whoever does not read it.
         let _ = out.object(&object);
@@ -177,8 +218,8 @@ pub(crate) fn report_usage(error: &clap::Error) -> Exit {
             error: ErrorBody {
                 message: message.trim().to_owned(),
                 exit_code: Exit::Usage as u8,
-                code: None,
-                remedy: None,
+                code: FailureCode::BadRequest,
+                remedy: Remedy::Abort,
             },
         };
         let _ = Out::new(true).object(&object);
@@ -213,6 +254,20 @@ mod tests {
             source: io::ErrorKind::NotFound.into(),
         };
         assert_eq!(of_error(&not_running.into()), Exit::NotRunning);
+    }
+
+    #[test]
+    fn an_error_says_its_kind_also_where_no_node_was_asked() {
+        let kind = |error: anyhow::Error| {
+            let exit = of_error(&error);
+            kind_of(&error, exit)
+        };
+        let refusal = Refusal::error(FailureCode::Conflict, "x");
+        assert_eq!(of_error(&refusal), Exit::Refused);
+        assert_eq!(kind(refusal), (FailureCode::Conflict, Remedy::Abort));
+        assert_eq!(kind(anyhow::anyhow!("x")), (FailureCode::Other, Remedy::Operator));
+        let ended = ClientError::Ended { socket: "s".into() };
+        assert_eq!(kind(ended.into()), (FailureCode::ConnectionLost, Remedy::Retry));
     }
 
     #[test]

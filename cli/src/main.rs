@@ -13,6 +13,7 @@ mod exit;
 mod out;
 mod quantity;
 mod render;
+mod values;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use std::thread;
 use common::{Run, run};
 use flocker_core::ids::{AttemptId, Epoch, Fingerprint, Incarnation, UnitId, VolumeId};
 use flocker_core::io::{Event, EventKind, MigrationReport, RoundReport};
-use flocker_core::record::{PeerRecord, Policy, VolumeRecord, WorkloadKind};
+use flocker_core::record::{Hooks, PeerRecord, Policy, StopSignal, VolumeRecord, WorkloadKind};
 use flocker_core::status::{NodeStatus, PeerStatus, StandbyStatus, UnitStatus};
 use flocker_core::{Failure, FailureCode};
 use flocker_engine::api::{
@@ -209,8 +209,13 @@ fn what_is_asked_is_what_was_typed() {
             Request::Run {
                 name: "db".into(),
                 command: vec!["x".into(), "--json".into()],
+                stop_signal: StopSignal::Term,
                 stop_limit_ms: 30_000,
                 die_with_daemon: true,
+                health: None,
+                addresses: Vec::new(),
+                forwards: Vec::new(),
+                hooks: Hooks::default(),
             },
         ]
     );
@@ -402,7 +407,7 @@ fn rounds_and_metrics_are_printed() {
     });
     let text = node.run(&["rounds", "db"]).ok().stdout;
     assert!(text.contains("everything") && text.contains("1.0 MiB"), "{text}");
-    let json = node.run(&["history", "db", "--json"]).ok().json();
+    let json = node.run(&["rounds", "db", "--json"]).ok().json();
     assert_eq!(json["rounds"][0]["round"]["stream_bytes"], 1 << 20);
     assert_eq!(node.run(&["metrics"]).ok().stdout, "flocker_rounds_total 12\n");
 }

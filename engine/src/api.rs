@@ -10,8 +10,8 @@
 //! - `invite` sends `invite_open` at once, and ends when a node has paired, the invitation ran out,
 //!   or five wrong codes ended it. The invitation does not belong to the connection: a client that
 //!   goes away leaves it open until it ends by itself; a new `invite` replaces it.
-//! - `migrate` streams the events and the transfers' progress of its unit until it has ended.
-//!   A client that goes away does not stop the migration.
+//! - `migrate`, `failover` and `drill` stream the events and the transfers' progress of their unit
+//!   until they have ended. A client that goes away stops none of them.
 //! - `watch` never ends by itself.
 //!
 //! Who may talk: the socket is `0600` in a `0700` directory, and the node asks the kernel who is
@@ -22,8 +22,12 @@ use std::path::PathBuf;
 
 use flocker_core::Failure;
 use flocker_core::ids::{Fingerprint, UnitId};
-use flocker_core::io::{Event, MigrationReport, RoundReport};
-use flocker_core::record::{Policy, WorkloadKind};
+use flocker_core::io::{
+    DrillReport, Event, FailoverPlan, FailoverReport, MigrationPlan, MigrationReport, RoundReport,
+};
+use flocker_core::record::{
+    AddressRecord, ForwardRecord, Health, Hooks, Policy, StopSignal, WorkloadKind,
+};
 use flocker_core::status::NodeStatus;
 use serde::{Deserialize, Serialize};
 
@@ -72,19 +76,22 @@ pub enum Request {
         #[serde(default)]
         workloads: Vec<WorkloadKind>,
     },
-    /// Replicate a dataset to a peer. A dataset that does not exist is an error, except that a
-    /// vault makes an empty directory volume where `create` is set. → [`Answer::Protected`]
+    /// Replicate datasets to a peer, as one unit. A dataset that does not exist is an error, except
+    /// that it is made, empty, where `create` is set. → [`Answer::Protected`]
     Protect {
-        /// The dataset.
-        dataset: String,
+        /// The datasets, at least one; the workload's working directory is the first one's path.
+        datasets: Vec<String>,
         /// Name or fingerprint of the standby.
         to: String,
-        /// The unit's name; by default the dataset's last component.
+        /// The unit's name; by default the first dataset's last component.
         #[serde(default)]
         name: Option<String>,
         /// When to replicate.
         policy: Policy,
-        /// Make the dataset first if it does not exist (of the store's first live kind).
+        /// The lease that the primary has to renew to keep its workload running, milliseconds.
+        #[serde(default)]
+        lease_ms: Option<u64>,
+        /// Make datasets first that do not exist (of the store's first live kind).
         #[serde(default)]
         create: bool,
     },
@@ -95,24 +102,70 @@ pub enum Request {
         name: String,
         /// Program and arguments, not passed through a shell.
         command: Vec<String>,
+        /// What asks it to stop.
+        #[serde(default)]
+        stop_signal: StopSignal,
         /// How long it may take to stop before it is killed, milliseconds.
         #[serde(default = "default_stop_limit_ms")]
         stop_limit_ms: u64,
         /// Whether it dies with the daemon (or runs on and is adopted again).
         #[serde(default)]
         die_with_daemon: bool,
+        /// When it counts as running; without it as soon as the command runs.
+        #[serde(default)]
+        health: Option<Health>,
+        /// Addresses that move with it.
+        #[serde(default)]
+        addresses: Vec<AddressRecord>,
+        /// Ports behind which it is found wherever it runs.
+        #[serde(default)]
+        forwards: Vec<ForwardRecord>,
+        /// Local commands around its stop and start.
+        #[serde(default)]
+        hooks: Hooks,
     },
     /// Stop a unit's workload and keep it stopped. → [`Answer::Done`]
     Stop {
         /// The unit's name.
         name: String,
     },
-    /// Move a unit with its workload. → events, progress, then [`Answer::Migrated`]
+    /// Move a unit with its workload. → events, progress, then [`Answer::Migrated`],
+    /// [`Answer::AlreadyThere`] or, with `dry_run`, [`Answer::MigrationPlan`]
     Migrate {
         /// The unit's name.
         name: String,
         /// Name or fingerprint of the target.
         to: String,
+        /// Longest downtime wanted, milliseconds: refused, before anything stops, where the
+        /// prediction does not come below it.
+        #[serde(default)]
+        budget_ms: Option<u64>,
+        /// Preflight and prediction only.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Take a migration back; refused once it is committed. → [`Answer::Done`]
+    CancelMigration {
+        /// The unit's name.
+        name: String,
+    },
+    /// Make this node primary without the primary's commit. → events, progress, then
+    /// [`Answer::FailedOver`] or, with `dry_run`, [`Answer::FailoverPlan`]
+    Failover {
+        /// The unit's name.
+        name: String,
+        /// The operator's word that the primary is down.
+        #[serde(default)]
+        primary_is_down: bool,
+        /// Only say what would be lost and which proofs could be had.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Start the workload on a clone of the newest replica, check it, and take it away again.
+    /// → events, progress, then [`Answer::Drilled`]
+    Drill {
+        /// The unit's name.
+        name: String,
     },
     /// Stop replicating. → [`Answer::Done`]
     Pause {
@@ -153,7 +206,8 @@ pub enum Request {
         #[serde(default)]
         last: Option<usize>,
     },
-    /// Events kept in the history, oldest first. → [`Answer::History`]
+    /// What is kept in the history, oldest first: migrations, those taken back, failovers, drills,
+    /// roles, alarms. → [`Answer::History`]
     History {
         /// Only this unit.
         #[serde(default)]
@@ -161,6 +215,9 @@ pub enum Request {
         /// The newest so many; all that are kept without it.
         #[serde(default)]
         last: Option<usize>,
+        /// Rounds, phases, predictions and notes as well.
+        #[serde(default)]
+        all: bool,
     },
     /// The metrics in the Prometheus text format. → [`Answer::Metrics`]
     Metrics,
@@ -211,6 +268,21 @@ pub enum Answer {
     },
     /// [`Request::Migrate`].
     Migrated(Box<MigrationReport>),
+    /// [`Request::Migrate`]: the unit is there, and was before it was asked for.
+    AlreadyThere {
+        /// The unit's name.
+        name: String,
+        /// The number of its epoch.
+        epoch: u64,
+    },
+    /// [`Request::Migrate`] with `dry_run`.
+    MigrationPlan(Box<MigrationPlan>),
+    /// [`Request::Failover`] with `dry_run`.
+    FailoverPlan(Box<FailoverPlan>),
+    /// [`Request::Failover`].
+    FailedOver(Box<FailoverReport>),
+    /// [`Request::Drill`]; unhealthy or not.
+    Drilled(Box<DrillReport>),
     /// [`Request::Rounds`].
     Rounds(Vec<StampedRound>),
     /// [`Request::History`].
@@ -357,6 +429,7 @@ pub struct LinkView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flocker_core::record::HealthCheck;
 
     fn parses(line: &str) -> Result<Request, serde_json::Error> {
         serde_json::from_str(line)
@@ -366,13 +439,14 @@ mod tests {
     fn requests_are_one_flat_object_with_the_request_named() {
         assert_eq!(parses(r#"{"request":"status"}"#).unwrap(), Request::Status { name: None });
         assert_eq!(
-            parses(r#"{"request":"protect","dataset":"a/b","to":"b","policy":{"rpo":1000}}"#)
+            parses(r#"{"request":"protect","datasets":["a/b"],"to":"b","policy":{"rpo":1000}}"#)
                 .unwrap(),
             Request::Protect {
-                dataset: "a/b".into(),
+                datasets: vec!["a/b".into()],
                 to: "b".into(),
                 name: None,
                 policy: Policy::Rpo(1000),
+                lease_ms: None,
                 create: false,
             }
         );
@@ -385,6 +459,39 @@ mod tests {
         assert!(error.contains("explode"), "{error}");
         let error = parses(r#"{"request":"stop","name":"x","now":true}"#).unwrap_err().to_string();
         assert!(error.contains("now"), "{error}");
+    }
+
+    #[test]
+    fn what_a_workload_needs_beyond_its_command_survives_the_line_it_travels_in() {
+        let request = Request::Run {
+            name: "db".into(),
+            command: vec!["x".into()],
+            stop_signal: StopSignal::Int,
+            stop_limit_ms: 1,
+            die_with_daemon: false,
+            health: Some(Health {
+                check: HealthCheck::Tcp("[::1]:5432".parse().unwrap()),
+                limit_ms: 60_000,
+            }),
+            addresses: vec![AddressRecord {
+                address: "fd00::5".parse().unwrap(),
+                prefix: 64,
+                device: "eth0".into(),
+            }],
+            forwards: vec![ForwardRecord {
+                listen: "10.0.0.1:5432".parse().unwrap(),
+                local: "127.0.0.1:5433".parse().unwrap(),
+                remote: "10.0.0.2:5433".parse().unwrap(),
+            }],
+            hooks: Hooks { before_stop: Some(vec!["true".into()]), after_start: None },
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(parses(&line).unwrap(), request);
+        let short = r#"{"request":"run","name":"db","command":["x"]}"#;
+        let Request::Run { stop_signal, health, hooks, .. } = parses(short).unwrap() else {
+            panic!("another request");
+        };
+        assert_eq!((stop_signal, health, hooks), (StopSignal::Term, None, Hooks::default()));
     }
 
     #[test]

@@ -85,6 +85,14 @@ impl History {
         newest(events, last)
     }
 
+    /// The events that people look back at, of a unit or of all, oldest first; the newest `last` of
+    /// them. Blocks.
+    pub(crate) fn milestones(&self, name: Option<&str>, last: Option<usize>) -> Vec<StampedEvent> {
+        let mut events = self.events(name, None);
+        events.retain(|stamped| is_milestone(&stamped.event.kind));
+        newest(events, last)
+    }
+
     /// The rounds of a unit, oldest first; the newest `last` of them. Blocks.
     pub(crate) fn rounds(&self, name: &str, last: Option<usize>) -> Vec<StampedRound> {
         let rounds = self
@@ -94,7 +102,8 @@ impl History {
                 EventKind::Round(round) => {
                     Some(StampedRound { at_unix_ms: stamped.at_unix_ms, round })
                 }
-                EventKind::Migrated(_)
+                EventKind::Predicted { .. }
+                | EventKind::Migrated(_)
                 | EventKind::MigrationFailed { .. }
                 | EventKind::FailedOver(_)
                 | EventKind::Drilled(_)
@@ -106,6 +115,23 @@ impl History {
             })
             .collect();
         newest(rounds, last)
+    }
+}
+
+/// What people look back at; the rest is how it came to it.
+fn is_milestone(kind: &EventKind) -> bool {
+    match kind {
+        EventKind::Migrated(_)
+        | EventKind::MigrationFailed { .. }
+        | EventKind::FailedOver(_)
+        | EventKind::Drilled(_)
+        | EventKind::Role { .. }
+        | EventKind::Alarm { .. }
+        | EventKind::Cleared => true,
+        EventKind::Round(_)
+        | EventKind::Phase { .. }
+        | EventKind::Predicted { .. }
+        | EventKind::Note(_) => false,
     }
 }
 

@@ -139,6 +139,15 @@ fn log(event: &Event) {
             "round"
         ),
         EventKind::Phase { attempt, phase } => tracing::info!(unit, %attempt, phase, "cutover"),
+        EventKind::Predicted { attempt, prediction, budget_ms } => tracing::info!(
+            unit,
+            %attempt,
+            downtime_ms = prediction.downtime_ms,
+            fixed_ms = prediction.fixed_ms,
+            delta_bytes = prediction.delta_bytes,
+            budget_ms,
+            "predicted"
+        ),
         EventKind::Migrated(report) => tracing::info!(
             unit,
             attempt = %report.attempt,
@@ -195,6 +204,10 @@ fn count(event: &Event) {
             count_parts("flocker_repl_downtime_seconds", &unit, &report.downtime_ms);
             let total = vec![("total".to_owned(), report.downtime_total_ms)];
             count_parts("flocker_repl_downtime_seconds", &unit, &total);
+            if let Some(predicted) = &report.predicted {
+                metrics::gauge!("flocker_repl_predicted_downtime_seconds", "unit" => unit)
+                    .set(predicted.downtime_ms as f64 / 1e3);
+            }
         }
         EventKind::MigrationFailed { phase, .. } => {
             metrics::counter!("flocker_repl_migrations_failed_total", "unit" => unit, "phase" => phase.clone())
@@ -218,7 +231,7 @@ fn count(event: &Event) {
             metrics::counter!("flocker_repl_alarms_total", "unit" => unit, "code" => code)
                 .increment(1);
         }
-        EventKind::Cleared | EventKind::Note(_) => {}
+        EventKind::Predicted { .. } | EventKind::Cleared | EventKind::Note(_) => {}
     }
 }
 

@@ -1,168 +1,89 @@
-//! `migrate`: the request, how far it is, and the report.
+//! `migrate`: the request, how far it is, and the report; its dry run, and taking it back.
 //!
-//! Owns: the progress bar on a terminal and the lines elsewhere. Leaves to others: the report's form
-//! ([`crate::render::migration`]).
+//! Owns: which answer is printed how. Leaves to others: the report's form
+//! ([`crate::render::migration`]), what is shown meanwhile ([`super::follow`]).
 
-use std::time::Duration;
+use flocker_engine::api::{Answer, Request};
+use serde::Serialize;
 
-use flocker_core::io::EventKind;
-use flocker_engine::api::{Answer, Progress, Request, Response, StampedEvent};
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::{Context, unexpected};
+use super::unit::whole_ms;
+use super::{Context, follow, unexpected};
 use crate::args::MigrateArgs;
-use crate::exit::Exit;
-use crate::out::Out;
-use crate::render::migration::{self, Migration};
-use crate::render::{Names, event};
+use crate::exit::{Exit, Negative};
+use crate::quantity::millis;
+use crate::render::Names;
+use crate::render::migration::{self, Migration, Plan};
 
-/// How often a spinner turns.
-const TICK: Duration = Duration::from_millis(100);
+/// What `migrate --json` prints where there was nothing to do.
+#[derive(Serialize)]
+struct AlreadyThere<'a> {
+    name: &'a str,
+    moved: bool,
+    already_there: bool,
+    target: &'a str,
+    epoch: u64,
+}
 
 /// `migrate`
 pub(super) fn migrate(context: &Context<'_>, args: MigrateArgs) -> anyhow::Result<Exit> {
+    let MigrateArgs { name, to, budget, dry_run, cancel: _ } = args;
+    let Some(to) = to else {
+        return cancel(context, name);
+    };
     let names = match context.ask(&Request::Status { name: None })? {
         Answer::Status(view) => Names::of(&view),
         other => return unexpected(&other),
     };
+    let target = to.clone();
+    let request = Request::Migrate { name, to, budget_ms: budget.map(whole_ms), dry_run };
     let out = context.out;
-    let mut shown = Shown::new(out);
-    let request = Request::Migrate { name: args.name, to: args.to };
-    let answer = context.ask_with(&request, |response| match response {
-        Response::Event(stamped) => shown.event(out, &stamped, &names),
-        Response::Progress(progress) => shown.progress(&progress),
-        Response::InviteOpen(_) | Response::Ok(_) | Response::Error(_) => {}
-    });
-    shown.end();
-    let report = match answer? {
-        Answer::Migrated(report) => report,
+    match follow::ask(context, &request, &names)? {
+        Answer::Migrated(report) => {
+            let migration = Migration::of(&report, &names);
+            if out.json {
+                out.object(&migration)?;
+            } else {
+                out.text(&migration::for_people(&migration, out.theme))?;
+            }
+        }
+        Answer::AlreadyThere { name, epoch } => {
+            let (name, target) = (name.as_str(), target.as_str());
+            if out.json {
+                let (moved, already_there) = (false, true);
+                out.object(&AlreadyThere { name, moved, already_there, target, epoch })?;
+            } else {
+                out.line(format!(
+                    "{name} is on {target} already, since epoch {epoch}; nothing was done"
+                ))?;
+            }
+        }
+        Answer::MigrationPlan(plan) => return planned(context, &Plan::of(&plan, &names)),
         other => return unexpected(&other),
-    };
-    let migration = Migration::of(&report, &names);
-    if out.json {
-        out.object(&migration)?;
-    } else {
-        out.text(&migration::for_people(&migration, out.theme))?;
     }
     Ok(Exit::Ok)
 }
 
-/// What is shown while it runs.
-enum Shown {
-    /// `--json`: the object at the end is all.
-    Nothing,
-    /// Not a terminal: a line for each event.
-    Lines,
-    /// A terminal: one bar below the lines.
-    Bar { bar: ProgressBar, phase: String, measured: bool },
-}
-
-impl Shown {
-    fn new(out: &Out) -> Self {
-        if out.json {
-            return Self::Nothing;
-        }
-        if !out.terminal {
-            return Self::Lines;
-        }
-        let bar = ProgressBar::new_spinner().with_style(spinner());
-        bar.enable_steady_tick(TICK);
-        bar.set_message("asking");
-        Self::Bar { bar, phase: String::new(), measured: false }
-    }
-
-    fn event(&mut self, out: &Out, stamped: &StampedEvent, names: &Names) {
-        match self {
-            Self::Nothing => {}
-            Self::Lines => {
-                // The migration goes on whether or not somebody reads about it.
-                let _ = out.line(event::line(stamped, names, out.theme));
-            }
-            Self::Bar { bar, phase, measured } => match &stamped.event.kind {
-                EventKind::Phase { phase: word, .. } => {
-                    word.clone_into(phase);
-                    *measured = false;
-                    bar.set_style(spinner());
-                    bar.set_message(word.clone());
-                }
-                kind @ (EventKind::Round(_)
-                | EventKind::Migrated(_)
-                | EventKind::MigrationFailed { .. }
-                | EventKind::FailedOver(_)
-                | EventKind::Drilled(_)
-                | EventKind::Role { .. }
-                | EventKind::Alarm { .. }
-                | EventKind::Cleared
-                | EventKind::Note(_)) => {
-                    bar.println(format!("  {}", event::words(kind, names, out.theme)));
-                }
-            },
-        }
-    }
-
-    fn progress(&mut self, progress: &Progress) {
-        let Self::Bar { bar, phase, measured } = self else {
-            return;
-        };
-        if progress.ended {
-            *measured = false;
-            bar.set_style(spinner());
-            bar.set_message(phase.clone());
-            return;
-        }
-        if !*measured {
-            *measured = true;
-            bar.reset();
-            bar.set_style(measuring(progress.total_bytes.is_some()));
-            bar.set_message(phase.clone());
-        }
-        if let Some(total) = progress.total_bytes {
-            bar.set_length(total.max(progress.stream_bytes));
-        }
-        bar.set_position(progress.stream_bytes);
-    }
-
-    fn end(self) {
-        if let Self::Bar { bar, .. } = self {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-fn spinner() -> ProgressStyle {
-    style("{spinner} {msg}  {elapsed:.dim}")
-}
-
-/// With rate, and with the remaining time where the total is known.
-fn measuring(total_known: bool) -> ProgressStyle {
-    if total_known {
-        style(
-            "{spinner} {msg:10} {bar:30.cyan} {binary_bytes} of {binary_total_bytes} \
-             at {binary_bytes_per_sec}, {eta} left",
-        )
-        .progress_chars("█▉▊▋▌▍▎▏ ")
+/// A dry run: what would be, and whether that is within the budget.
+fn planned(context: &Context<'_>, plan: &Plan) -> anyhow::Result<Exit> {
+    let out = context.out;
+    if out.json {
+        out.object(plan)?;
     } else {
-        style("{spinner} {msg:10} {binary_bytes} at {binary_bytes_per_sec}")
+        out.text(&migration::plan_for_people(plan, out.theme))?;
+    }
+    match (plan.within_budget, plan.budget_ms) {
+        (Some(false), Some(budget_ms)) => Err(Negative(format!(
+            "{} would be down for {}, longer than the budget of {}; nothing was changed",
+            plan.name,
+            millis(plan.prediction.downtime_ms),
+            millis(budget_ms)
+        ))
+        .into()),
+        _ => Ok(Exit::Ok),
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    // A template that does not parse is our own mistake; the default shows the same, plainer.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_templates_of_the_bars_parse() {
-        for template in [
-            "{spinner} {msg}  {elapsed:.dim}",
-            "{spinner} {msg:10} {bar:30.cyan} {binary_bytes} of {binary_total_bytes} at {binary_bytes_per_sec}, {eta} left",
-            "{spinner} {msg:10} {binary_bytes} at {binary_bytes_per_sec}",
-        ] {
-            ProgressStyle::with_template(template).unwrap();
-        }
-    }
+fn cancel(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+    let sentence = format!("the migration of {name} is taken back; it stays where it was");
+    context.simple(&Request::CancelMigration { name }, sentence)
 }

@@ -3,6 +3,8 @@
 //! Owns: the way from arguments to requests, and which printer takes the answer. Leaves to others: the
 //! words for people ([`crate::render`]), the node's side (`flocker_engine::api`).
 
+mod failover;
+mod follow;
 mod migrate;
 mod pair;
 mod serve;
@@ -87,10 +89,12 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::Unprotect(args) => unit::unprotect(context, args.name),
         Command::StartAlone(args) => unit::start_alone(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
+        Command::Failover(args) => failover::failover(context, &args),
         Command::Status(args) => view::status(context, args.name),
         Command::Watch => view::watch(context),
         Command::Peers => view::peers(context),
         Command::Rounds(args) => view::rounds(context, args),
+        Command::History(args) => view::history(context, args),
         Command::Metrics => view::metrics(context),
         Command::Stream(command) => stream::stream(context, &command),
         Command::Demo(args) => crate::demo::demo(out, &args),

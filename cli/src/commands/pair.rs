@@ -206,7 +206,7 @@ fn is_no(answer: &str) -> bool {
 }
 
 /// One line, trimmed; `None` when the input ends.
-fn question(input: &mut impl BufRead, prompt: &str) -> anyhow::Result<Option<String>> {
+pub(super) fn question(input: &mut impl BufRead, prompt: &str) -> anyhow::Result<Option<String>> {
     let mut stderr = io::stderr();
     stderr.write_all(prompt.as_bytes())?;
     stderr.flush()?;

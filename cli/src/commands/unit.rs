@@ -1,21 +1,22 @@
 //! Commands that change one unit: protect, run, stop, pause, resume, unprotect, start-alone.
 //!
-//! Owns: their sentences. Leaves to others: moving it ([`super::migrate`]), showing it
-//! ([`super::view`]).
+//! Owns: their sentences. Leaves to others: moving it ([`super::migrate`]), taking it over
+//! ([`super::failover`]), showing it ([`super::view`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use flocker_core::FailureCode;
 use flocker_core::ids::UnitId;
-use flocker_core::record::Policy;
+use flocker_core::record::{Health, HealthCheck, Hooks, Policy};
 use flocker_engine::api::{Answer, Request};
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::args::{DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs};
+use crate::args::{DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs};
 use crate::exit::{Exit, failure_in};
 use crate::quantity;
+use crate::values::CommandWords;
 
 /// What `protect --json` prints.
 #[derive(Serialize)]
@@ -24,9 +25,10 @@ struct Protected {
     unit: UnitId,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
+    paths: Vec<PathBuf>,
 }
 
-fn whole_ms(duration: Duration) -> u64 {
+pub(super) fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -41,10 +43,11 @@ fn policy(args: &ProtectArgs) -> Policy {
 pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Result<Exit> {
     let policy = policy(&args);
     let request = Request::Protect {
-        dataset: args.dataset.clone(),
+        datasets: args.datasets.clone(),
         to: args.to.clone(),
         name: args.name,
         policy,
+        lease_ms: args.lease.map(whole_ms),
         create: args.create,
     };
     let answer = context.ask(&request).map_err(|error| {
@@ -53,9 +56,7 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         });
         if missing && !args.create {
             // The node's own words follow as the cause.
-            error.context(
-                "nothing is protected; with --create a dataset that does not exist is made",
-            )
+            error.context("nothing is protected; with --create datasets that do not exist are made")
         } else {
             error
         }
@@ -65,17 +66,16 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         other => return unexpected(&other),
     };
     let status = Request::Status { name: Some(name.clone()) };
-    let path = match context.ask(&status)? {
+    let paths: Vec<PathBuf> = match context.ask(&status)? {
         Answer::Status(view) => {
             let volumes = view.node.units.iter().flat_map(|unit| &unit.volumes);
-            let mut paths = volumes.filter_map(|volume| view.paths.get(volume.dataset.as_str()));
-            paths.next().cloned()
+            volumes.filter_map(|volume| view.paths.get(volume.dataset.as_str()).cloned()).collect()
         }
         other => return unexpected(&other),
     };
     let out = context.out;
     if out.json {
-        out.object(&Protected { name, unit, path })?;
+        out.object(&Protected { name, unit, path: paths.first().cloned(), paths })?;
         return Ok(Exit::Ok);
     }
     let promise = match policy {
@@ -85,10 +85,17 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
     out.line(format!(
         "{} ({}) is replicated to {}: {promise}",
         out.theme.strong(&name),
-        args.dataset,
+        args.datasets.join(", "),
         args.to
     ))?;
-    if let Some(path) = path {
+    if let Some(lease) = args.lease {
+        out.line(format!(
+            "  its workload stops when {} cannot be reached for {}",
+            args.to,
+            quantity::millis(whole_ms(lease))
+        ))?;
+    }
+    for path in paths {
         out.line(format!("  its files are in {}", path.display()))?;
     }
     Ok(Exit::Ok)
@@ -101,13 +108,24 @@ pub(super) fn run(context: &Context<'_>, args: RunArgs) -> anyhow::Result<Exit> 
         args.name,
         args.command.join(" ")
     );
-    let request = Request::Run {
+    context.simple(&run_request(args), sentence)
+}
+
+fn run_request(args: RunArgs) -> Request {
+    let words = |command: Option<CommandWords>| command.map(|words| words.0);
+    let command = args.health_command.map(|words| HealthCheck::Command(words.0));
+    let limit_ms = whole_ms(args.health_limit.unwrap_or(DEFAULT_HEALTH_LIMIT));
+    Request::Run {
         name: args.name,
         command: args.command,
+        stop_signal: args.stop_signal.into(),
         stop_limit_ms: whole_ms(args.stop_limit),
         die_with_daemon: args.die_with_daemon,
-    };
-    context.simple(&request, sentence)
+        health: args.health.or(command).map(|check| Health { check, limit_ms }),
+        addresses: args.address,
+        forwards: args.forward,
+        hooks: Hooks { before_stop: words(args.before_stop), after_start: words(args.after_start) },
+    }
 }
 
 /// `stop`
@@ -153,9 +171,10 @@ mod tests {
 
     fn check(rpo: Option<u64>, every: Option<u64>, expected: Policy) {
         let args = ProtectArgs {
-            dataset: "d".into(),
+            datasets: vec!["d".into()],
             to: "b".into(),
             name: None,
+            lease: None,
             rpo: rpo.map(Duration::from_millis),
             every: every.map(Duration::from_millis),
             create: false,

@@ -1,4 +1,4 @@
-//! Commands that only look: status, watch, peers, rounds, metrics.
+//! Commands that only look: status, watch, peers, rounds, history, metrics.
 //!
 //! Owns: which request is asked. Leaves to others: how the answer looks ([`crate::render`]).
 
@@ -7,7 +7,7 @@ use flocker_engine::client::{Client, ClientError};
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::args::RoundsArgs;
+use crate::args::{HistoryArgs, RoundsArgs};
 use crate::exit::Exit;
 use crate::render::{self, Names};
 
@@ -75,6 +75,33 @@ pub(super) fn rounds(context: &Context<'_>, args: RoundsArgs) -> anyhow::Result<
     }
     let names = Names::of(&node(context, None)?);
     out.text(&render::rounds::stamped(&rounds, &names, out.theme))?;
+    Ok(Exit::Ok)
+}
+
+/// `history`
+pub(super) fn history(context: &Context<'_>, args: HistoryArgs) -> anyhow::Result<Exit> {
+    let HistoryArgs { name, last } = args;
+    let request = Request::History { name: name.clone(), last: Some(last), all: false };
+    let events = match context.ask(&request)? {
+        Answer::History(events) => events,
+        other => return unexpected(&other),
+    };
+    let names = Names::of(&node(context, None)?);
+    let out = context.out;
+    if out.json {
+        #[derive(Serialize)]
+        struct History {
+            name: Option<String>,
+            events: Vec<serde_json::Value>,
+        }
+        let events = events.iter().map(|event| render::history::object(event, &names));
+        out.object(&History { name, events: events.collect::<Result<_, _>>()? })?;
+    } else if events.is_empty() {
+        let whose = name.map_or_else(String::new, |name| format!(" of {name}"));
+        out.line(format!("the history of this node has nothing{whose} yet"))?;
+    } else {
+        out.text(&render::history::for_people(&events, &names, out.theme))?;
+    }
     Ok(Exit::Ok)
 }
 

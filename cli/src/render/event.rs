@@ -36,6 +36,9 @@ pub(crate) fn words(kind: &EventKind, names: &Names, theme: Theme) -> String {
                 .lag_before_ms
                 .map_or_else(String::new, |lag| format!(", was {} behind", millis(lag)))
         ),
+        EventKind::Predicted { prediction, budget_ms, .. } => {
+            super::migration::prediction_words(prediction, *budget_ms)
+        }
         EventKind::Migrated(report) => format!(
             "migrated in {}, down for {}; epoch {}",
             millis(report.total_ms),

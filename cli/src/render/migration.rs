@@ -1,15 +1,15 @@
-//! A migration's report: rounds, and the downtime by part as a timeline.
+//! A migration's report: rounds, the downtime by part as a timeline, what was predicted; and its dry run.
 
 use std::fmt;
 
-use flocker_core::io::{MigrationReport, RoundReport};
+use flocker_core::io::{MigrationPlan, MigrationReport, Prediction, RoundReport};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Names, rounds};
 use crate::out::{Theme, clean};
-use crate::quantity::millis;
+use crate::quantity::{bytes, count, millis, rate};
 
 /// Width of the timeline in characters.
 const TIMELINE: u128 = 40;
@@ -30,9 +30,94 @@ pub(crate) fn for_people(migration: &Migration, theme: Theme) -> String {
         text.push_str(&rounds::table_of(&migration.rounds, 2, theme));
     }
     text.push_str(&timeline(&migration.downtime_ms, theme));
-    for note in &migration.notes {
-        text.push_str(&format!("  {} {}\n", theme.warn("note:"), clean(note)));
+    text.push_str(&outcome(migration, theme));
+    text.push_str(&notes(&migration.notes, theme));
+    text
+}
+
+/// One line a note.
+pub(crate) fn notes(notes: &[String], theme: Theme) -> String {
+    let line = |note: &String| format!("  {} {}\n", theme.warn("note:"), clean(note));
+    notes.iter().map(line).collect()
+}
+
+/// The prediction and the budget beside what it was.
+fn outcome(migration: &Migration, theme: Theme) -> String {
+    let was_ms = migration.downtime_ms.total_ms;
+    let mut text = String::new();
+    if let Some(predicted) = &migration.predicted {
+        text.push_str(&format!(
+            "  predicted  {:>9}  {}; {}\n",
+            millis(predicted.downtime_ms),
+            difference(predicted.downtime_ms, was_ms),
+            basis(predicted)
+        ));
     }
+    if let Some(budget_ms) = migration.budget_ms {
+        let kept = was_ms <= budget_ms;
+        let word = if kept { "kept" } else { "not kept" };
+        text.push_str(&format!(
+            "  budget     {:>9}  {} {word}\n",
+            millis(budget_ms),
+            theme.mark(kept)
+        ));
+    }
+    text
+}
+
+/// `it was 12 % more`
+fn difference(predicted_ms: u64, was_ms: u64) -> String {
+    let off_ms = u128::from(predicted_ms.abs_diff(was_ms));
+    match (off_ms * 100).checked_div(u128::from(predicted_ms)) {
+        Some(0) => "as it was".into(),
+        Some(percent) if was_ms > predicted_ms => format!("it was {percent} % more"),
+        Some(percent) => format!("it was {percent} % less"),
+        None => format!("it was {}", millis(was_ms)),
+    }
+}
+
+/// What a prediction is made of.
+fn basis(prediction: &Prediction) -> String {
+    let fixed = match prediction.from_moves {
+        0 => format!("{} guessed, as it never moved there", millis(prediction.fixed_ms)),
+        moves => {
+            format!("{} as in {} before", millis(prediction.fixed_ms), count(moves, "move"))
+        }
+    };
+    let delta = bytes(prediction.delta_bytes);
+    let data = match prediction.bytes_per_second {
+        Some(speed) => format!("{delta} at {}", rate(speed)),
+        None => format!("{delta} at a speed not measured yet"),
+    };
+    format!("{fixed}, and {data}")
+}
+
+/// One line, before the workload is stopped.
+pub(crate) fn prediction_words(prediction: &Prediction, budget_ms: Option<u64>) -> String {
+    let budget = budget_ms.map_or_else(String::new, |ms| format!(" (budget {})", millis(ms)));
+    format!("predicted downtime {}{budget}: {}", millis(prediction.downtime_ms), basis(prediction))
+}
+
+/// A dry run, for people.
+pub(crate) fn plan_for_people(plan: &Plan, theme: Theme) -> String {
+    let fits = plan.within_budget.unwrap_or(true);
+    let mut text = format!(
+        "{} {} can move from {} to {}; nothing was changed\n  {}\n",
+        theme.mark(fits),
+        theme.strong(&plan.name),
+        plan.source,
+        theme.strong(&plan.target),
+        prediction_words(&plan.prediction, plan.budget_ms)
+    );
+    if let Some(written) = plan.prediction.written_per_second {
+        text.push_str(&format!("  it is written at {}", rate(written)));
+        if let Some(speed) = plan.prediction.bytes_per_second {
+            text.push_str(&format!("; the pair carries {}", rate(speed)));
+        }
+        text.push('\n');
+    }
+    text.push_str(&format!("  {} has {} left\n", plan.target, bytes(plan.available_bytes)));
+    text.push_str(&notes(&plan.notes, theme));
     text
 }
 
@@ -132,8 +217,55 @@ pub(crate) struct Migration {
     pub(crate) downtime_ms: Downtime,
     /// From the command to the end, milliseconds.
     pub(crate) total_ms: u64,
+    /// Just before the workload was stopped.
+    #[serde(default)]
+    pub(crate) predicted: Option<Prediction>,
+    /// The budget given, milliseconds.
+    #[serde(default)]
+    pub(crate) budget_ms: Option<u64>,
     /// What a person should know.
     pub(crate) notes: Vec<String>,
+}
+
+/// What `migrate --dry-run --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Plan {
+    /// The unit.
+    pub(crate) name: String,
+    /// It did not, and was not to.
+    pub(crate) moved: bool,
+    /// From.
+    pub(crate) source: String,
+    /// To.
+    pub(crate) target: String,
+    /// The downtime.
+    pub(crate) prediction: Prediction,
+    /// The budget given, milliseconds.
+    pub(crate) budget_ms: Option<u64>,
+    /// Whether the prediction is within it.
+    pub(crate) within_budget: Option<bool>,
+    /// Left in the target's store.
+    pub(crate) available_bytes: u64,
+    /// What a person should know.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Plan {
+    /// The plan, with nodes by name.
+    pub(crate) fn of(plan: &MigrationPlan, names: &Names) -> Self {
+        let downtime_ms = plan.prediction.downtime_ms;
+        Self {
+            name: plan.name.clone(),
+            moved: false,
+            source: names.name(plan.source),
+            target: names.name(plan.target),
+            prediction: plan.prediction.clone(),
+            budget_ms: plan.budget_ms,
+            within_budget: plan.budget_ms.map(|budget_ms| downtime_ms <= budget_ms),
+            available_bytes: plan.available_bytes,
+            notes: plan.notes.clone(),
+        }
+    }
 }
 
 impl Migration {
@@ -152,6 +284,8 @@ impl Migration {
                 total_ms: report.downtime_total_ms,
             },
             total_ms: report.total_ms,
+            predicted: report.predicted.clone(),
+            budget_ms: report.budget_ms,
             notes: report.notes.clone(),
         }
     }

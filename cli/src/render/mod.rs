@@ -4,6 +4,8 @@
 //! ([`crate::out`]).
 
 pub(crate) mod event;
+pub(crate) mod failover;
+pub(crate) mod history;
 pub(crate) mod migration;
 pub(crate) mod rounds;
 pub(crate) mod status;
@@ -15,19 +17,28 @@ use flocker_engine::api::NodeView;
 
 /// What the nodes that one node knows are called.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Names(BTreeMap<Fingerprint, String>);
+pub(crate) struct Names {
+    all: BTreeMap<Fingerprint, String>,
+    here: String,
+}
 
 impl Names {
     /// The node itself and its peers.
     pub(crate) fn of(view: &NodeView) -> Self {
         let peers =
             view.node.peers.iter().map(|peer| (peer.record.fingerprint, peer.record.name.clone()));
-        Self(peers.chain([(view.node.fingerprint, view.name.clone())]).collect())
+        let here = view.name.clone();
+        Self { all: peers.chain([(view.node.fingerprint, here.clone())]).collect(), here }
+    }
+
+    /// The node that was asked.
+    pub(crate) fn here(&self) -> &str {
+        &self.here
     }
 
     /// The name, or the beginning of the fingerprint of one that is not known (any more).
     pub(crate) fn name(&self, fingerprint: Fingerprint) -> String {
-        self.0.get(&fingerprint).cloned().unwrap_or_else(|| fingerprint.short())
+        self.all.get(&fingerprint).cloned().unwrap_or_else(|| fingerprint.short())
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::out::{Theme, clean};
 use crate::quantity::{bytes, count, millis, rate};
+use crate::values::address_words;
 
 /// What `status --json` prints: the node's view in one level, `units` and `peers` beside its name.
 ///
@@ -192,6 +193,17 @@ fn workload(text: &mut String, status: &UnitStatus, theme: Theme) {
         other => other.to_owned(),
     };
     text.push_str(&format!("  workload  {state}  {}\n", theme.dim(&workload.command.join(" "))));
+    let running = status.workload_state == "running";
+    for address in &workload.addresses {
+        let place = if running { "moves with it" } else { "comes with it" };
+        text.push_str(&format!("  address   {}, {place}\n", address_words(address)));
+    }
+    for forward in &workload.forwards {
+        text.push_str(&format!(
+            "  forward   {} to {} while it is here, else to {}\n",
+            forward.listen, forward.local, forward.remote
+        ));
+    }
 }
 
 fn lag_words(lag_ms: Option<u64>, within: bool, policy: Policy, theme: Theme) -> String {

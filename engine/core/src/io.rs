@@ -713,6 +713,15 @@ pub enum EventKind {
         /// The phase in a word.
         phase: String,
     },
+    /// What a cutover expects, just before it stops the workload.
+    Predicted {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The downtime.
+        prediction: Prediction,
+        /// The budget given.
+        budget_ms: Option<u64>,
+    },
     /// A migration ended well.
     Migrated(Box<MigrationReport>),
     /// A migration ended otherwise.

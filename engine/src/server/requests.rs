@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flocker_core::ids::{UnitId, VolumeId};
-use flocker_core::record::{Grant, Policy, WorkloadKind, WorkloadRecord};
+use flocker_core::record::{Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
@@ -51,14 +51,21 @@ pub(super) async fn answer(
         Request::Grant { peer, receive, quota_bytes, workloads } => {
             grant(api, peer, receive, quota_bytes, workloads).await
         }
-        Request::Protect { dataset, to, name, policy, create } => {
-            protect(api, &dataset, to, name, policy, create).await
-        }
-        Request::Run { name, command, stop_limit_ms, die_with_daemon } => {
-            run(api, name, command, stop_limit_ms, die_with_daemon).await
-        }
+        request @ Request::Protect { .. } => protect(api, request).await,
+        request @ Request::Run { .. } => run(api, request).await,
         Request::Stop { name } => api.done(Command::StopWorkload { name }).await,
-        Request::Migrate { name, to } => migrate(api, name, to, lines).await,
+        Request::Migrate { name, to, budget_ms, dry_run } => {
+            let command = Command::Migrate { name: name.clone(), to, budget_ms, dry_run };
+            followed(api, name, command, lines).await
+        }
+        Request::CancelMigration { name } => api.done(Command::CancelMigration { name }).await,
+        Request::Failover { name, primary_is_down, dry_run } => {
+            let command = Command::Failover { name: name.clone(), primary_is_down, dry_run };
+            followed(api, name, command, lines).await
+        }
+        Request::Drill { name } => {
+            followed(api, name.clone(), Command::Drill { name }, lines).await
+        }
         Request::Pause { name } => api.done(Command::Pause { name }).await,
         Request::Resume { name } => api.done(Command::Resume { name }).await,
         Request::Unprotect { name } => api.done(Command::Unprotect { name }).await,
@@ -69,9 +76,13 @@ pub(super) async fn answer(
             let history = api.hub.history().clone();
             blocking(move || Ok(Answer::Rounds(history.rounds(&name, last)))).await
         }
-        Request::History { name, last } => {
+        Request::History { name, last, all } => {
             let history = api.hub.history().clone();
-            blocking(move || Ok(Answer::History(history.events(name.as_deref(), last)))).await
+            let kept = move || match all {
+                true => history.events(name.as_deref(), last),
+                false => history.milestones(name.as_deref(), last),
+            };
+            blocking(move || Ok(Answer::History(kept()))).await
         }
         Request::Metrics => Ok(Answer::Metrics(api.metrics.render())),
         Request::Shutdown => {
@@ -93,17 +104,17 @@ impl Api {
         taken.await.unwrap_or_else(|_| Err(ending()))
     }
 
-    /// Asks the core for what is just done.
+    /// Asks the core, and passes its answer on.
     async fn done(&self, command: Command) -> End {
         self.command(command).await.map(|reply| match reply {
             Reply::Done => Answer::Done,
             Reply::Protected { name, unit } => Answer::Protected { name, unit },
             Reply::Migrated(report) => Answer::Migrated(report),
-            Reply::AlreadyThere { .. }
-            | Reply::MigrationPlan(_)
-            | Reply::FailoverPlan(_)
-            | Reply::FailedOver(_)
-            | Reply::Drilled(_) => Answer::Done,
+            Reply::AlreadyThere { name, epoch } => Answer::AlreadyThere { name, epoch },
+            Reply::MigrationPlan(plan) => Answer::MigrationPlan(plan),
+            Reply::FailoverPlan(plan) => Answer::FailoverPlan(plan),
+            Reply::FailedOver(report) => Answer::FailedOver(report),
+            Reply::Drilled(report) => Answer::Drilled(report),
         })
     }
 
@@ -198,16 +209,14 @@ async fn grant(
     api.done(Command::SetGrant { peer, grant }).await
 }
 
-async fn protect(
-    api: &Arc<Api>,
-    dataset: &str,
-    to: String,
-    name: Option<String>,
-    policy: Policy,
-    create: bool,
-) -> End {
-    let dataset = api.dataset(dataset)?;
-    // Before anything is made: the core would refuse it too, but only afterwards.
+async fn protect(api: &Arc<Api>, request: Request) -> End {
+    let Request::Protect { datasets, to, name, policy, lease_ms, create } = request else {
+        unreachable!("only called for it");
+    };
+    let datasets = datasets.iter().map(|given| api.dataset(given));
+    let datasets = datasets.collect::<Result<Vec<_>, _>>()?;
+    // Before anything is made: the core would refuse these too, but only afterwards.
+    flocker_core::node::check_group(&datasets)?;
     let known = api.hub.peers();
     if !known.iter().any(|p| p.name == to || p.fingerprint.to_string() == to) {
         return Err(refused(
@@ -216,18 +225,19 @@ async fn protect(
         ));
     }
     if create {
-        let (tools, dataset) = (Arc::clone(&api.tools), dataset.clone());
-        blocking(move || create_missing(tools.store.as_ref(), &dataset)).await?;
+        let (tools, datasets) = (Arc::clone(&api.tools), datasets.clone());
+        blocking(move || {
+            for dataset in &datasets {
+                create_missing(tools.store.as_ref(), dataset)?;
+            }
+            Ok(Answer::Done)
+        })
+        .await?;
     }
-    api.done(Command::Protect {
-        unit: UnitId(random()?),
-        volumes: vec![(VolumeId(random()?), dataset)],
-        to,
-        name,
-        policy,
-        lease_ms: None,
-    })
-    .await
+    let volumes = datasets.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
+    let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
+    let unit = UnitId(random()?);
+    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms }).await
 }
 
 fn create_missing(store: &dyn Store, dataset: &DatasetName) -> End {
@@ -256,33 +266,67 @@ fn random() -> Result<u128, Failure> {
     Ok(u128::from_le_bytes(bytes))
 }
 
-async fn run(
-    api: &Api,
-    name: String,
-    command: Vec<String>,
-    stop_limit_ms: u64,
-    die_with_daemon: bool,
-) -> End {
-    if command.first().is_none_or(String::is_empty) {
-        return Err(refused(FailureCode::BadRequest, "the command is missing"));
+async fn run(api: &Api, request: Request) -> End {
+    let Request::Run {
+        name,
+        command,
+        stop_signal,
+        stop_limit_ms,
+        die_with_daemon,
+        health,
+        addresses,
+        forwards,
+        hooks,
+    } = request
+    else {
+        unreachable!("only called for it");
+    };
+    runnable("the command", &command)?;
+    for (what, hook) in [
+        ("the hook before the stop", &hooks.before_stop),
+        ("the hook after the start", &hooks.after_start),
+    ] {
+        if let Some(hook) = hook {
+            runnable(what, hook)?;
+        }
     }
-    if command.iter().any(|word| word.contains('\0')) {
-        return Err(refused(FailureCode::BadRequest, "the command has a zero byte in it"));
+    if let Some(Health { check: HealthCheck::Command(check), .. }) = &health {
+        runnable("the health check", check)?;
     }
-    let workload =
-        WorkloadRecord { stop_limit_ms, die_with_daemon, ..WorkloadRecord::process(command) };
+    let workload = WorkloadRecord {
+        stop_signal,
+        stop_limit_ms,
+        die_with_daemon,
+        health,
+        addresses,
+        forwards,
+        hooks,
+        ..WorkloadRecord::process(command)
+    };
     api.done(Command::SetWorkload { name, workload }).await
 }
 
-async fn migrate(api: &Api, name: String, to: String, lines: &mut Lines) -> End {
-    let mut seen = api.hub.watch(Some(name.clone()));
-    let moving = api.done(Command::Migrate { name, to, budget_ms: None, dry_run: false });
-    tokio::pin!(moving);
+/// A command that could be started at all.
+fn runnable(what: &str, command: &[String]) -> Result<(), Failure> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(refused(FailureCode::BadRequest, format!("{what} is missing")));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(refused(FailureCode::BadRequest, format!("{what} has a zero byte in it")));
+    }
+    Ok(())
+}
+
+/// Asks the core, and sends what happens to the unit until it has answered.
+async fn followed(api: &Api, name: String, command: Command, lines: &mut Lines) -> End {
+    let mut seen = api.hub.watch(Some(name));
+    let asked = api.done(command);
+    tokio::pin!(asked);
     let end = loop {
         tokio::select! {
             biased;
             Some(line) = seen.recv() => lines.send(&line).await,
-            end = &mut moving => break end,
+            end = &mut asked => break end,
         }
     };
     // What was said before the end is written before it.

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use flocker_core::EventKind;
-use flocker_core::record::{Policy, WorkloadKind};
+use flocker_core::record::{Hooks, Policy, StopSignal, WorkloadKind};
 use tempfile::TempDir;
 
 use super::*;
@@ -167,21 +167,35 @@ fn pair() -> (TestNode, TestNode) {
 
 fn protect(rpo_ms: u64) -> Request {
     Request::Protect {
-        dataset: "db".into(),
+        datasets: vec!["db".into()],
         to: "b".into(),
         name: None,
         policy: Policy::Rpo(rpo_ms),
+        lease_ms: None,
         create: true,
     }
 }
 
 fn run(script: &str, die_with_daemon: bool) -> Request {
+    run_command("db", &["/bin/sh", "-c", script], die_with_daemon)
+}
+
+fn run_command(name: &str, command: &[&str], die_with_daemon: bool) -> Request {
     Request::Run {
-        name: "db".into(),
-        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        name: name.into(),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        stop_signal: StopSignal::Term,
         stop_limit_ms: 5000,
         die_with_daemon,
+        health: None,
+        addresses: Vec::new(),
+        forwards: Vec::new(),
+        hooks: Hooks::default(),
     }
+}
+
+fn migrate(name: &str, to: &str) -> Request {
+    Request::Migrate { name: name.into(), to: to.into(), budget_ms: None, dry_run: false }
 }
 
 /// Appends numbers, going on from where the file ends.
@@ -302,7 +316,7 @@ fn names_that_do_not_exist_and_datasets_outside_are_refused_and_nothing_changes(
         (Request::Status { name: Some(name()) }, FailureCode::NotFound),
         (Request::Stop { name: name() }, FailureCode::NotFound),
         (Request::Unpair { peer: name() }, FailureCode::NotFound),
-        (Request::Migrate { name: name(), to: name() }, FailureCode::NotFound),
+        (migrate("nobody", "nobody"), FailureCode::NotFound),
         (Request::Join { address: "nowhere".into(), code: "x".into() }, FailureCode::BadRequest),
         (
             Request::Join { address: "127.0.0.1:1".into(), code: "x".into() },
@@ -313,10 +327,26 @@ fn names_that_do_not_exist_and_datasets_outside_are_refused_and_nothing_changes(
         let failure = node.refused(&request);
         assert_eq!(failure.code, code, "{request:?}: {failure}");
     }
-    let run =
-        Request::Run { name: name(), command: vec![], stop_limit_ms: 1, die_with_daemon: false };
-    assert_eq!(node.refused(&run).code, FailureCode::BadRequest);
+    for bad in [vec![], vec![""], vec!["x", "a\0b"]] {
+        let run = run_command("nobody", &bad, false);
+        assert_eq!(node.refused(&run).code, FailureCode::BadRequest, "{bad:?}");
+    }
     assert!(node.status().node.units.is_empty());
+}
+
+#[test]
+fn datasets_that_cannot_be_one_unit_are_refused_before_one_of_them_is_made() {
+    let node = TestNode::new("a");
+    let same_leaf = ["x/db", "y/db"].map(str::to_owned).to_vec();
+    for datasets in [vec![], same_leaf] {
+        let mut request = protect(500);
+        if let Request::Protect { datasets: given, .. } = &mut request {
+            *given = datasets;
+        }
+        assert_eq!(node.refused(&request).code, FailureCode::BadRequest);
+    }
+    let made = node.dir.path().join("vault").join("live").join("x");
+    assert!(!made.exists());
 }
 
 #[test]
@@ -375,8 +405,7 @@ fn a_volume_follows_and_moves_there_and_back_with_its_workload() {
             std::thread::sleep(Duration::from_millis(10));
         }
         let mut phases = Vec::new();
-        let migrate = Request::Migrate { name: "db".into(), to: name.into() };
-        let answer = Client::connect(&from.config).unwrap().ask(&migrate, |response| {
+        let answer = Client::connect(&from.config).unwrap().ask(&migrate("db", name), |response| {
             if let Response::Event(stamped) = response
                 && let EventKind::Phase { phase, .. } = stamped.event.kind
             {

@@ -231,7 +231,8 @@ impl World {
                 self.maybe_strike(node, unit);
             }
             EventKind::Round(_) => self.coverage.rounds += 1,
-            EventKind::Migrated(_)
+            EventKind::Predicted { .. }
+            | EventKind::Migrated(_)
             | EventKind::MigrationFailed { .. }
             | EventKind::FailedOver(_)
             | EventKind::Drilled(_)

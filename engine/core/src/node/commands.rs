@@ -350,7 +350,10 @@ impl Node {
 }
 
 /// Volumes of one unit are snapshotted as one moment, and named on the standby by their last component.
-fn check_group(datasets: &[flocker_store::DatasetName]) -> Result<(), Failure> {
+///
+/// # Errors
+/// These cannot be one unit, and why.
+pub fn check_group(datasets: &[flocker_store::DatasetName]) -> Result<(), Failure> {
     let refuse = |text: String| Err(Failure::refused(FailureCode::BadRequest, text));
     let Some(first) = datasets.first() else {
         return refuse("a unit has at least one volume: name a dataset".into());

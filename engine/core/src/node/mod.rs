@@ -27,6 +27,8 @@ use crate::unit::{Op, Unit};
 
 use introductions::intro_datasets;
 
+pub use commands::check_group;
+
 /// A bug put in on purpose: the simulator must catch each one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlantedBug {

@@ -1,0 +1,294 @@
+//! Arguments of the commands about one unit: protect, run, migrate, failover, and those that look at it.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use flocker_core::record::{AddressRecord, ForwardRecord, HealthCheck, StopSignal};
+
+use crate::quantity::parse_duration;
+use crate::values::{CommandWords, parse_address, parse_command, parse_forward, parse_health};
+
+/// `protect`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --rpo and --every the promise is --rpo 1s. A volume that is not written costs next to nothing.
+
+Several datasets make one unit: they are snapshotted as one moment (so they are in one pool), and they \
+move together. The workload runs in the first one's path.
+
+With --lease the primary may run its workload only while its standby renews the lease. Once it has run \
+out, `failover` on the standby needs no other proof that the primary is off. The price: the workload is \
+stopped when the standby cannot be reached for that long.
+
+Examples:
+  flocker-repl protect data/db --to b
+  flocker-repl protect data/db --to b --rpo 500ms --create
+  flocker-repl protect data/db data/wal --to b --name db --lease 10s
+  flocker-repl protect tank/archive --to b --name archive --every 15m")]
+pub(crate) struct ProtectArgs {
+    /// The datasets on this node
+    #[arg(required = true, value_name = "DATASET")]
+    pub(crate) datasets: Vec<String>,
+    /// The peer that keeps the replica
+    #[arg(long, value_name = "PEER")]
+    pub(crate) to: String,
+    /// What the unit is called; by default the last part of the first dataset's name
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Continuously: the replica is never further behind than this [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "every")]
+    pub(crate) rpo: Option<Duration>,
+    /// On a schedule: a step every so often
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) every: Option<Duration>,
+    /// The workload stops if the standby cannot be reached for this long, at least 3s
+    #[arg(long, value_name = "DURATION", value_parser = parse_lease)]
+    pub(crate) lease: Option<Duration>,
+    /// Make datasets first that do not exist: in a vault an empty directory, in ZFS a filesystem
+    #[arg(long)]
+    pub(crate) create: bool,
+}
+
+/// The promise where none is given.
+pub(crate) const DEFAULT_RPO: Duration = Duration::from_secs(1);
+
+/// Below it the node refuses every lease.
+const LEAST_LEASE: Duration = Duration::from_secs(3);
+
+/// Longer than this it protects nobody: a failover would have to wait for its end.
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+
+fn parse_lease(text: &str) -> Result<Duration, String> {
+    let lease = parse_duration(text).map_err(|error| error.to_string())?;
+    if lease < LEAST_LEASE {
+        return Err(format!(
+            "`{text}` is too short: renewals of a busy pair come too late below 3s"
+        ));
+    }
+    if lease > LONGEST_LEASE {
+        return Err(format!(
+            "`{text}` is too long: a failover has to wait for its end; most is 1d"
+        ));
+    }
+    Ok(lease)
+}
+
+/// `run`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The command is not passed through a shell. It starts where the unit is primary, in the path of its first \
+volume, with FLOCKER_UNIT and FLOCKER_VOLUME_PATH set; its output goes to the state directory's logs. On a \
+standby it is kept for when the unit arrives: run the same on both nodes, each with its own addresses and \
+devices. What is said here replaces what was said before.
+
+With a health check it counts as running only when that succeeds; a move that brings it up in vain goes \
+back. --health-command, --before-stop and --after-start take one word for the shell, split into a program \
+and its arguments as a shell would, and started without one.
+
+--address is put on its interface when the workload runs, and taken off before it stops. --forward listens \
+on this node whether the unit is here or not, and holds new connections while it moves: LOCAL is where the \
+workload listens while it is here, REMOTE where it listens on the other node.
+
+Examples:
+  flocker-repl run db -- /usr/bin/my-server --port 5000
+  flocker-repl run db --stop-limit 30s -- /bin/sh -c 'exec ./start.sh'
+  flocker-repl run pg --stop-signal INT --health tcp:127.0.0.1:5432 --address 10.0.0.50/24@eth0 \
+-- /usr/lib/postgresql/15/bin/postgres -D data
+  flocker-repl run pg --forward 10.0.0.1:5432=127.0.0.1:5433,10.0.0.2:5433 -- ./postgres.sh")]
+#[command(group(ArgGroup::new("check").args(["health", "health_command"])))]
+pub(crate) struct RunArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// What asks it to stop
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM", ignore_case = true)]
+    pub(crate) stop_signal: SignalArg,
+    /// How long it may take to stop after that before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) stop_limit: Duration,
+    /// It runs when something accepts connections there
+    #[arg(long, value_name = "tcp:IP:PORT", value_parser = parse_health, help_heading = "Health")]
+    pub(crate) health: Option<HealthCheck>,
+    /// It runs when this command ends with status 0
+    #[arg(long, value_name = "CMD", value_parser = parse_command, help_heading = "Health")]
+    pub(crate) health_command: Option<CommandWords>,
+    /// How long after its start it may take to become healthy [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "check", help_heading = "Health")]
+    pub(crate) health_limit: Option<Duration>,
+    /// An address that is where the workload is; may be given more than once
+    #[arg(long, value_name = "IP/PREFIX@DEVICE", value_parser = parse_address, help_heading = "Network")]
+    pub(crate) address: Vec<AddressRecord>,
+    /// A TCP port of this node behind which it is found wherever it runs; may be given more than once
+    #[arg(long, value_name = "LISTEN=LOCAL,REMOTE", value_parser = parse_forward, help_heading = "Network")]
+    pub(crate) forward: Vec<ForwardRecord>,
+    /// Run this before it is asked to stop; if it fails, a move is taken back
+    #[arg(long, value_name = "CMD", value_parser = parse_command, help_heading = "Hooks")]
+    pub(crate) before_stop: Option<CommandWords>,
+    /// Run this once it runs and is healthy; a failure is only noted
+    #[arg(long, value_name = "CMD", value_parser = parse_command, help_heading = "Hooks")]
+    pub(crate) after_start: Option<CommandWords>,
+    /// The workload ends when the daemon dies; without this it runs on and is adopted again
+    #[arg(long)]
+    pub(crate) die_with_daemon: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// How long a workload may take to become healthy where it is not said.
+pub(crate) const DEFAULT_HEALTH_LIMIT: Duration = Duration::from_secs(60);
+
+/// Signals that ask a workload to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SignalArg {
+    /// What most programs expect
+    #[value(name = "TERM", alias = "SIGTERM")]
+    Term,
+    /// PostgreSQL's fast shutdown
+    #[value(name = "INT", alias = "SIGINT")]
+    Int,
+    /// SIGQUIT
+    #[value(name = "QUIT", alias = "SIGQUIT")]
+    Quit,
+}
+
+impl From<SignalArg> for StopSignal {
+    fn from(signal: SignalArg) -> Self {
+        match signal {
+            SignalArg::Term => Self::Term,
+            SignalArg::Int => Self::Int,
+            SignalArg::Quit => Self::Quit,
+        }
+    }
+}
+
+/// Commands about one unit.
+#[derive(Debug, Args)]
+pub(crate) struct UnitArgs {
+    /// The unit
+    pub(crate) name: String,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+On a terminal it is made for people; elsewhere each unit, standby and peer is one line of KEY=VALUE.")]
+pub(crate) struct StatusArgs {
+    /// One unit only
+    pub(crate) name: Option<String>,
+}
+
+/// `migrate`
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "flocker-repl migrate NAME --to PEER [--budget DURATION] [--dry-run]\n       \
+                      flocker-repl migrate NAME --cancel",
+    after_help = "\
+The workload runs on while the data is brought close; then it is stopped, the last difference is sent, \
+and it starts on the other node. If anything fails before the hand-over it goes on where it was. The \
+command may be interrupted: the migration goes on, see `flocker-repl status`. Asked again while it is under \
+way it follows the same migration; asked again when it is there, it says so.
+
+Before the workload is stopped the downtime is predicted from what earlier moves cost, what is left to \
+send and what the pair carries; afterwards the report shows the prediction beside what it was.
+
+Examples:
+  flocker-repl migrate db --to b
+  flocker-repl migrate db --to b --dry-run
+  flocker-repl migrate db --to b --budget 500ms    # refused, before anything stops, if it would take longer
+  flocker-repl migrate db --cancel"
+)]
+#[command(group(ArgGroup::new("what").required(true).args(["to", "cancel"])))]
+pub(crate) struct MigrateArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// The peer it moves to
+    #[arg(long, value_name = "PEER")]
+    pub(crate) to: Option<String>,
+    /// Longest downtime wanted: refused before anything stops if the prediction is longer
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "cancel")]
+    pub(crate) budget: Option<Duration>,
+    /// Only check whether it could be done, and predict the downtime
+    #[arg(long, conflicts_with = "cancel")]
+    pub(crate) dry_run: bool,
+    /// Take a migration that is under way back; refused once it is committed
+    #[arg(long)]
+    pub(crate) cancel: bool,
+}
+
+/// `failover`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it on the standby. It first shows what would be lost and by what right it could go on; on a terminal it \
+then asks. One of four proofs is needed that the primary does not write any more, and they are tried in \
+this order: the primary answers, stops and is fenced; the lease ran out (`protect --lease`); the fencing hook \
+that this node's configuration names succeeds; or your word --primary-is-down, which is recorded.
+
+A false word is detected when the two nodes meet again. The older primary then stops, what only it had is \
+kept aside on it under another name, and it becomes the standby.
+
+--drill changes nothing: the workload is started on a clone of the newest replica, where nobody can reach it, \
+its health is checked, and all of it is taken away again. Exit code 5 if it did not come up.
+
+Examples:
+  flocker-repl failover db --dry-run
+  flocker-repl failover db
+  flocker-repl failover db --primary-is-down --yes
+  flocker-repl failover db --drill")]
+pub(crate) struct FailoverArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// Your word that the primary is down; make sure of it first
+    #[arg(long)]
+    pub(crate) primary_is_down: bool,
+    /// Only show what would be lost, and which proofs there are
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Try on a clone whether the workload would come up here, while replication goes on
+    #[arg(long, conflicts_with_all = ["primary_is_down", "dry_run", "yes"])]
+    pub(crate) drill: bool,
+    /// Do not ask
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) yes: bool,
+}
+
+/// `start-alone`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+After a start an owner first asks its standbys whether one of them has taken over, and stays down while \
+they do not answer. This command goes on without their answer. A unit with a lease goes on without it until \
+its standby is there again.
+
+The risk is yours: if the unit runs on a standby, it will run twice. Both sides' data are then kept, but \
+somebody has to choose between them. Make sure first that it runs nowhere else.")]
+pub(crate) struct StartAloneArgs {
+    /// The unit
+    pub(crate) name: String,
+}
+
+/// `rounds`
+#[derive(Debug, Args)]
+pub(crate) struct RoundsArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// How many, newest last
+    #[arg(long, default_value_t = 20)]
+    pub(crate) last: usize,
+}
+
+/// `history`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Migrations with their timeline, those that were taken back, failovers, drills, changes of role, alarms. \
+Replication rounds are listed by `rounds`.
+
+Examples:
+  flocker-repl history
+  flocker-repl history db --last 5
+  flocker-repl history db --json | jq -r '.events[] | select(.kind == \"migrated\") | .report.downtime_ms.total'")]
+pub(crate) struct HistoryArgs {
+    /// One unit only
+    pub(crate) name: Option<String>,
+    /// How many, newest last
+    #[arg(long, default_value_t = 20)]
+    pub(crate) last: usize,
+}
