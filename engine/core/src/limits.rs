@@ -124,3 +124,6 @@ pub(crate) const LEASE_STOP_PART: u64 = 3;
 
 /// The end of a lease that need not be renewed, milliseconds from now: ten years.
 pub(crate) const LEASE_WAIVED_MS: u64 = 10 * 365 * 24 * 3_600_000;
+
+/// For how long bookkeeping gives way to a change of primary in which nobody is served.
+pub(crate) const UPKEEP_WAITS_MS: u64 = 3_000;

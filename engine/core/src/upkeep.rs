@@ -12,7 +12,7 @@ use crate::ctx::Ctx;
 use crate::failure::Failure;
 use crate::ids::{OpId, RequestId};
 use crate::io::{Action, MirrorState, Outcome, Reply};
-use crate::limits::BACKOFF_LAST_MS;
+use crate::limits::{BACKOFF_LAST_MS, UPKEEP_WAITS_MS};
 use crate::message::Body;
 use crate::node::PlantedBug;
 use crate::record::Role;
@@ -27,6 +27,8 @@ pub(crate) struct Upkeep {
     mirroring: Option<OpId>,
     /// After a failure, not before this.
     retry_at: u64,
+    /// Since when a change of primary has been under way with nobody served.
+    critical_since: Option<u64>,
     /// Guids we know to be held by us.
     held: BTreeSet<Guid>,
 }
@@ -47,7 +49,12 @@ impl Upkeep {
 
 impl Unit {
     pub(crate) fn advance_upkeep(&mut self, ctx: &mut Ctx) {
-        if ctx.now.mono_ms < self.upkeep.retry_at {
+        if self.nobody_is_served() {
+            self.upkeep.critical_since.get_or_insert(ctx.now.mono_ms);
+        } else {
+            self.upkeep.critical_since = None;
+        }
+        if ctx.now.mono_ms < self.upkeep_at() {
             return;
         }
         if self.upkeep.tidy_due && self.upkeep.tidying.is_none() {
@@ -70,7 +77,19 @@ impl Unit {
     pub(crate) fn upkeep_timeout(&self) -> Option<u64> {
         let due = (self.upkeep.tidy_due && self.upkeep.tidying.is_none())
             || (self.upkeep.mirror_due && self.upkeep.mirroring.is_none());
-        due.then_some(self.upkeep.retry_at)
+        due.then_some(self.upkeep_at())
+    }
+
+    /// Bookkeeping competes with what the clients wait for: it gives way for a while.
+    fn upkeep_at(&self) -> u64 {
+        let gives_way = self.upkeep.critical_since.map_or(0, |since| since + UPKEEP_WAITS_MS);
+        self.upkeep.retry_at.max(gives_way)
+    }
+
+    fn nobody_is_served(&self) -> bool {
+        self.stopping_for_cutover()
+            || matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. })
+            || self.standby.announce.is_some()
     }
 
     fn tidy(&mut self, ctx: &mut Ctx) {
