@@ -127,10 +127,10 @@ impl World {
                 let running = self.hosts[node].workloads.contains_key(&unit);
                 Ok(Outcome::Preflight { available_bytes: 1 << 50, running })
             }
-            Action::Network { .. }
-            | Action::SetAside { .. }
-            | Action::FencingHook { .. }
-            | Action::Drill { .. } => Err(injected("for it is not modelled yet")),
+            Action::SetAside { keep, tag: _, wall_ms } => self.set_aside(node, keep, *wall_ms),
+            Action::Network { .. } | Action::FencingHook { .. } | Action::Drill { .. } => {
+                Err(injected("for it is not modelled yet"))
+            }
             Action::VerifyUnwritten { snapshots } => self.verify_unwritten(node, snapshots),
             Action::Activate { datasets } => {
                 let store = &mut self.hosts[node].store;
@@ -300,6 +300,19 @@ impl World {
             });
         }
         Ok(Outcome::Nothing)
+    }
+
+    fn set_aside(&mut self, node: usize, keep: &[SnapshotName], wall_ms: i64) -> Done {
+        let mut all = Vec::new();
+        for name in keep {
+            let aside = format!("{}-diverged-{wall_ms}", name.dataset());
+            let Ok(aside) = DatasetName::new(aside) else {
+                return Err(injected("for want of a name"));
+            };
+            let store = &mut self.hosts[node].store;
+            all.push(stored(store.set_aside(name, &aside))?.then_some(aside));
+        }
+        Ok(Outcome::SetAside { aside: all })
     }
 
     fn give_back(

@@ -166,6 +166,34 @@ impl Store {
         }
     }
 
+    /// Sets a fenced dataset back to one of its snapshots; what was beyond it is kept under another name.
+    pub fn set_aside(&mut self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool> {
+        let name = keep.dataset();
+        let guid = self.fresh_guid();
+        let old = self.dataset(name)?;
+        if old.foreign_holder || old.can_be_written() {
+            return Err(StoreError::Busy { dataset: name.clone(), holders: Vec::new() });
+        }
+        let at = old.snapshots.iter().position(|s| s.short == keep.short());
+        let at = at.ok_or_else(|| no_snapshot(keep))?;
+        let kept = &old.snapshots[at];
+        if at + 1 == old.snapshots.len() && old.live.stamp() == kept.content.stamp() {
+            return Ok(false);
+        }
+        let fresh = Dataset {
+            guid,
+            live: kept.content.clone(),
+            snapshots: old.snapshots[..=at].to_vec(),
+            mirror: None,
+            ..old.clone()
+        };
+        let mut old = self.datasets.insert(name.clone(), fresh).ok_or_else(|| no_dataset(name))?;
+        old.mirror = None;
+        old.snapshots.drain(..=at);
+        self.datasets.insert(aside.clone(), old);
+        Ok(true)
+    }
+
     fn snapshot_as_reported(name: &DatasetName, snap: &Snap) -> Option<Snapshot> {
         Some(Snapshot {
             name: name.snapshot(&snap.short).ok()?,
