@@ -53,6 +53,9 @@ pub(crate) fn facts(store: &dyn Store) -> StoreFacts {
 
 /// Looks at every dataset for a mirror, and sorts them to the journal's units.
 pub(crate) fn scan(store: &dyn Store, units: Vec<UnitRecord>) -> Result<Boot, StoreError> {
+    if let Err(error) = crate::ops::aside::finish(store) {
+        tracing::error!(%error, "what was being set aside stays as it is; the next attempt goes on");
+    }
     let mut mirrors: BTreeMap<DatasetName, Mirror> = BTreeMap::new();
     for info in store.datasets()? {
         if let Some(mirror) = mirror::read(store, &info)? {

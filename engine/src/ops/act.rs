@@ -61,7 +61,10 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             network::addresses::set(&addresses, up)?;
             Ok(Outcome::Nothing)
         }
-        Action::SetAside { .. } | Action::FencingHook { .. } | Action::Drill { .. } => {
+        Action::SetAside { keep, tag, wall_ms } => {
+            super::aside::set_aside(tools, &keep, &tag, wall_ms)
+        }
+        Action::FencingHook { .. } | Action::Drill { .. } => {
             Err(Failure::refused(FailureCode::Unsupported, "not there yet"))
         }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
@@ -122,6 +125,9 @@ fn room(tools: &Tools, root: &DatasetName) -> Result<Outcome, Failure> {
 /// moment that was if nobody wrote meanwhile: the workload is frozen, and nobody else has a file
 /// below the volume open for writing. Somebody else makes it fuzzy.
 ///
+/// A group in a store that takes its snapshots one after another is one moment only while nobody writes:
+/// there too the workload is frozen. Each by itself is whole in any case, so nobody else is looked for.
+///
 /// Others are looked for before the freeze, since it takes longer than the workload should stand;
 /// who opens a file between the look and the snapshot is missed. Only the workload belongs there.
 fn snapshot(
@@ -131,7 +137,9 @@ fn snapshot(
     freeze: bool,
     quiesced: bool,
 ) -> Result<Outcome, Failure> {
-    let needs_rest = !quiesced && !tools.store.capabilities().live_snapshot;
+    let can = tools.store.capabilities();
+    let needs_rest = !quiesced && !can.live_snapshot;
+    let group = !quiesced && names.len() > 1 && !can.atomic_group_snapshot;
     let mut alone = true;
     if needs_rest {
         let paths = live_paths(tools, &names)?;
@@ -140,7 +148,7 @@ fn snapshot(
         alone = outsiders.is_empty();
         tell_fuzzy(tools, unit, &outsiders);
     }
-    let frozen = match needs_rest && freeze {
+    let frozen = match (needs_rest && freeze) || group {
         true => Some(tools.workloads.freeze(unit)?),
         false => None,
     };

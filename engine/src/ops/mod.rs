@@ -1,7 +1,7 @@
 //! Actions: what the core wants done in the store and with workloads, off the loop.
 //!
 //! Owns: the threads, the order of a unit's actions, the watchdog. Leaves to others: what an action
-//! does (`act`), when it is wanted (`flocker_core`).
+//! does (`act`, `aside`), when it is wanted (`flocker_core`).
 //!
 //! - At most so many run at once (`limits.operations`); others wait their turn. An action that hangs
 //!   keeps its own place, and is named in the log as long as it does; nobody else waits for it,
@@ -11,6 +11,7 @@
 //! - Each action ends in exactly one [`Input::Done`], whatever happens in it.
 
 mod act;
+pub(crate) mod aside;
 mod kinds;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ pub mod types;
 
 pub use error::{Holder, Recovery, StoreError};
 pub use name::{BookmarkName, DatasetName, HoldTag, NameError, SnapshotName};
-pub use store::{ReceiveStream, SendStream, Store};
+pub use store::{ASIDE, CLONE, ReceiveStream, SendStream, Store};
 pub use types::{
     Bookmark, Capabilities, Change, DatasetInfo, DatasetKind, Guid, Inventory, Property,
     PropertySource, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotHold, SnapshotSpec, Space,

@@ -14,6 +14,14 @@ use crate::types::{
 /// Outcome of a store operation.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
+/// User property of a dataset that [`Store::set_aside`] is at work on: the name it is set aside under, `@`, the
+/// short name of the snapshot that is kept. It goes along with the rename and is taken off last, so whoever
+/// finds it knows what to finish. A store that sets aside in one transaction never shows it.
+pub const ASIDE: &str = "flocker-repl:aside";
+
+/// User property of a copy made by [`Store::clone_snapshot`]: the snapshot it is a copy of.
+pub const CLONE: &str = "flocker-repl:clone";
+
 /// A ZFS send stream being read. Dropping it before the end stops the send.
 pub trait SendStream: Read + Send {
     /// Call after the last byte: the sender's own verdict (exit status and stderr of `zfs send`).

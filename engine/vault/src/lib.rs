@@ -25,6 +25,7 @@
 //! (the stream), `dir` (live volumes).
 
 mod apply;
+mod aside;
 mod blocks;
 mod cache;
 mod codec;

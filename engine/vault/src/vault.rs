@@ -262,26 +262,23 @@ impl Store for Vault {
         self.inner.fence(dataset)
     }
 
-    /// A directory stays where it is, open to whoever uses it; a fenced one is opened.
-    fn set_aside(&self, keep: &SnapshotName, _aside: &DatasetName) -> Result<bool> {
-        Err(StoreError::NotCapable {
-            store: self.describe(),
-            what: format!("setting {keep} aside"),
-        })
+    fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool> {
+        self.inner.set_aside(keep, aside)
     }
 
     fn clone_snapshot(
         &self,
         snapshot: &SnapshotName,
-        _clone: &DatasetName,
-    ) -> Result<Option<std::path::PathBuf>> {
-        Err(StoreError::NotCapable { store: self.describe(), what: format!("cloning {snapshot}") })
+        clone: &DatasetName,
+    ) -> Result<Option<PathBuf>> {
+        self.inner.clone_snapshot(snapshot, clone)
     }
 
     fn remove_clone(&self, clone: &DatasetName) -> Result<()> {
-        Err(StoreError::NotCapable { store: self.describe(), what: format!("the clone {clone}") })
+        self.inner.remove_clone(clone)
     }
 
+    /// A directory stays where it is, open to whoever uses it; a fenced one is opened.
     fn give_back(&self, dataset: &DatasetName) -> Result<()> {
         self.inner.activate(dataset).map(drop)
     }

@@ -35,8 +35,10 @@
 //! | reading with `atime=on` makes a standby modified, and no space figure says so for 30 s | [`check`] |
 
 pub mod activate;
+mod aside;
 pub mod check;
 pub mod child;
+mod clones;
 pub mod datasets;
 mod errors;
 pub mod fence;

@@ -122,10 +122,19 @@ pub(crate) fn source(word: &str) -> PropertySource {
 }
 
 /// Reads `zfs get -Hp -o property,source,value all` and keeps the user properties.
+pub(crate) fn user_properties(text: &str) -> Vec<(String, Property)> {
+    let mut found = properties(text);
+    found.retain(|(name, property)| {
+        name.contains(':') && !(property.value == "-" && property.source == PropertySource::Other)
+    });
+    found
+}
+
+/// Reads `zfs get -Hp -o property,source,value all`.
 ///
 /// The value comes last because it alone may hold tabs and line breaks (zfs-fuse and OpenZFS take
 /// both): a line that does not begin a property goes on with the value before it.
-pub(crate) fn user_properties(text: &str) -> Vec<(String, Property)> {
+pub(crate) fn properties(text: &str) -> Vec<(String, Property)> {
     let mut found: Vec<(String, Property)> = Vec::new();
     for line in text.split_inclusive('\n') {
         let mut fields = line.splitn(3, '\t');
@@ -146,9 +155,6 @@ pub(crate) fn user_properties(text: &str) -> Vec<(String, Property)> {
             property.value.pop();
         }
     }
-    found.retain(|(name, property)| {
-        name.contains(':') && !(property.value == "-" && property.source == PropertySource::Other)
-    });
     found
 }
 

@@ -284,23 +284,25 @@ impl Store for ZfsStore {
         self.fence_dataset(dataset)
     }
 
-    fn set_aside(&self, keep: &SnapshotName, _aside: &DatasetName) -> Result<bool> {
-        Err(StoreError::NotCapable {
-            store: self.describe(),
-            what: format!("setting {keep} aside"),
-        })
+    fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool> {
+        self.inside(keep.dataset())?;
+        self.inside(aside)?;
+        self.set_dataset_aside(keep, aside)
     }
 
     fn clone_snapshot(
         &self,
         snapshot: &SnapshotName,
-        _clone: &DatasetName,
-    ) -> Result<Option<std::path::PathBuf>> {
-        Err(StoreError::NotCapable { store: self.describe(), what: format!("cloning {snapshot}") })
+        clone: &DatasetName,
+    ) -> Result<Option<PathBuf>> {
+        self.inside(snapshot.dataset())?;
+        self.inside(clone)?;
+        self.make_clone(snapshot, clone)
     }
 
     fn remove_clone(&self, clone: &DatasetName) -> Result<()> {
-        Err(StoreError::NotCapable { store: self.describe(), what: format!("the clone {clone}") })
+        self.inside(clone)?;
+        self.take_clone_away(clone)
     }
 
     fn give_back(&self, dataset: &DatasetName) -> Result<()> {
