@@ -163,6 +163,7 @@ fn view() -> NodeView {
             orphans: Vec::new(),
         },
         transfers: Vec::new(),
+        forwards: Vec::new(),
         links: Vec::new(),
         paths: [("vault/data/db".to_owned(), "/v/live/data/db".into())].into(),
     }

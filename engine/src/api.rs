@@ -405,8 +405,29 @@ pub struct NodeView {
     pub transfers: Vec<Progress>,
     /// The connections, by peer.
     pub links: Vec<LinkView>,
+    /// Ports behind which workloads are found wherever they run.
+    #[serde(default)]
+    pub forwards: Vec<ForwardView>,
     /// Where the live data of datasets is reachable now, by dataset.
     pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// A port of this node behind which a workload is found wherever it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardView {
+    /// The unit's name.
+    pub unit: String,
+    /// Where clients connect.
+    pub listen: String,
+    /// Where connections go now: `here`, `elsewhere`; `nowhere`: they are held; `stopped`: they are
+    /// closed.
+    pub workload: String,
+    /// Connections that are passed on.
+    pub open: u64,
+    /// Connections that are held.
+    pub held: u64,
+    /// Why the port is not open.
+    pub trouble: Option<String>,
 }
 
 /// The connection with a peer.

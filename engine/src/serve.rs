@@ -28,6 +28,7 @@ use crate::config::{Config, make_private_dir};
 use crate::history::History;
 use crate::hub::Hub;
 use crate::journal::{Contents, Journal, JournalError, LockError, StateLock};
+use crate::network::forward::Forwards;
 use crate::ops::{Ops, Report, Tools};
 use crate::server::{self, Api, SocketFile};
 use crate::transfer::{Parts, PeerLanes, Transfers};
@@ -243,6 +244,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
         .map_err(io("starting the loop"))?;
     let shutdown = Arc::clone(&api.shutdown);
     let hub = api.hub.clone();
+    let forwards = api.forwards.clone();
     let metrics = api.metrics.clone();
     let serving = tokio::spawn(server::serve(listener, api));
     let forwarding = tokio::spawn(links::forward(events, turns.clone(), transfers.clone()));
@@ -260,6 +262,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
     for task in [serving, forwarding, telling, upkeep] {
         task.abort();
     }
+    forwards.close();
     transfers.cancel_all();
     let _ = turns.send(Turn::Stop);
     let taken_apart = tokio::task::spawn_blocking(move || {
@@ -324,6 +327,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         random_u64()?,
         store::facts(base.store.as_ref()),
     );
+    let forwards = Forwards::new(tokio::runtime::Handle::current(), &base.contents.units);
     let the_loop = Loop {
         node: Node::new(config, base.boot, base.clock.now()),
         clock: base.clock,
@@ -332,6 +336,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         ops: ops.clone(),
         transfers: transfers.clone(),
         hub: base.hub.clone(),
+        forwards: forwards.clone(),
         pending: std::collections::BTreeMap::new(),
         last_request: 0,
     };
@@ -340,6 +345,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         clock: base.clock,
         turns: turns.clone(),
         hub: base.hub,
+        forwards,
         transfers: transfers.clone(),
         tools: Arc::clone(&tools),
         manager: manager.clone(),

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flocker_core::ids::{Fingerprint, RequestId};
+use flocker_core::io::Event;
 use flocker_core::record::{JournalChange, PeerRecord};
 use flocker_core::status::NodeStatus;
-use flocker_core::{Command, Effect, Failure, Input, Node, Reply};
+use flocker_core::{Command, Effect, EventKind, Failure, Input, Node, Reply};
 use flocker_transport::{ControlError, PeerManager, TrustSet};
 use tokio::sync::oneshot;
 
@@ -23,6 +24,7 @@ use crate::clock::Clock;
 use crate::failpoint;
 use crate::hub::Hub;
 use crate::journal::Journal;
+use crate::network::forward::Forwards;
 use crate::ops::Ops;
 use crate::transfer::Transfers;
 
@@ -39,12 +41,15 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Shortest wait: a timer that is always due costs a tick a millisecond, not a whole core.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// Where a person's answer goes.
+type Answer = oneshot::Sender<Result<Reply, Failure>>;
+
 /// What reaches the loop.
 pub(crate) enum Turn {
     /// For the core.
     Input(Input),
     /// A person's wish, and where its answer goes.
-    Command(Command, oneshot::Sender<Result<Reply, Failure>>),
+    Command(Command, Answer),
     /// How are things?
     Status(oneshot::Sender<NodeStatus>),
     /// The end.
@@ -86,7 +91,8 @@ pub(crate) struct Loop {
     pub(crate) ops: Ops,
     pub(crate) transfers: Transfers,
     pub(crate) hub: Hub,
-    pub(crate) pending: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Failure>>>,
+    pub(crate) forwards: Forwards,
+    pub(crate) pending: BTreeMap<RequestId, Answer>,
     pub(crate) last_request: u64,
 }
 
@@ -129,11 +135,12 @@ impl Loop {
         if let Input::PeerDown { peer } = &input {
             self.transfers.peer_lost(peer);
         }
+        self.forwards.note_input(&input);
         self.node.handle(self.clock.now(), input);
         self.perform();
     }
 
-    fn command(&mut self, command: Command, answer: oneshot::Sender<Result<Reply, Failure>>) {
+    fn command(&mut self, command: Command, answer: Answer) {
         self.last_request += 1;
         let request = RequestId(self.last_request);
         self.pending.insert(request, answer);
@@ -169,6 +176,7 @@ impl Loop {
         metrics::histogram!("flocker_repl_persist_seconds").record(begun.elapsed().as_secs_f64());
         pass_failpoints("after-persist", changes);
         self.hub.note_changes(changes);
+        self.forwards.note_changes(changes);
         changes.clear();
     }
 
@@ -176,7 +184,10 @@ impl Loop {
         match effect {
             Effect::Persist(_) => unreachable!("collected by the caller"),
             Effect::Send { peer, message } => self.send(peer, &message),
-            Effect::Run { op, unit, action } => self.ops.run(op, unit, action),
+            Effect::Run { op, unit, action } => {
+                self.forwards.note_action(op, unit, &action);
+                self.ops.run(op, unit, action);
+            }
             Effect::StartSend { transfer, peer, unit, spec } => {
                 self.transfers.start_send(transfer, peer, unit, spec)
             }
@@ -188,21 +199,52 @@ impl Loop {
             Effect::CancelTransfer { transfer } => self.transfers.cancel(transfer),
             Effect::Reply { request, reply } => {
                 if let Some(answer) = self.pending.remove(&request) {
-                    // Whoever asked may have gone away.
-                    let _ = answer.send(reply);
+                    self.reply(answer, reply);
                 }
             }
             Effect::PeersChanged(peers) => self.peers.set(&peers),
             Effect::Report(event) => {
                 let phase = match &event.kind {
-                    flocker_core::EventKind::Phase { phase, .. } => Some(phase.clone()),
+                    EventKind::Phase { phase, .. } => Some(phase.clone()),
                     _ => None,
                 };
-                self.hub.event(event);
+                self.report(event);
                 if let Some(phase) = phase {
                     failpoint::pass(|| format!("phase:{phase}"));
                 }
             }
+        }
+    }
+
+    /// A person's answer; that of a migration also says what its clients felt, as soon as it is known.
+    fn reply(&self, answer: Answer, reply: Result<Reply, Failure>) {
+        // Whoever asked may have gone away.
+        match reply {
+            Ok(Reply::Migrated(mut report)) => {
+                let name = report.name.clone();
+                self.forwards.when_felt(&name, move |clients| {
+                    report.clients = clients;
+                    let _ = answer.send(Ok(Reply::Migrated(report)));
+                });
+            }
+            other => drop(answer.send(other)),
+        }
+    }
+
+    /// The same for an event. What is asked later is told later: the event comes before its answer.
+    fn report(&self, event: Event) {
+        self.forwards.note_event(&event);
+        let Event { unit, name, kind } = event;
+        match kind {
+            EventKind::Migrated(mut report) => {
+                let hub = self.hub.clone();
+                let of = report.name.clone();
+                self.forwards.when_felt(&of, move |clients| {
+                    report.clients = clients;
+                    hub.event(Event { unit, name, kind: EventKind::Migrated(report) });
+                });
+            }
+            kind => self.hub.event(Event { unit, name, kind }),
         }
     }
 

@@ -187,6 +187,7 @@ pub(crate) mod samples {
                 orphans: Vec::new(),
             },
             transfers: Vec::new(),
+            forwards: Vec::new(),
             links: Vec::new(),
             paths: [("data/db".to_owned(), "/srv/a/live/data/db".into())].into(),
         }

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::journal::Journal;
+use crate::network::forward::Forwards;
 use crate::ops::Tools;
 use crate::transfer::Transfers;
 use crate::turn::{Turn, Turns};
@@ -29,6 +30,7 @@ pub(crate) struct Api {
     pub(crate) clock: Clock,
     pub(crate) turns: Turns,
     pub(crate) hub: Hub,
+    pub(crate) forwards: Forwards,
     pub(crate) transfers: Transfers,
     pub(crate) tools: Arc<Tools>,
     pub(crate) manager: PeerManager,
@@ -187,6 +189,7 @@ async fn status(api: &Api, name: Option<String>) -> End {
         node,
         transfers: api.transfers.running(),
         links: links.collect(),
+        forwards: api.forwards.views(),
         paths: api.tools.paths(),
     })))
 }
