@@ -53,6 +53,11 @@ impl Content {
         self.is_whole() && self.last() >= record
     }
 
+    /// Whether this record is there.
+    pub fn has(&self, record: u64) -> bool {
+        self.runs.iter().any(|(first, last)| (*first..=*last).contains(&record))
+    }
+
     /// Names the last write: equal stamps, equal data.
     pub fn stamp(&self) -> u64 {
         self.stamp

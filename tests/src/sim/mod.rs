@@ -54,7 +54,7 @@ pub struct Outcome {
 /// Lines of the trace shown for a failure.
 const TAIL_LINES: usize = 60;
 
-fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
     if let Some(text) = panic.downcast_ref::<String>() {
         text.clone()
     } else if let Some(text) = panic.downcast_ref::<&str>() {
