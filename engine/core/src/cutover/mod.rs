@@ -406,10 +406,13 @@ impl Unit {
         }
     }
 
+    fn can_begin_transfer(&self, target: Fingerprint) -> bool {
+        self.replicas.get(&target).is_some_and(|r| r.is_idle()) && self.local.inventories.is_some()
+    }
+
     /// Begins the last round once the standby can take it.
     fn advance_transfer(&mut self, ctx: &mut Ctx, target: Fingerprint) {
-        let ready = self.replicas.get(&target).is_some_and(|r| r.is_idle())
-            && self.local.inventories.is_some();
+        let ready = self.can_begin_transfer(target);
         let Some(Cutover { phase: Phase::Transfer { finals, taken, begun, .. }, .. }) =
             &mut self.cutover
         else {
@@ -446,6 +449,10 @@ impl Unit {
         let c = self.cutover.as_ref()?;
         let limit = c.phase.limit_ms(self.stop_limit_ms()).map(|ms| c.since + ms);
         let ask = match &c.phase {
+            // The standby has become ready for it after this cutover had its turn.
+            Phase::Transfer { begun: false, .. } if self.can_begin_transfer(c.target) => {
+                Some(c.since)
+            }
             Phase::Preflight { ask_at, .. }
             | Phase::Prepare { ask_at, .. }
             | Phase::Activating { ask_at } => Some(*ask_at),
