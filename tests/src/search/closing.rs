@@ -3,8 +3,6 @@
 
 use std::collections::VecDeque;
 
-use flocker_core::record::Role;
-
 use super::machine::{Cut, Nudge};
 use super::{Failed, Link, Search, State};
 
@@ -118,14 +116,15 @@ impl Closing<'_> {
         self.steps += 1;
         let one = super::Move { at, nudge, cut: Cut::Not };
         self.trace.push(self.search.describe(&one));
+        let before = self.epoch(at);
         let stepped = self.search.step(self.machines[at], &one.nudge, Cut::Not);
         if let Some(words) = &stepped.broken {
             return Err(words.clone());
         }
         self.machines[at] = stepped.machine;
         let other = self.search.known(self.machines[1 - at]);
-        // A false word is found out as soon as the two meet, not before.
-        if stepped.could_write && other.can_write && other.epoch == self.epoch(at) {
+        // A false word is found out when the two meet, and not before.
+        if stepped.could_write && other.can_write && other.epoch == before {
             return Err("two nodes can write".into());
         }
         self.queue.extend(stepped.said.iter().map(|m| (1 - at, *m)));
@@ -168,7 +167,8 @@ impl Closing<'_> {
         let [a, b] = [0, 1].map(|i| self.search.known(self.machines[i]));
         let (owner, other) = if a.owner { (a, b) } else { (b, a) };
         let settled = other.machine.record();
-        let following = matches!(settled.role, Role::Following { .. });
+        // A promise that nobody will ask about any more ends with the next step.
+        let following = settled.role.is_standby();
         let in_step = other.machine.dataset().is_some_and(|d| !d.snapshots.is_empty());
         owner.owner
             && owner.can_write

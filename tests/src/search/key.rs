@@ -3,20 +3,36 @@
 //! An `OpId` counts up with each action, and only says which answer belongs to which; so the numbers are
 //! replaced by the order in which they are first met.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::machine::Machine;
 
-/// Names everything a node is, in 128 bits.
-pub fn of(machine: &Machine) -> u128 {
+/// What a node is, in words; only for [`of`] and [`mentions`].
+pub fn text(machine: &Machine) -> String {
     let mut text = String::with_capacity(16 << 10);
     let _ = write!(text, "{machine:?}");
-    let text = without_counters(&text);
+    without_counters(&text)
+}
+
+/// The questions and transfers that a node has anything to do with, as it prints them.
+pub fn mentions(text: &str) -> HashSet<String> {
+    let mut found = HashSet::new();
+    for word in ["QuestionId {", "TransferId {"] {
+        for (at, _) in text.match_indices(word) {
+            let rest = &text[at..];
+            found.extend(rest.split_inclusive('}').next().map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// Names everything a node is, in 128 bits.
+pub fn of(text: &str) -> u128 {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
-        (salt, &text).hash(&mut hasher);
+        (salt, text).hash(&mut hasher);
         hasher.finish()
     };
     u128::from(half(1)) << 64 | u128::from(half(2))

@@ -614,7 +614,8 @@ impl Machine {
     fn apply(&mut self, action: &Action) -> Result<Outcome, Failure> {
         let unix_s = self.now().wall_ms / 1000;
         match action {
-            Action::Inspect { datasets } | Action::Rehearse { datasets } => {
+            Action::Rehearse { look: false, .. } => Ok(Outcome::Nothing),
+            Action::Inspect { datasets } | Action::Rehearse { datasets, look: true } => {
                 let found = datasets.iter().map(|name| match self.store.inspect(name) {
                     Some((info, inventory, mirror)) => {
                         Inspected { info: Some(info), inventory, mirror }

@@ -17,15 +17,15 @@ pub mod closing;
 pub mod key;
 pub mod machine;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use flocker_core::Message;
 use flocker_core::ids::{Epoch, TransferId};
 use flocker_core::node::PlantedBug;
 use flocker_core::record::Role;
+use flocker_core::{Body, Message};
 
 use crate::sim::host::index_of;
 use crate::sim::store::Stream;
@@ -154,6 +154,7 @@ struct Known {
     due_in_ms: Option<u64>,
     epoch: Epoch,
     owner: bool,
+    mentions: HashSet<String>,
 }
 
 /// What a macro-step came to.
@@ -198,6 +199,26 @@ impl Sets {
     }
 }
 
+fn is_inert(message: &Message, to: &Known) -> bool {
+    let done_with = |name: String| !to.mentions.contains(&name);
+    let over = match &message.body {
+        Body::SurveyReply { question, .. }
+        | Body::PreflightReply { question, .. }
+        | Body::StepBackReply { question, .. }
+        | Body::LeaseReply { question } => done_with(format!("{question:?}")),
+        Body::OfferReply { transfer, .. } | Body::StepReply { transfer, .. } => {
+            done_with(format!("{transfer:?}"))
+        }
+        Body::PrepareReply { attempt, .. } => {
+            let role = &to.machine.record().role;
+            !matches!(role, Role::Leaving { attempt: mine, .. } if mine == attempt)
+        }
+        _ => return false,
+    };
+    // What speaks of a newer epoch is heard for that alone.
+    over && message.epoch.number <= to.epoch.number
+}
+
 /// The search.
 pub struct Search {
     plan: Plan,
@@ -209,6 +230,7 @@ pub struct Search {
     stream_numbers: HashMap<String, u32>,
     stepped: HashMap<(u32, Nudge, Cut), Rc<Stepped>>,
     sets: Sets,
+    pruned: HashMap<(u32, [u32; 2]), u32>,
     seen: HashMap<State, u32>,
     path: Vec<(u32, Move)>,
     closed: HashMap<(u32, u32, u8, Failed), ()>,
@@ -227,6 +249,7 @@ impl Search {
             stream_numbers: HashMap::new(),
             stepped: HashMap::new(),
             sets: Sets::default(),
+            pruned: HashMap::new(),
             seen: HashMap::new(),
             path: Vec::new(),
             closed: HashMap::new(),
@@ -456,9 +479,29 @@ impl Search {
         }
         next.machines[one.at] = stepped.machine;
         next.said = self.sets.with(next.said, &stepped.said);
+        next.said = self.without_inert(&next);
         next.streams = self.sets.with(next.streams, &stepped.streams);
         self.check(state, &next, one.at, stepped.could_write)?;
         Ok(next)
+    }
+
+    /// Forgets answers that can do nothing any more: names of questions, transfers and attempts are not
+    /// used twice, so one that its asker is done with is not waited for again.
+    fn without_inert(&mut self, state: &State) -> u32 {
+        let id = (state.said, state.machines);
+        if let Some(set) = self.pruned.get(&id) {
+            return *set;
+        }
+        let machines = state.machines.map(|m| self.known(m));
+        let set = self.sets.all[state.said as usize].clone();
+        let inert = |number: &&u32| {
+            let (to, message) = &self.messages[**number as usize];
+            is_inert(message, &machines[*to])
+        };
+        let kept: Vec<u32> = set.iter().filter(|n| !inert(n)).copied().collect();
+        let number = self.sets.number(kept.into());
+        self.pruned.insert(id, number);
+        number
     }
 
     fn known(&self, number: u32) -> Rc<Known> {
@@ -495,7 +538,8 @@ impl Search {
     }
 
     fn number_machine(&mut self, mut machine: Machine) -> u32 {
-        let key = key::of(&machine);
+        let text = key::text(&machine);
+        let key = key::of(&text);
         if let Some(number) = self.machine_numbers.get(&key) {
             return *number;
         }
@@ -507,6 +551,7 @@ impl Search {
             due_in_ms: machine.due_in_ms(),
             epoch,
             owner,
+            mentions: key::mentions(&text),
             machine,
         };
         let number = self.machines.len() as u32;
