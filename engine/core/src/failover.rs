@@ -371,6 +371,10 @@ impl Unit {
             return;
         };
         f.proof = Some(proof);
+        if matches!(self.record.role, Role::HandedOver { .. }) {
+            // It is fenced with all that it has: there is nothing to set back.
+            return self.take_over(ctx);
+        }
         let keep = f.instance.iter().map(|(_, name, _)| name.clone()).collect();
         let op = ctx.run(id, Op::Failover, Action::SetAside { keep, tag, wall_ms });
         let attempt = match f.phase {

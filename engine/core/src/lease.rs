@@ -55,7 +55,10 @@ fn waited_ms(length_ms: u64) -> u64 {
 impl Unit {
     /// After a start: what was given before is not known, and may have been given just now.
     pub(crate) fn boot_lease(&mut self, now_ms: u64) {
-        if let (Some(length), true) = (self.record.lease_ms, self.record.role.is_standby()) {
+        let leased = self.record.leased_epoch == Some(self.record.epoch.number);
+        if let (Some(length), true) =
+            (self.record.lease_ms, leased && self.record.role.is_standby())
+        {
             self.lease.given_until = Some(now_ms + waited_ms(length));
         }
     }
@@ -84,10 +87,9 @@ impl Unit {
         }
     }
 
-    /// Forgets what was held: another epoch asks anew.
+    /// Forgets what was held and given: another epoch asks anew.
     pub(crate) fn lease_ends(&mut self) {
-        let given_until = self.lease.given_until;
-        self.lease = Lease { given_until, ..Lease::default() };
+        self.lease = Lease::default();
     }
 
     fn say_lease(&self, ctx: &mut Ctx) {
@@ -153,6 +155,11 @@ impl Unit {
             return;
         };
         let until = ctx.now.mono_ms + waited_ms(length);
+        if self.record.leased_epoch != Some(self.record.epoch.number) {
+            // After a restart it must be known that one was given.
+            self.record.leased_epoch = Some(self.record.epoch.number);
+            self.persist(ctx);
+        }
         self.lease.given_until = Some(self.lease.given_until.map_or(until, |g| g.max(until)));
         self.say(ctx, peer, Body::LeaseReply { question });
     }

@@ -358,6 +358,9 @@ pub struct UnitRecord {
     /// The primary holds a lease of this length from its standby, milliseconds: without it the
     /// workload is stopped, and once it has run out the standby may take over. `None`: no lease.
     pub lease_ms: Option<u64>,
+    /// As a standby: the newest epoch in which it gave its primary a lease. In another one the primary
+    /// may be going on without.
+    pub leased_epoch: Option<u64>,
     /// This node was primary until somebody else became it without its commit, or its activation
     /// failed: what it has beyond what the new primary says is set aside.
     pub was_primary: bool,
@@ -404,6 +407,7 @@ impl UnitRecord {
             paused: false,
             start_alone: false,
             lease_ms: None,
+            leased_epoch: None,
             was_primary: false,
             step_back: None,
             failover: None,

@@ -377,6 +377,7 @@ impl Unit {
                     self.tombstone_if_ready();
                     self.record.epoch = theirs;
                     self.standby.source_changed();
+                    self.lease_ends();
                     self.set_role(ctx, Role::Following { source: peer });
                 } else {
                     self.raise_unexpected(ctx, peer);

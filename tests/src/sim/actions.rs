@@ -107,7 +107,8 @@ impl World {
             }
             Action::Changed { since } => self.changed(node, since),
             Action::ProbeWorkload => Ok(self.probe(node, unit)),
-            Action::StartWorkload { workload, paths, .. } => {
+            Action::StartWorkload { workload, paths, lease_until_ms, .. } => {
+                self.lease_is(node, unit, *lease_until_ms);
                 let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
                 self.start_workload(node, unit, workload, paths.first())
             }

@@ -49,6 +49,10 @@ pub enum Rule {
     StaleEpoch,
     /// The contract between core and engine.
     Contract,
+    /// A standby takes over only where it is proven that nobody else writes.
+    Proof,
+    /// What a failover left behind is kept on the node that has it.
+    SetAside,
     /// After healing: one primary, running, its standby within its RPO.
     Heals,
     /// After healing: no snapshot or hold is left over.
@@ -156,13 +160,18 @@ impl World {
         if let Role::HandedOver { attempt, incarnation, .. } = &old.role {
             let refused = self.memory.settled.get(&(new.id, *attempt, *incarnation))
                 == Some(&Answer::Refused);
-            if new.role.is_primary() && !refused {
+            if new.role.is_primary() && Self::is_failover(old, new) {
+                self.check_failed_over(node, new);
+            } else if new.role.is_primary() && !refused {
                 let text = format!("n{node} resumes attempt {attempt}, which nobody refused");
                 self.violate(Rule::RefusalOnly, text);
             }
         }
         if old.role.is_standby() && new.role.is_primary() {
-            self.check_taken(node, old, new);
+            match Self::is_failover(old, new) {
+                true => self.check_failed_over(node, new),
+                false => self.check_taken(node, old, new),
+            }
         }
         let ours_now = new.role.is_primary() && !old.role.is_primary();
         if ours_now && let Some(life) = &mut self.hosts[node].life {
@@ -415,7 +424,7 @@ impl World {
                     let text = format!("n{node} confirmed record {confirmed} and has {kept}");
                     return self.violate(Rule::ConfirmedSurvives, text);
                 }
-                if !can_be_written {
+                if self.is_left_behind(model, node, can_be_written) || !can_be_written {
                     continue;
                 }
                 writable.push(node);

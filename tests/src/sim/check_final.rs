@@ -40,6 +40,7 @@ impl World {
             if self.judge(unit) {
                 self.check_roles(unit);
                 self.check_equal(unit);
+                self.check_losses(unit);
                 self.check_leaks(unit);
             }
         }

@@ -158,6 +158,8 @@ pub struct Host {
     pub store: Store,
     /// Processes.
     pub workloads: BTreeMap<UnitId, Workload>,
+    /// Until when its supervisors let workloads run, world milliseconds.
+    pub leases: BTreeMap<UnitId, Option<u64>>,
     /// The daemon, while it lives.
     pub life: Option<Life>,
     /// How many lives there were.
@@ -199,6 +201,7 @@ impl Host {
             },
             store: Store::new((index as u64 + 1) << 40),
             workloads: BTreeMap::new(),
+            leases: BTreeMap::new(),
             life: None,
             lives: 0,
             mono_base_ms: 0,

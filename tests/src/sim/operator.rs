@@ -10,6 +10,7 @@ use flocker_store::DatasetName;
 use super::check::Rule;
 use super::content::Content;
 use super::host::{Asked, dataset_name, fingerprint_of};
+use super::takeover::Loss;
 use super::world::{Ev, World};
 
 /// How often people look whether something is still to be set up, milliseconds.
@@ -40,6 +41,12 @@ pub struct UnitModel {
     pub tainted: bool,
     /// A person took the risk of `start_alone`.
     pub told_alone: bool,
+    /// The operator said that the primary was down, and it was.
+    pub word_given: bool,
+    /// Nodes that a failover left behind, and that were not fenced since.
+    pub left_behind: BTreeSet<usize>,
+    /// What failovers left behind.
+    pub losses: Vec<Loss>,
     /// The migration asked for after healing: its target, and the answer.
     pub last_move: Option<(usize, Option<Result<(), Failure>>)>,
 }
@@ -66,6 +73,9 @@ impl World {
             written_at: Vec::new(),
             tainted: false,
             told_alone: false,
+            word_given: false,
+            left_behind: BTreeSet::new(),
+            losses: Vec::new(),
             last_move: None,
         });
     }
@@ -230,7 +240,7 @@ impl World {
             to: format!("n{peer}"),
             name: Some(model.name.clone()),
             policy: self.scenario.policy,
-            lease_ms: None,
+            lease_ms: self.scenario.lease_ms,
         };
         self.ask(0, unit, "protect", command);
     }
@@ -251,7 +261,7 @@ impl World {
             to: format!("n{peer}"),
             name: Some(record.name.clone()),
             policy: self.scenario.policy,
-            lease_ms: None,
+            lease_ms: self.scenario.lease_ms,
         };
         self.ask(owner, unit, "protect", command);
     }
@@ -318,6 +328,8 @@ impl World {
             3 => self.ask(node, unit, "stop", Command::StopWorkload { name }),
             4 => self.run_workload(node, unit),
             5 => self.migrate(anyone, unit),
+            7 | 8 => self.wish_cancel(node, unit),
+            9 | 10 => self.wish_failover(unit),
             6 if self.rng.one_in(4) => {
                 self.units[unit].told_alone = true;
                 self.ask(anyone, unit, "start alone", Command::StartAlone { name });
@@ -340,11 +352,9 @@ impl World {
         self.coverage.migrations.asked += 1;
         let name = self.units[unit].name.clone();
         let to = format!("n{target}");
-        self.ask(
-            node,
-            unit,
-            "migrate",
-            Command::Migrate { name, to, budget_ms: None, dry_run: false },
-        );
+        let dry_run = !self.healing && self.rng.one_in(12);
+        let tight = !self.healing && self.rng.one_in(12);
+        let budget_ms = tight.then(|| self.rng.log_range(1, 20_000));
+        self.ask(node, unit, "migrate", Command::Migrate { name, to, budget_ms, dry_run });
     }
 }

@@ -113,7 +113,7 @@ impl World {
                 self.expect(node, transfer, expected);
             }
             Effect::CancelTransfer { transfer } => self.cancel_transfer(node, transfer),
-            Effect::Lease { .. } => {}
+            Effect::Lease { unit, until_ms } => self.lease_is(node, unit, until_ms),
             Effect::Reply { request, reply } => self.replied(node, request, &reply),
             Effect::PeersChanged(_) => self.peers_changed(node),
             Effect::Report(event) => self.reported(node, &event),

@@ -72,6 +72,8 @@ pub struct Scenario {
     pub holds: bool,
     /// When units are replicated.
     pub policy: Policy,
+    /// The primary needs a lease of this length, milliseconds.
+    pub lease_ms: Option<u64>,
     /// Bytes in a volume before the workload starts.
     pub preload_bytes: u64,
     /// Bytes of one record.
@@ -125,6 +127,7 @@ impl Scenario {
             kind: one_of(rng, &[DatasetKind::Filesystem, DatasetKind::Directory]),
             holds: !rng.one_in(8),
             policy: if rng.one_in(4) { Policy::Every(rpo) } else { Policy::Rpo(rpo) },
+            lease_ms: (nodes == 2 && rng.one_in(4)).then(|| rng.log_range(3_000, 30_000)),
             preload_bytes: rng.log_range(1_000, 400_000_000),
             record_bytes,
             write_every_ms: rng.log_range(20, 800),

@@ -90,6 +90,10 @@ pub(super) enum Ev {
         unit: UnitId,
         life: u64,
     },
+    LeaseEnds {
+        node: usize,
+        unit: UnitId,
+    },
     Restart(usize),
     Reopen(usize, usize),
     DiskFreed(usize),
@@ -287,6 +291,7 @@ impl World {
                 self.on_receive_timeout(node, boot, transfer);
             }
             Ev::Write { node, unit, life } => self.on_write(node, unit, life),
+            Ev::LeaseEnds { node, unit } => self.on_lease_ends(node, unit),
             Ev::Restart(node) => self.on_restart(node),
             Ev::Reopen(a, b) => self.unblock(a, b),
             Ev::DiskFreed(node) => self.hosts[node].store.full = false,

@@ -104,7 +104,17 @@ impl Unit {
                     left.join(", ")
                 ));
             }
-            self.enter(ctx, Phase::Activating { ask_at: ctx.now.mono_ms + RESEND_MS });
+            if c.attempt == epoch.attempt {
+                self.enter(ctx, Phase::Activating { ask_at: ctx.now.mono_ms + RESEND_MS });
+            } else {
+                let text = format!(
+                    "{} took {} over by a failover, and not by this attempt",
+                    ctx.peer_name(target),
+                    self.record.name
+                );
+                let failure = Failure::new(Remedy::Operator, FailureCode::Conflict, text);
+                self.end_cutover(ctx, Err(failure));
+            }
         }
         self.end_failover(
             ctx,
