@@ -105,6 +105,8 @@ pub struct Host {
     pub name: String,
     /// `host:port` where it listens.
     pub listen: String,
+    /// `host:port` at which a peer that joins dials it; as `listen` unless something lies between.
+    pub dialled_at: String,
     /// Its configuration file.
     pub config: PathBuf,
     dir: PathBuf,
@@ -139,6 +141,7 @@ impl Host {
         let host = Self {
             name: name.to_owned(),
             listen: listen.to_owned(),
+            dialled_at: listen.to_owned(),
             config: dir.join("config.toml"),
             netns: netns.map(str::to_owned),
             dir,
@@ -360,6 +363,22 @@ impl Host {
         self.dir.join("serve.log")
     }
 
+    /// Length of the daemon's log in bytes.
+    pub fn log_length(&self) -> u64 {
+        std::fs::metadata(self.log_path()).map_or(0, |meta| meta.len())
+    }
+
+    /// What the daemon's log says from this byte on.
+    pub fn log_since(&self, at: u64) -> String {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut text = String::new();
+        if let Ok(mut file) = File::open(self.log_path()) {
+            let _ = file.seek(SeekFrom::Start(at));
+            let _ = file.read_to_string(&mut text);
+        }
+        text
+    }
+
     /// The end of the daemon's log.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
@@ -395,7 +414,7 @@ impl Host {
         BufReader::new(stdout).read_line(&mut line).expect("an invitation");
         let open: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e} in: {line}"));
         let code = find_text(&open, "code").expect("a code");
-        (self.listen.clone(), code, child)
+        (self.dialled_at.clone(), code, child)
     }
 
     /// Waits until a peer is connected, and stays so for a moment.

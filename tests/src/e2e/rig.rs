@@ -18,7 +18,11 @@ use serde_json::Value;
 use super::database::{self, Damage, Kind, Ledger, Load, Plan, judge};
 use super::host::PATIENCE;
 use super::netns::Wire;
+use super::proxy::{self, Proxy};
 use super::{Host, World, skip};
+
+/// Where the nodes listen.
+const PORT: u16 = 7001;
 
 /// Size of each pool.
 const POOL_MIB: u64 = 640;
@@ -42,6 +46,7 @@ pub struct Rig {
     pub hosts: [Host; 2],
     /// What they serve; each unit is called as its kind.
     pub databases: Vec<Served>,
+    proxy: Option<Proxy>,
     pools: [FusePool; 2],
     /// The namespaces.
     pub wire: Wire,
@@ -59,6 +64,8 @@ pub struct Options<'a> {
     pub kinds: &'a [Kind],
     /// The promise, as `--rpo` takes it.
     pub rpo: &'a str,
+    /// The nodes reach each other through a proxy that can be cut.
+    pub proxied: bool,
 }
 
 fn zfs(args: &[&str]) -> String {
@@ -75,7 +82,7 @@ impl Rig {
     /// # Panics
     /// When something fails that should not.
     pub fn build(options: &Options<'_>) -> Option<Self> {
-        let Options { test, number, kinds, rpo } = options;
+        let Options { test, number, kinds, rpo, proxied } = options;
         if let Some(why) = kinds.iter().find_map(|kind| kind.missing()) {
             skip(&why, test);
             return None;
@@ -92,17 +99,24 @@ impl Rig {
             database::let_pass(&pool.mountpoint());
         }
         let world = World::new();
-        let hosts = [0, 1].map(|end| {
-            let listen = format!("{}:7001", wire.addresses[end]);
+        let at = |end: usize, port: u16| format!("{}:{port}", wire.addresses[end]);
+        let proxy = proxied.then(|| {
+            Proxy::start(&wire, [0, 1].map(|end| at(end, PORT).parse().expect("an address")))
+        });
+        let hosts = [0, 1].map(|end: usize| {
             let store = format!("zfs:{}", pools[end].name());
-            let mut host =
-                Host::init(&world, ["a", "b"][end], &store, &listen, Some(&wire.names[end]));
+            let (name, netns) = (["a", "b"][end], Some(wire.names[end].as_str()));
+            // Its peer dials it at the proxy in the peer's own namespace.
+            let dialled_at = if *proxied { at(1 - end, proxy::PORT) } else { at(end, PORT) };
+            let options = ["--advertise", &dialled_at];
+            let mut host = Host::init_with(&world, name, &store, &at(end, PORT), netns, &options);
+            host.dialled_at = dialled_at;
             host.serve();
             host
         });
         let [root_a, root_b] = [0, 1].map(|end: usize| format!("{}/recv", pools[end].name()));
         hosts[0].pair(&hosts[1], [&root_a, &root_b]);
-        let mut rig = Self { hosts, databases: Vec::new(), pools, wire, _world: world };
+        let mut rig = Self { hosts, databases: Vec::new(), proxy, pools, wire, _world: world };
         for kind in *kinds {
             rig.add(*kind, rpo);
         }
@@ -148,6 +162,14 @@ impl Rig {
             clients,
             per_second,
         })
+    }
+
+    /// What lies between the nodes.
+    ///
+    /// # Panics
+    /// When nothing does: a mistake of the test.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a rig with a proxy")
     }
 
     /// The unit's name.
