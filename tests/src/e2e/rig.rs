@@ -4,6 +4,7 @@
 //! each disturbance: one primary, one writer, and the database as its ledger says. Leaves to
 //! [`super::database`] what a database is, to `tests/tests/` what is done to the nodes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
 use serde_json::Value;
 
-use super::database::{self, Damage, Kind, Ledger, Load, Plan, judge};
+use super::database::{self, Damage, Kind, Ledger, Load, Plan, Transaction, Written, judge};
 use super::host::PATIENCE;
 use super::netns::Wire;
 use super::proxy::{self, Proxy};
@@ -23,6 +24,9 @@ use super::{Host, World, skip};
 
 /// Where the nodes listen.
 const PORT: u16 = 7001;
+
+/// Where a database that was set aside is served for a look.
+const ASIDE_PORT: u16 = 5499;
 
 /// Size of each pool.
 const POOL_MIB: u64 = 640;
@@ -138,16 +142,105 @@ impl Rig {
         let [a, b] = &self.hosts;
         a.ok(&["protect", &dataset, "--to", "b", "--rpo", rpo]);
         b.wait_unit(name, "known", |u| u["role"] == "standby");
-        for (host, address) in [(b, addresses[1]), (a, addresses[0])] {
-            let command = kind.command(&host.name, address);
-            let words: Vec<&str> = command.iter().map(String::as_str).collect();
-            let run = ["run", name, "--stop-limit", "60s", "--"];
-            host.ok(&[&run[..], &words].concat());
+        self.databases.push(Served { kind, addresses, ledger: Ledger::default(), loads: 0 });
+        let which = self.databases.len() - 1;
+        for end in [1, 0] {
+            self.set_workload(which, end);
         }
+        let a = &self.hosts[0];
         a.wait_serving(name);
         database::connect(kind, &self.wire.names[0], &addresses).prepare().expect("a table");
         a.wait_in_step(name);
-        self.databases.push(Served { kind, addresses, ledger: Ledger::default(), loads: 0 });
+    }
+
+    /// Says what serves the database on this node.
+    pub fn set_workload(&self, which: usize, end: usize) {
+        let Served { kind, addresses, .. } = &self.databases[which];
+        let host = &self.hosts[end];
+        let command = kind.command(&host.name, addresses[end]);
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let health = format!("tcp:{}", addresses[end]);
+        let run = ["run", kind.name(), "--stop-limit", "60s", "--stop-signal", kind.stop_signal()];
+        host.ok(&[&run[..], &["--health", &health, "--"], &words].concat());
+    }
+
+    /// `kill -9` of the database on this node, until nothing of it is left.
+    ///
+    /// # Panics
+    /// When it does not run there, or does not end.
+    pub fn kill_servers(&self, which: usize, end: usize) {
+        let Served { kind, addresses, .. } = &self.databases[which];
+        let servers = kind.servers(addresses[end]);
+        assert!(!servers.is_empty(), "{} runs there", kind.name());
+        for pid in servers {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            let pid = pid.expect("a process id");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        }
+        let until = Instant::now() + PATIENCE;
+        while !kind.servers(addresses[end]).is_empty() {
+            assert!(Instant::now() < until, "{} does not end", kind.name());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The pool of this node.
+    pub fn pool(&self, end: usize) -> &str {
+        self.pools[end].name()
+    }
+
+    /// Ends a load after a failover; takes out of the ledger what was acknowledged and is not there,
+    /// and returns it with the moment of the answer.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    pub fn take_lost(
+        &mut self,
+        which: usize,
+        load: Load,
+        context: &str,
+    ) -> BTreeMap<Transaction, Instant> {
+        self.add_ledger(which, load);
+        let written = self.read(which, context);
+        let there: BTreeSet<_> = written.iter().map(|w| w.transaction).collect();
+        let acked = &mut self.databases[which].ledger.acked;
+        let (kept, lost) = std::mem::take(acked).into_iter().partition(|(t, _)| there.contains(t));
+        *acked = kept;
+        lost
+    }
+
+    fn read(&self, which: usize, context: &str) -> Vec<Written> {
+        let database = &self.databases[which];
+        let netns = &self.wire.names[0];
+        let mut connection = database::connect(database.kind, netns, &database.addresses);
+        connection.read().unwrap_or_else(|e| panic!("{context}: {e}"))
+    }
+
+    /// What is in a database that was set aside on this node: it is served for a moment, by hand.
+    ///
+    /// # Panics
+    /// When it cannot be served.
+    pub fn read_aside(&self, which: usize, end: usize, dataset: &str) -> BTreeSet<Transaction> {
+        let Served { kind, addresses, .. } = &self.databases[which];
+        if zfs(&["get", "-H", "-o", "value", "mounted", dataset]).trim() != "yes" {
+            zfs(&["mount", dataset]);
+        }
+        let volume = zfs(&["get", "-H", "-o", "value", "mountpoint", dataset]);
+        let address = SocketAddr::new(addresses[end].ip(), ASIDE_PORT);
+        let log = tempfile::tempfile().expect("a log");
+        let mut server = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.wire.names[end]))
+            .args(kind.command("aside", address))
+            .current_dir(volume.trim())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("it starts");
+        let mut connection = database::connect(*kind, &self.wire.names[0], &[address]);
+        let written = connection.read().expect("it answers");
+        let _ = server.kill();
+        let _ = server.wait();
+        written.into_iter().map(|w| w.transaction).collect()
     }
 
     /// Begins to write.
@@ -243,24 +336,26 @@ impl Rig {
     /// With all that is wrong.
     pub fn check(&mut self, which: usize, load: Option<Load>, context: &str) {
         if let Some(load) = load {
-            let ledger = load.stop();
-            let all = &mut self.databases[which].ledger;
-            all.acked.extend(ledger.acked);
-            all.unanswered.extend(ledger.unanswered);
-            all.lost_connections += ledger.lost_connections;
+            self.add_ledger(which, load);
         }
         let database = &self.databases[which];
         let servers = database.addresses.map(|address| database.kind.servers(address).len());
         assert_eq!(servers.iter().sum::<usize>(), 1, "{context}: servers on a and b: {servers:?}");
-        let mut connection =
-            database::connect(database.kind, &self.wire.names[0], &database.addresses);
-        let written = connection.read().unwrap_or_else(|e| panic!("{context}: {e}"));
+        let written = self.read(which, context);
         let end = self.settle(which, context);
         let unit = self.hosts[end].unit(self.name(which)).expect("its status");
         let epoch =
             unit["epoch"]["number"].as_u64().unwrap_or_else(|| panic!("no epoch in {unit:#}"));
         let damage = judge(&written, &database.ledger, epoch - 1);
         assert_eq!(damage, Damage::default(), "{context}: the database against its ledger");
+    }
+
+    fn add_ledger(&mut self, which: usize, load: Load) {
+        let ledger = load.stop();
+        let all = &mut self.databases[which].ledger;
+        all.acked.extend(ledger.acked);
+        all.unanswered.extend(ledger.unanswered);
+        all.lost_connections += ledger.lost_connections;
     }
 
     /// Looks all the time whether two servers of a database run at once.

@@ -4,7 +4,7 @@
 //! never used again: one that was not answered stays in the ledger as such, and the client goes on
 //! with the next. Leaves to [`super`]: what is in the database in the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,12 +35,10 @@ pub struct Transaction {
 /// What the clients of one load know.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Acknowledged: must be there exactly once.
-    pub acked: BTreeSet<Transaction>,
+    /// Acknowledged, and when: must be there exactly once.
+    pub acked: BTreeMap<Transaction, Instant>,
     /// Sent and not answered, or answered with an error: may be there, at most once.
     pub unanswered: BTreeSet<Transaction>,
-    /// When an answer came.
-    pub answers: Vec<Instant>,
     /// Connections that broke or were refused after they had been good.
     pub lost_connections: u64,
 }
@@ -50,9 +48,8 @@ impl Ledger {
     pub fn longest_gap(&self, from: Instant, until: Instant) -> Duration {
         let mut last = from;
         let mut longest = Duration::ZERO;
-        // Threads add to it side by side: nearly in order, not quite.
         let mut answers: Vec<Instant> =
-            self.answers.iter().copied().filter(|at| *at >= from && *at <= until).collect();
+            self.acked.values().copied().filter(|at| *at >= from && *at <= until).collect();
         answers.sort_unstable();
         for at in answers.into_iter().chain([until]) {
             longest = longest.max(at.duration_since(last));
@@ -177,8 +174,7 @@ fn run_client(plan: &Plan, client: u32, ledger: &Mutex<Ledger>, stop: &AtomicBoo
                 ledger.lost_connections += 1;
                 break;
             }
-            ledger.acked.insert(transaction);
-            ledger.answers.push(Instant::now());
+            ledger.acked.insert(transaction, Instant::now());
         }
         // Try where it was first: most often it is only one connection that was lost.
         due = Instant::now();
@@ -193,7 +189,9 @@ mod tests {
     fn the_longest_gap_counts_the_ends_too() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let ledger = Ledger { answers: vec![at(10), at(30), at(20)], ..Ledger::default() };
+        let answer = |number, ms| (Transaction { load: 1, client: 0, number }, at(ms));
+        let acked = [answer(1, 10), answer(2, 30), answer(3, 20)].into();
+        let ledger = Ledger { acked, ..Ledger::default() };
         assert_eq!(ledger.longest_gap(start, at(35)), Duration::from_millis(10));
         assert_eq!(ledger.longest_gap(start, at(90)), Duration::from_millis(60));
         assert_eq!(ledger.longest_gap(at(40), at(50)), Duration::from_millis(10));

@@ -302,9 +302,9 @@ pub fn judge(written: &[Written], ledger: &Ledger, changes: u64) -> Damage {
         writers += u64::from(last.is_some_and(|last| last != writer));
         last = Some(writer);
     }
-    let known = |t: &&Transaction| ledger.acked.contains(t) || ledger.unanswered.contains(t);
+    let known = |t: &&Transaction| ledger.acked.contains_key(t) || ledger.unanswered.contains(t);
     Damage {
-        missing: ledger.acked.iter().filter(|t| !counts.contains_key(t)).copied().collect(),
+        missing: ledger.acked.keys().filter(|t| !counts.contains_key(t)).copied().collect(),
         duplicates: counts.iter().filter(|(_, n)| **n > 1).map(|(t, _)| *t).collect(),
         invented: counts.keys().filter(|t| !known(t)).copied().collect(),
         too_many_writers: (writers > changes).then_some(writers),
@@ -361,8 +361,11 @@ mod tests {
             .zip(writers.chars())
             .map(|(n, w)| Written { transaction: t(*n), writer: w.to_string() })
             .collect();
-        let ledger =
-            Ledger { acked: [t(1), t(2)].into(), unanswered: [t(3)].into(), ..Ledger::default() };
+        let ledger = Ledger {
+            acked: [t(1), t(2)].map(|t| (t, Instant::now())).into(),
+            unanswered: [t(3)].into(),
+            ..Ledger::default()
+        };
         judge(&written, &ledger, 1)
     }
 
