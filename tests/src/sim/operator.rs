@@ -330,7 +330,8 @@ impl World {
             5 => self.migrate(anyone, unit),
             7 | 8 => self.wish_cancel(node, unit),
             9 | 10 => self.wish_failover(unit),
-            6 if self.rng.one_in(4) => {
+            // Who takes that risk makes sure that it runs nowhere else.
+            6 if self.others_are_down(anyone, self.units[unit].id) => {
                 self.units[unit].told_alone = true;
                 self.ask(anyone, unit, "start alone", Command::StartAlone { name });
             }

@@ -48,7 +48,7 @@ impl World {
         self.ask(node, unit, "failover", command);
     }
 
-    fn others_are_down(&self, node: usize, unit: UnitId) -> bool {
+    pub(super) fn others_are_down(&self, node: usize, unit: UnitId) -> bool {
         (0..self.hosts.len()).filter(|n| *n != node).all(|n| {
             let host = &self.hosts[n];
             host.life.is_none() && !host.workloads.contains_key(&unit)

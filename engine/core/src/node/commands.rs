@@ -437,7 +437,8 @@ impl Unit {
             return Err(Failure::refused(FailureCode::BadRequest, text));
         }
         let leased = lease_ms.is_some() || self.record.lease_ms.is_some();
-        if leased && !self.record.standbys.contains(&peer) {
+        let others = self.record.standbys.iter().any(|s| *s != peer);
+        if leased && others {
             let text =
                 format!("{name}: a unit with a lease has one standby, the one that gives it");
             return Err(Failure::refused(FailureCode::BadRequest, text));

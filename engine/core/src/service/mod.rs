@@ -143,7 +143,8 @@ impl Unit {
     pub(crate) fn activate(&mut self, ctx: &mut Ctx) {
         if !self.lease_allows(ctx.now.mono_ms) {
             self.service = Service::AwaitLease;
-            return;
+            // Whoever is to give it may have to hear of the unit first.
+            return self.join_replicas(ctx);
         }
         let action = Action::Activate { datasets: self.datasets() };
         let op = ctx.run(self.id(), Op::Service, action);
