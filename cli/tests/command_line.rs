@@ -20,6 +20,8 @@ fn help_shows_every_command_the_walk_through_and_the_exit_codes() {
         "stop",
         "status",
         "migrate",
+        "failover",
+        "history",
         "pause",
         "resume",
         "unprotect",
@@ -57,6 +59,8 @@ fn every_command_has_help_of_its_own() {
         "status",
         "watch",
         "migrate",
+        "failover",
+        "history",
         "pause",
         "resume",
         "unprotect",
@@ -99,6 +103,7 @@ fn a_line_that_makes_no_sense_ends_with_2_and_says_how_it_is_written() {
 fn with_json_a_line_that_makes_no_sense_is_an_object_too() {
     let error = run(&["--json", "fly"]).fails_with(2).json();
     assert_eq!(error["error"]["exit_code"], 2);
+    assert_eq!(error["error"]["code"], "bad_request");
 }
 
 #[test]
@@ -169,6 +174,10 @@ fn without_a_daemon_every_command_that_needs_one_ends_with_3_and_says_how_to_sta
         &["run", "db", "--", "true"],
         &["stop", "db"],
         &["migrate", "db", "--to", "b"],
+        &["migrate", "db", "--cancel"],
+        &["failover", "db"],
+        &["failover", "db", "--drill"],
+        &["history"],
         &["pause", "db"],
         &["resume", "db"],
         &["unprotect", "db"],
@@ -180,6 +189,8 @@ fn without_a_daemon_every_command_that_needs_one_ends_with_3_and_says_how_to_sta
     }
     let error = run(&["--config", &config, "status", "--json"]).fails_with(3).json();
     assert_eq!(error["error"]["exit_code"], 3);
+    assert_eq!(error["error"]["code"], "connection_lost");
+    assert_eq!(error["error"]["remedy"], "operator");
 }
 
 #[test]

@@ -1,173 +1,15 @@
 //! Every command against a node that answers as it is told: which request goes out, what is printed, and how
-//! the command ends.
+//! the command ends. Moves, failovers and the history: see `moves`.
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex};
-use std::thread;
-
-use common::{Run, run};
-use flocker_core::ids::{AttemptId, Epoch, Fingerprint, Incarnation, UnitId, VolumeId};
-use flocker_core::io::{Event, EventKind, MigrationReport, RoundReport};
-use flocker_core::record::{Hooks, PeerRecord, Policy, StopSignal, VolumeRecord, WorkloadKind};
-use flocker_core::status::{NodeStatus, PeerStatus, StandbyStatus, UnitStatus};
-use flocker_core::{Failure, FailureCode};
-use flocker_engine::api::{
-    Answer, InviteOpen, NodeView, PairedPeer, Request, Response, StampedEvent, StampedRound,
+use common::fake::{A, B, FakeNode, done, round};
+use flocker_core::ids::UnitId;
+use flocker_core::record::{
+    AddressRecord, ForwardRecord, Health, HealthCheck, Hooks, Policy, StopSignal, WorkloadKind,
 };
-use flocker_store::{DatasetKind, DatasetName};
-
-const A: Fingerprint = Fingerprint([0xa1; 32]);
-const B: Fingerprint = Fingerprint([0xb2; 32]);
-
-/// A node that answers what it is told, and notes what it was asked.
-struct FakeNode {
-    _dir: tempfile::TempDir,
-    config: String,
-    asked: Arc<Mutex<Vec<Request>>>,
-}
-
-impl FakeNode {
-    /// `answer` gives the last line to each request; `status` is answered without it.
-    fn start(answer: impl Fn(&Request) -> Vec<Response> + Send + 'static) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("state");
-        std::fs::create_dir(&state).unwrap();
-        let config = dir.path().join("config.toml");
-        let text = format!(
-            "[node]\nname = \"a\"\nlisten = \"127.0.0.1:7001\"\nstate = {:?}\nstore = \"vault:v\"\n",
-            state.display().to_string()
-        );
-        std::fs::write(&config, text).unwrap();
-        let listener = UnixListener::bind(state.join("api.sock")).unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let note = Arc::clone(&asked);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                let mut line = String::new();
-                BufReader::new(&stream).read_line(&mut line).unwrap();
-                let request: Request = serde_json::from_str(&line).unwrap();
-                let responses = match &request {
-                    Request::Status { .. } => vec![Response::Ok(Answer::Status(Box::new(view())))],
-                    other => answer(other),
-                };
-                note.lock().unwrap().push(request);
-                for response in responses {
-                    let mut line = serde_json::to_string(&response).unwrap();
-                    line.push('\n');
-                    (&stream).write_all(line.as_bytes()).unwrap();
-                }
-            }
-        });
-        Self { config: config.to_str().unwrap().to_owned(), _dir: dir, asked }
-    }
-
-    fn run(&self, words: &[&str]) -> Run {
-        run(&[&["--config", &self.config], words].concat())
-    }
-
-    /// What it was asked, but for `status`.
-    fn asked(&self) -> Vec<Request> {
-        let asked = self.asked.lock().unwrap();
-        asked.iter().filter(|request| !matches!(request, Request::Status { .. })).cloned().collect()
-    }
-}
-
-fn done(_: &Request) -> Vec<Response> {
-    vec![Response::Ok(Answer::Done)]
-}
-
-fn round(number: u64) -> RoundReport {
-    RoundReport {
-        peer: B,
-        round: number,
-        full: number == 1,
-        stream_bytes: 1 << 20,
-        wire_bytes: 1 << 19,
-        duration_ms: 40,
-        lag_before_ms: Some(500),
-        frozen_ms: 2,
-        skipped: 0,
-    }
-}
-
-fn attempt() -> AttemptId {
-    AttemptId { issuer: A, number: 1 }
-}
-
-fn view() -> NodeView {
-    let standby = StandbyStatus {
-        peer: B,
-        name: "b".into(),
-        connected: true,
-        doing: "waiting".into(),
-        lag_ms: Some(420),
-        within_rpo: true,
-        rounds: 12,
-        stream_bytes: 41 << 20,
-        wire_bytes: 9 << 20,
-        bytes_per_second: None,
-        last_round_ms: Some(35),
-        backlog: 0,
-        failure: None,
-    };
-    let unit = UnitStatus {
-        name: "db".into(),
-        id: UnitId(7),
-        role: "primary".into(),
-        epoch: Epoch { number: 1, owner: A, attempt: attempt() },
-        doing: "replicating".into(),
-        volumes: vec![VolumeRecord {
-            id: VolumeId(9),
-            dataset: DatasetName::new("vault/data/db").unwrap(),
-            kind: DatasetKind::Directory,
-            modern_streams: true,
-        }],
-        policy: Policy::Rpo(1000),
-        paused: false,
-        workload: None,
-        workload_state: "none".into(),
-        lease_ms: None,
-        lease_left_ms: None,
-        failover: None,
-        lag_ms: None,
-        standbys: vec![standby],
-        alarm: None,
-    };
-    let peer = PeerStatus {
-        record: PeerRecord {
-            fingerprint: B,
-            name: "b".into(),
-            addresses: vec!["10.0.0.2:7001".into()],
-            grant: None,
-        },
-        connected: true,
-    };
-    NodeView {
-        name: "a".into(),
-        version: "0.1.0".into(),
-        pid: 1,
-        uptime_ms: 5,
-        listen: "127.0.0.1:7001".into(),
-        store: "vault:v".into(),
-        root: "vault".into(),
-        words: "otter amber".into(),
-        node: NodeStatus {
-            fingerprint: A,
-            incarnation: Incarnation(1),
-            peers: vec![peer],
-            units: vec![unit],
-            orphans: Vec::new(),
-        },
-        transfers: Vec::new(),
-        forwards: Vec::new(),
-        links: Vec::new(),
-        paths: [("vault/data/db".to_owned(), "/v/live/data/db".into())].into(),
-    }
-}
+use flocker_core::{Failure, FailureCode};
+use flocker_engine::api::{Answer, InviteOpen, PairedPeer, Request, Response, StampedRound};
 
 #[test]
 fn commands_that_are_just_done_say_so_in_a_sentence_or_an_object() {
@@ -198,6 +40,12 @@ fn what_is_asked_is_what_was_typed() {
     node.run(&["grant", "b", "--receive", "recv/b", "--quota", "10G", "--workload", "process"])
         .ok();
     node.run(&["run", "db", "--stop-limit", "30s", "--die-with-daemon", "--", "x", "--json"]).ok();
+    let network =
+        ["--address", "10.0.0.5/24@eth0", "--forward", "0.0.0.0:1=127.0.0.1:2,10.0.0.2:2"];
+    let rest =
+        ["--stop-signal", "INT", "--health-command", "test -e 'a b'", "--health-limit", "5s"];
+    let hooks = ["--before-stop", "sync now", "--", "x"];
+    node.run(&[&["run", "db"], &network[..], &rest, &hooks].concat()).ok();
     assert_eq!(
         node.asked(),
         [
@@ -218,6 +66,31 @@ fn what_is_asked_is_what_was_typed() {
                 forwards: Vec::new(),
                 hooks: Hooks::default(),
             },
+            Request::Run {
+                name: "db".into(),
+                command: vec!["x".into()],
+                stop_signal: StopSignal::Int,
+                stop_limit_ms: 10_000,
+                die_with_daemon: false,
+                health: Some(Health {
+                    check: HealthCheck::Command(["test", "-e", "a b"].map(Into::into).to_vec()),
+                    limit_ms: 5_000,
+                }),
+                addresses: vec![AddressRecord {
+                    address: [10, 0, 0, 5].into(),
+                    prefix: 24,
+                    device: "eth0".into(),
+                }],
+                forwards: vec![ForwardRecord {
+                    listen: "0.0.0.0:1".parse().unwrap(),
+                    local: "127.0.0.1:2".parse().unwrap(),
+                    remote: "10.0.0.2:2".parse().unwrap(),
+                }],
+                hooks: Hooks {
+                    before_stop: Some(vec!["sync".into(), "now".into()]),
+                    after_start: None,
+                },
+            },
         ]
     );
 }
@@ -227,13 +100,19 @@ fn protect_asks_for_the_policy_and_shows_where_the_files_are() {
     let node = FakeNode::start(|_| {
         vec![Response::Ok(Answer::Protected { name: "db".into(), unit: UnitId(7) })]
     });
-    let text = node.run(&["protect", "data/db", "--to", "b", "--create"]).ok().stdout;
+    let words = ["protect", "data/db", "data/wal", "--to", "b", "--create", "--lease", "10s"];
+    let text = node.run(&words).ok().stdout;
+    assert!(text.contains("(data/db, data/wal)"), "{text}");
+    assert!(text.contains("its workload stops when b cannot be reached for 10.0 s"), "{text}");
     assert!(text.contains("never more than 1.00 s behind"), "{text}");
     assert!(text.contains("/v/live/data/db"), "{text}");
     let words = ["protect", "data/db", "--to", "b", "--every", "15m", "--json"];
     let json = node.run(&words).ok().json();
     assert_eq!(json["name"], "db");
     assert_eq!(json["path"], "/v/live/data/db");
+    let first = &node.asked()[0];
+    let Request::Protect { datasets, lease_ms, .. } = first else { panic!("{first:?}") };
+    assert_eq!((datasets.len(), *lease_ms), (2, Some(10_000)));
     let policies: Vec<(Policy, bool)> = node
         .asked()
         .into_iter()
@@ -278,55 +157,6 @@ fn status_is_a_line_a_thing_without_a_terminal_and_one_object_with_json() {
     assert_eq!(json["peers"][0]["record"]["name"], "b");
     let peers = node.run(&["peers", "--json"]).ok().json();
     assert_eq!(peers["peers"][0]["connected"], true);
-}
-
-fn migrating(_: &Request) -> Vec<Response> {
-    let event = |kind| {
-        Response::Event(StampedEvent {
-            at_unix_ms: 1_700_000_000_000,
-            event: Event { unit: Some(UnitId(7)), name: Some("db".into()), kind },
-        })
-    };
-    let parts = [("quiesce", 12), ("fence", 3), ("transfer", 80)];
-    vec![
-        event(EventKind::Phase { attempt: attempt(), phase: "quiesce".into() }),
-        event(EventKind::Round(round(2))),
-        Response::Ok(Answer::Migrated(Box::new(MigrationReport {
-            name: "db".into(),
-            source: A,
-            target: B,
-            attempt: attempt(),
-            epoch: 2,
-            rounds: vec![round(1), round(2)],
-            downtime_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
-            downtime_total_ms: 95,
-            total_ms: 700,
-            predicted: None,
-            budget_ms: None,
-            clients: None,
-            notes: Vec::new(),
-        }))),
-    ]
-}
-
-#[test]
-fn migrate_prints_lines_while_it_runs_and_a_report_at_its_end() {
-    let node = FakeNode::start(migrating);
-    let text = node.run(&["migrate", "db", "--to", "b"]).ok().stdout;
-    for words in [
-        "db: phase quiesce",
-        "db: round 2 to b",
-        "db moved from a to b in 700 ms, down for 95 ms; epoch 2",
-        "transfer       80 ms",
-    ] {
-        assert!(text.contains(words), "`{words}` is not in:\n{text}");
-    }
-    let run = node.run(&["migrate", "db", "--to", "b", "--json"]).ok();
-    assert_eq!(run.stdout.lines().count(), 1, "{}", run.stdout);
-    let json = run.json();
-    assert_eq!(json["epoch"], 2);
-    assert_eq!(json["downtime_ms"]["total"], 95);
-    assert_eq!(json["rounds"][1]["stream_bytes"], 1 << 20);
 }
 
 fn paired() -> Response {

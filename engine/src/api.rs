@@ -207,7 +207,7 @@ pub enum Request {
         last: Option<usize>,
     },
     /// What is kept in the history, oldest first: migrations, those taken back, failovers, drills,
-    /// roles, alarms. → [`Answer::History`]
+    /// roles, alarms, notes. → [`Answer::History`]
     History {
         /// Only this unit.
         #[serde(default)]
@@ -215,7 +215,7 @@ pub enum Request {
         /// The newest so many; all that are kept without it.
         #[serde(default)]
         last: Option<usize>,
-        /// Rounds, phases, predictions and notes as well.
+        /// Rounds, phases and predictions as well.
         #[serde(default)]
         all: bool,
     },

@@ -4,18 +4,23 @@
 //! in batches, off the loop, and those of the last moment are lost in a crash. A history that is
 //! damaged is set aside and begun anew.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use flocker_core::EventKind;
 use flocker_core::io::Event;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{StampedEvent, StampedRound};
 
+/// What happens often: rounds, phases.
 const EVENTS: TableDefinition<u64, &[u8]> = TableDefinition::new("events");
+
+/// What happens seldom, and would be pushed out by the rounds of some hours.
+const MILESTONES: TableDefinition<u64, &[u8]> = TableDefinition::new("milestones");
 
 /// Events that wait to be written; more are dropped and counted.
 const QUEUE: usize = 4096;
@@ -127,11 +132,9 @@ fn is_milestone(kind: &EventKind) -> bool {
         | EventKind::Drilled(_)
         | EventKind::Role { .. }
         | EventKind::Alarm { .. }
-        | EventKind::Cleared => true,
-        EventKind::Round(_)
-        | EventKind::Phase { .. }
-        | EventKind::Predicted { .. }
-        | EventKind::Note(_) => false,
+        | EventKind::Cleared
+        | EventKind::Note(_) => true,
+        EventKind::Round(_) | EventKind::Phase { .. } | EventKind::Predicted { .. } => false,
     }
 }
 
@@ -153,6 +156,7 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
         opened.map_err(|_| redb::Error::Corrupted("its pages contradict each other".into()))??;
     let txn = db.begin_write()?;
     txn.open_table(EVENTS)?;
+    txn.open_table(MILESTONES)?;
     txn.commit()?;
     Ok(db)
 }
@@ -208,18 +212,24 @@ impl Writer {
     fn write(&self, batch: &[StampedEvent]) -> Result<(), redb::Error> {
         let txn = self.db.begin_write()?;
         {
-            let mut table = txn.open_table(EVENTS)?;
-            let mut next = table.last()?.map_or(0, |(key, _)| key.value() + 1);
+            let (mut often, mut seldom) = (txn.open_table(EVENTS)?, txn.open_table(MILESTONES)?);
+            let after = |last: Option<u64>| last.map_or(0, |key| key + 1);
+            let mut next = after(often.last()?.map(|(key, _)| key.value()))
+                .max(after(seldom.last()?.map(|(key, _)| key.value())));
             for stamped in batch {
                 let kept = Kept { at_unix_ms: stamped.at_unix_ms, event: stamped.event.clone() };
+                let table = if is_milestone(&kept.event.kind) { &mut seldom } else { &mut often };
                 // An event that cannot be encoded is one that is not kept.
                 if let Ok(bytes) = postcard::to_stdvec(&kept) {
                     table.insert(next, bytes.as_slice())?;
                     next += 1;
                 }
             }
-            let oldest = next.saturating_sub(self.limit);
-            table.retain_in(..oldest, |_, _| false)?;
+            for table in [&mut often, &mut seldom] {
+                while table.len()? > self.limit {
+                    table.pop_first()?;
+                }
+            }
         }
         txn.commit()?;
         Ok(())
@@ -227,21 +237,25 @@ impl Writer {
 
     fn read(&self) -> Result<Vec<StampedEvent>, redb::Error> {
         let txn = self.db.begin_read()?;
-        let mut events = Vec::new();
-        for entry in txn.open_table(EVENTS)?.iter()? {
-            let (_, value) = entry?;
-            // Written by another version: skipped.
-            if let Ok(Kept { at_unix_ms, event }) = postcard::from_bytes(value.value()) {
-                events.push(StampedEvent { at_unix_ms, event });
+        // One order over both: they number their entries together.
+        let mut events = BTreeMap::new();
+        for table in [EVENTS, MILESTONES] {
+            for entry in txn.open_table(table)?.iter()? {
+                let (key, value) = entry?;
+                // Written by another version: skipped.
+                if let Ok(Kept { at_unix_ms, event }) = postcard::from_bytes(value.value()) {
+                    events.insert(key.value(), StampedEvent { at_unix_ms, event });
+                }
             }
         }
-        Ok(events)
+        Ok(events.into_values().collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flocker_core::ids::{AttemptId, Fingerprint};
 
     fn note(name: &str, text: &str) -> StampedEvent {
         StampedEvent {
@@ -286,6 +300,24 @@ mod tests {
         assert_eq!(texts(&history.events(None, None)), ["11", "12", "20", "21", "22"]);
         assert_eq!(texts(&history.events(Some("b"), None)), ["11", "21"]);
         assert_eq!(texts(&history.events(None, Some(2))), ["21", "22"]);
+    }
+
+    #[test]
+    fn phases_and_rounds_however_many_do_not_push_out_what_people_look_back_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::open(&dir.path().join("history.redb"), 3).unwrap();
+        history.add(note("a", "first"));
+        for number in 0..20 {
+            let attempt = AttemptId { issuer: Fingerprint([1; 32]), number };
+            let kind = EventKind::Phase { attempt, phase: "fence".into() };
+            let event = Event { unit: None, name: Some("a".into()), kind };
+            history.add(StampedEvent { at_unix_ms: 1, event });
+        }
+        history.add(note("a", "second"));
+        assert_eq!(texts(&history.milestones(Some("a"), None)), ["first", "second"]);
+        let all = history.events(None, None);
+        assert_eq!(all.len(), 5, "three of the phases, between the notes");
+        assert!(matches!(all[1].event.kind, EventKind::Phase { .. }));
     }
 
     #[test]

@@ -278,7 +278,7 @@ pub(crate) struct RoundsArgs {
 /// `history`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Migrations with their timeline, those that were taken back, failovers, drills, changes of role, alarms. \
+Migrations with their timeline, those that were taken back, failovers, drills, changes of role, alarms, notes. \
 Replication rounds are listed by `rounds`.
 
 Examples:

@@ -38,7 +38,7 @@ pub(super) fn failover(context: &Context<'_>, args: &FailoverArgs) -> anyhow::Re
         out.text(&failover::plan_for_people(&plan, args.primary_is_down, out.theme))?;
     }
     if plan.proofs.is_empty() && !args.primary_is_down {
-        return Err(Refusal::error(FailureCode::Conflict, failover::no_proof(&plan)));
+        return Err(Refusal::error(FailureCode::NoProof, failover::no_proof(&plan)));
     }
     if !args.yes && out.terminal && io::stdin().is_terminal() {
         confirm(&plan)?;

@@ -28,7 +28,7 @@ pub(super) fn status(context: &Context<'_>, name: Option<String>) -> anyhow::Res
     } else if out.terminal {
         out.text(&render::status::for_people(&view, one, out.theme))?;
     } else {
-        out.text(&render::status::plain(&view, one))?;
+        out.text(&render::plain::status(&view, one))?;
     }
     Ok(Exit::Ok)
 }
@@ -47,7 +47,7 @@ pub(super) fn peers(context: &Context<'_>) -> anyhow::Result<Exit> {
     } else if out.terminal {
         out.text(&render::status::peers_for_people(&view, out.theme))?;
     } else {
-        out.text(&render::status::peers_plain(&view.node.peers))?;
+        out.text(&render::plain::peers(&view.node.peers))?;
     }
     Ok(Exit::Ok)
 }

@@ -121,9 +121,10 @@ fn proof_words(proof: Proof, plan: &Plan) -> String {
 pub(crate) fn no_proof(plan: &Plan) -> String {
     let Plan { name, primary, .. } = plan;
     format!(
-        "{name}: nothing proves that {primary} does not write any more, so {name} stays a standby here; \
-         bring {primary} back, or name a fencing hook in this node's configuration, or, once you have made \
-         sure that {primary} is off: flocker-repl failover {name} --primary-is-down"
+        "{name}: nothing proves that {primary} does not write it any more, so it stays a standby here. \
+         Bring {primary} back; or, if you know that {primary} is down: \
+         flocker-repl failover {name} --primary-is-down. For the next time configure `[fencing]`, or protect \
+         it with --lease"
     )
 }
 
@@ -168,7 +169,7 @@ impl FailedOver {
 pub(crate) fn report_for_people(report: &FailedOver, theme: Theme) -> String {
     let FailedOver { plan, .. } = report;
     let mut text = format!(
-        "{} {} is primary on {} in {}, in the place of {}; epoch {}\n  by {}\n",
+        "{} {} is primary on {} in {}, in the place of {}; epoch {}\n  proof: {}\n",
         theme.mark(true),
         theme.strong(&report.name),
         theme.strong(&plan.here),
@@ -249,4 +250,120 @@ pub(crate) fn drill_for_people(drill: &Drill, theme: Theme) -> String {
         count(drill.rounds_meanwhile, "round")
     ));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+
+    fn names() -> Names {
+        Names::of(&samples::view())
+    }
+
+    fn plan() -> Plan {
+        Plan::of(&samples::failover_plan(), &names())
+    }
+
+    fn contains_all(text: &str, all: &[&str]) {
+        for words in all {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_says_what_would_be_lost_and_by_what_right_it_could_be() {
+        let text = plan_for_people(&plan(), false, Theme::PLAIN);
+        let expected = [
+            "db would go on here, on a, from repl-1-3, taken ",
+            "lost: what b acknowledged in the last 1.20 s would be missing here; it stays on b\n",
+            "a receive is under way, and would be ended\n",
+            "b is not connected\n",
+            "proof  the lease of b runs out in 4.00 s, which is waited for\n",
+        ];
+        contains_all(&text, &expected);
+        let json = serde_json::to_value(plan()).unwrap();
+        assert_eq!(json["proofs"], serde_json::json!(["lease_ran_out"]));
+        assert_eq!(json["age_ms"], 1200);
+        assert_eq!((&json["here"], &json["primary"]), (&"a".into(), &"b".into()));
+    }
+
+    #[test]
+    fn a_primary_that_is_connected_is_better_migrated_from() {
+        let mut plan = plan();
+        plan.primary_connected = true;
+        plan.proofs = vec![Proof::PrimaryFenced, Proof::FencingHook];
+        plan.age_ms = 0;
+        let text = plan_for_people(&plan, false, Theme::PLAIN);
+        contains_all(
+            &text,
+            &[
+                "nothing would be lost",
+                "b is connected: flocker-repl migrate db --to a there loses nothing",
+                "proof  b is asked to stop and to be fenced",
+                "proof  this node's fencing hook makes sure that b is off",
+            ],
+        );
+        assert!(
+            plan_for_people(&plan, true, Theme::PLAIN).contains("b is connected now: is it down?")
+        );
+    }
+
+    #[test]
+    fn without_a_proof_it_is_said_what_to_do() {
+        let mut plan = plan();
+        plan.proofs.clear();
+        let text = plan_for_people(&plan, false, Theme::PLAIN);
+        assert!(text.contains("no proof that b does not write"), "{text}");
+        contains_all(
+            &no_proof(&plan),
+            &["flocker-repl failover db --primary-is-down", "`[fencing]`", "--lease"],
+        );
+        let text = plan_for_people(&plan, true, Theme::PLAIN);
+        assert!(text.contains("your word that b is down") && !text.contains("no proof"), "{text}");
+    }
+
+    #[test]
+    fn a_report_says_by_what_right_what_is_lost_and_where_time_went() {
+        let report = FailedOver::of(&samples::failover(), &names());
+        let text = report_for_people(&report, Theme::PLAIN);
+        let head = "✓ db is primary on a in 4.10 s, in the place of b; epoch 3\n";
+        assert!(text.starts_with(&format!("{head}  proof: the lease ran out\n")), "{text}");
+        contains_all(
+            &text,
+            &[
+                "from repl-1-3; what b acknowledged in the 1.20 s before is not here, it stays on b",
+                "  prove         4.00 s  ",
+                "  set back       20 ms  ",
+                "what only this node had is kept in data/db-diverged-1",
+            ],
+        );
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["proof"], "lease_ran_out");
+        assert_eq!(json["parts_ms"]["total"], 4100);
+        assert_eq!(json["plan"]["instance"], "repl-1-3");
+    }
+
+    #[test]
+    fn a_drill_says_whether_it_would_come_up_and_that_replication_went_on() {
+        let mut report = samples::drill();
+        let text = drill_for_people(&Drill::of(&report), Theme::PLAIN);
+        contains_all(
+            &text,
+            &[
+                "✓ db would come up here: tried on a clone of repl-1-3, 420 ms behind; nothing was changed\n",
+                "  total         100 ms\n",
+                "2 rounds of replication meanwhile",
+            ],
+        );
+        report.trouble = Some(samples::failure());
+        let drill = Drill::of(&report);
+        let text = drill_for_people(&drill, Theme::PLAIN);
+        contains_all(&text, &["✗ db would not come up here", "✗ b: recv/a/db has no room"]);
+        let json = serde_json::to_value(&drill).unwrap();
+        assert_eq!(
+            (&json["healthy"], &json["trouble"]["code"]),
+            (&false.into(), &"no_space".into())
+        );
+    }
 }

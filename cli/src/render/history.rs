@@ -69,11 +69,86 @@ pub(crate) fn object(stamped: &StampedEvent, names: &Names) -> serde_json::Resul
         EventKind::Role { role, epoch } => json!({ "kind": "role", "role": role, "epoch": epoch }),
         EventKind::Alarm { failure } => json!({ "kind": "alarm", "failure": failure }),
         EventKind::Cleared => json!({ "kind": "cleared" }),
-        other @ (EventKind::Round(_)
-        | EventKind::Phase { .. }
-        | EventKind::Predicted { .. }
-        | EventKind::Note(_)) => json!({ "kind": "other", "event": other }),
+        EventKind::Note(text) => json!({ "kind": "note", "text": text }),
+        other @ (EventKind::Round(_) | EventKind::Phase { .. } | EventKind::Predicted { .. }) => {
+            json!({ "kind": "other", "event": other })
+        }
     };
     let name = stamped.event.name.as_deref();
     serde_json::to_value(Entry { at_unix_ms: stamped.at_unix_ms, name, what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+    use flocker_core::io::Event;
+
+    fn stamped(kind: EventKind) -> StampedEvent {
+        let event = Event { unit: None, name: Some("db".into()), kind };
+        StampedEvent { at_unix_ms: 1_700_000_000_000, event }
+    }
+
+    fn all() -> Vec<StampedEvent> {
+        let failed = EventKind::MigrationFailed {
+            attempt: samples::attempt(),
+            phase: "fence".into(),
+            failure: samples::failure(),
+        };
+        [
+            EventKind::Migrated(Box::new(samples::migration())),
+            failed,
+            EventKind::FailedOver(Box::new(samples::failover())),
+            EventKind::Drilled(Box::new(samples::drill())),
+            EventKind::Role { role: "serving".into(), epoch: 3 },
+            EventKind::Alarm { failure: samples::failure() },
+            EventKind::Cleared,
+            EventKind::Note("kept aside".into()),
+        ]
+        .map(stamped)
+        .to_vec()
+    }
+
+    #[test]
+    fn each_event_is_a_line_and_what_took_time_has_its_timeline_below() {
+        let names = Names::of(&samples::view());
+        let text = for_people(&all(), &names, Theme::PLAIN);
+        for words in [
+            "db: migrated in 2.40 s, down for 100 ms; epoch 2\n  quiesce        12 ms  █",
+            "db: migration ended in fence: b: recv/a/db has no room",
+            "db: failed over in 4.10 s: the lease ran out; epoch 3\n  drain",
+            "db: drill on repl-1-3: healthy\n  clone",
+            "db: role serving, epoch 3",
+            "alarm: b: recv/a/db",
+            "the alarm is over",
+            "db: kept aside",
+        ] {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn in_json_each_event_has_its_kind_and_what_its_command_prints() {
+        let names = Names::of(&samples::view());
+        let objects: Vec<Value> = all().iter().map(|e| object(e, &names).unwrap()).collect();
+        let kinds: Vec<&str> = objects.iter().map(|o| o["kind"].as_str().unwrap()).collect();
+        assert_eq!(
+            kinds,
+            [
+                "migrated",
+                "migration_failed",
+                "failed_over",
+                "drilled",
+                "role",
+                "alarm",
+                "cleared",
+                "note"
+            ]
+        );
+        assert_eq!(objects[0]["report"]["downtime_ms"]["total"], 100);
+        assert_eq!(objects[0]["at_unix_ms"], 1_700_000_000_000_i64);
+        assert_eq!(objects[0]["name"], "db");
+        assert_eq!(objects[2]["report"]["proof"], "lease_ran_out");
+        assert_eq!(objects[3]["report"]["healthy"], true);
+    }
 }

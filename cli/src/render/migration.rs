@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use flocker_core::io::{MigrationPlan, MigrationReport, Prediction, RoundReport};
+use flocker_core::io::{ClientsView, MigrationPlan, MigrationReport, Prediction, RoundReport};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -62,7 +62,31 @@ fn outcome(migration: &Migration, theme: Theme) -> String {
             theme.mark(kept)
         ));
     }
+    if let Some(clients) = &migration.clients {
+        text.push_str(&clients_words(clients, theme));
+    }
     text
+}
+
+/// The move as its clients felt it.
+fn clients_words(clients: &ClientsView, theme: Theme) -> String {
+    let gap = clients.longest_gap_ms.map_or_else(|| "no answer".into(), millis);
+    let what = match clients.longest_gap_ms {
+        Some(_) => "longest between two answers",
+        None => "yet to who waited",
+    };
+    let mut facts = vec![what.to_owned()];
+    if clients.held > 0 {
+        let longest = millis(clients.longest_hold_ms);
+        facts.push(format!("{} held, {longest} at most", count(clients.held, "connection")));
+    }
+    if clients.lost > 0 {
+        facts.push(format!("{} cut", count(clients.lost, "open connection")));
+    }
+    if clients.errors > 0 {
+        facts.push(theme.bad(&format!("{} failed", count(clients.errors, "connection"))));
+    }
+    format!("  {:<10} {gap:>9}  {}\n", "clients", facts.join("; "))
 }
 
 /// `it was 12 % more`
@@ -223,6 +247,9 @@ pub(crate) struct Migration {
     /// The budget given, milliseconds.
     #[serde(default)]
     pub(crate) budget_ms: Option<u64>,
+    /// As clients felt it, where they come through a forwarder of the source.
+    #[serde(default)]
+    pub(crate) clients: Option<ClientsView>,
     /// What a person should know.
     pub(crate) notes: Vec<String>,
 }
@@ -286,6 +313,7 @@ impl Migration {
             total_ms: report.total_ms,
             predicted: report.predicted.clone(),
             budget_ms: report.budget_ms,
+            clients: report.clients.clone(),
             notes: report.notes.clone(),
         }
     }
@@ -329,6 +357,76 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("note: the standby c was left behind"), "{text}");
+    }
+
+    #[test]
+    fn the_prediction_and_the_budget_stand_beside_what_it_was() {
+        let mut migration = sample();
+        assert!(!for_people(&migration, Theme::PLAIN).contains("predicted"));
+        migration.predicted = Some(samples::prediction());
+        migration.budget_ms = Some(100);
+        let text = for_people(&migration, Theme::PLAIN);
+        let expected = "  predicted     120 ms  it was 16 % less; 60 ms as in 3 moves before, and 6.0 MiB at 100 MiB/s\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("  budget        100 ms  ✓ kept\n"), "{text}");
+        migration.budget_ms = Some(99);
+        assert!(for_people(&migration, Theme::PLAIN).contains("✗ not kept"));
+        assert_eq!(difference(100, 130), "it was 30 % more");
+        assert_eq!(difference(100, 100), "as it was");
+        assert_eq!(difference(0, 7), "it was 7 ms");
+        let back: Migration =
+            serde_json::from_str(&serde_json::to_string(&migration).unwrap()).unwrap();
+        assert_eq!(back.predicted, Some(samples::prediction()));
+    }
+
+    #[test]
+    fn what_clients_felt_is_one_line() {
+        let mut migration = sample();
+        let mut clients = ClientsView {
+            longest_gap_ms: Some(140),
+            held: 3,
+            longest_hold_ms: 130,
+            lost: 1,
+            errors: 0,
+        };
+        migration.clients = Some(clients.clone());
+        let text = for_people(&migration, Theme::PLAIN);
+        let expected = "  clients       140 ms  longest between two answers; 3 connections held, 130 ms at most; 1 open connection cut\n";
+        assert!(text.contains(expected), "{text}");
+        clients.longest_gap_ms = None;
+        clients.errors = 2;
+        let text = clients_words(&clients, Theme::PLAIN);
+        assert!(text.contains("no answer  yet to who waited"), "{text}");
+        assert!(text.contains("2 connections failed"), "{text}");
+    }
+
+    #[test]
+    fn a_guess_is_called_one() {
+        let prediction =
+            Prediction { from_moves: 0, bytes_per_second: None, ..samples::prediction() };
+        let words = prediction_words(&prediction, Some(500));
+        assert_eq!(
+            words,
+            "predicted downtime 120 ms (budget 500 ms): 60 ms guessed, as it never moved there, \
+             and 6.0 MiB at a speed not measured yet"
+        );
+    }
+
+    #[test]
+    fn a_dry_run_says_whether_it_would_be_within_the_budget() {
+        let names = Names::of(&samples::view());
+        let plan = Plan::of(&samples::migration_plan(), &names);
+        let text = plan_for_people(&plan, Theme::PLAIN);
+        assert!(text.starts_with("✗ db can move from a to b; nothing was changed\n"), "{text}");
+        for words in [
+            "predicted downtime 120 ms (budget 100 ms)",
+            "written at 4.0 MiB/s; the pair carries 100 MiB/s",
+            "b has 3.0 GiB left",
+        ] {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+        let json = serde_json::to_value(&plan).unwrap();
+        assert_eq!((&json["within_budget"], &json["moved"]), (&false.into(), &false.into()));
     }
 
     #[test]

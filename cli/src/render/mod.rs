@@ -7,6 +7,7 @@ pub(crate) mod event;
 pub(crate) mod failover;
 pub(crate) mod history;
 pub(crate) mod migration;
+pub(crate) mod plain;
 pub(crate) mod rounds;
 pub(crate) mod status;
 
@@ -48,9 +49,13 @@ pub(crate) mod samples {
 
     use flocker_core::failure::{Failure, FailureCode};
     use flocker_core::ids::{AttemptId, Epoch, Fingerprint, Incarnation, UnitId, VolumeId};
-    use flocker_core::io::{MigrationReport, RoundReport};
+    use flocker_core::io::{
+        DrillReport, FailoverPlan, FailoverReport, MigrationPlan, MigrationReport, Prediction,
+        RoundReport,
+    };
     use flocker_core::record::{
-        Grant, PeerRecord, Policy, VolumeRecord, WorkloadKind, WorkloadRecord,
+        AddressRecord, FailoverRecord, ForwardRecord, Grant, PeerRecord, Policy, Proof,
+        VolumeRecord, WorkloadKind, WorkloadRecord,
     };
     use flocker_core::status::{NodeStatus, PeerStatus, StandbyStatus, UnitStatus};
     use flocker_engine::api::NodeView;
@@ -144,6 +149,107 @@ pub(crate) mod samples {
             standbys: vec![standby()],
             alarm: None,
         }
+    }
+
+    pub(crate) fn prediction() -> Prediction {
+        Prediction {
+            fixed_ms: 60,
+            delta_bytes: 6 << 20,
+            bytes_per_second: Some(100 << 20),
+            written_per_second: Some(4 << 20),
+            downtime_ms: 120,
+            from_moves: 3,
+        }
+    }
+
+    pub(crate) fn migration_plan() -> MigrationPlan {
+        MigrationPlan {
+            name: "db".into(),
+            source: A,
+            target: B,
+            prediction: prediction(),
+            budget_ms: Some(100),
+            available_bytes: 3 << 30,
+            notes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn failover_plan() -> FailoverPlan {
+        FailoverPlan {
+            name: "db".into(),
+            primary: B,
+            primary_connected: false,
+            instance: "repl-1-3".into(),
+            taken_unix_s: 1_700_000_000,
+            age_ms: 1200,
+            receiving: true,
+            proofs: vec![Proof::LeaseRanOut],
+            lease_left_ms: Some(4000),
+        }
+    }
+
+    pub(crate) fn failover() -> FailoverReport {
+        let parts = [("drain", 5), ("prove", 4000), ("set back", 20), ("mount", 9), ("start", 66)];
+        FailoverReport {
+            plan: failover_plan(),
+            proof: Proof::LeaseRanOut,
+            epoch: 3,
+            parts_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
+            total_ms: 4100,
+            aside: vec![dataset("data/db-diverged-1")],
+            notes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn failover_record() -> FailoverRecord {
+        FailoverRecord {
+            epoch: 3,
+            proof: Proof::LeaseRanOut,
+            wall_ms: 1_700_000_000_000,
+            instance: "repl-1-3".into(),
+        }
+    }
+
+    pub(crate) fn drill() -> DrillReport {
+        let parts = [("clone", 8), ("start", 40), ("health", 32), ("stop", 12), ("remove", 8)];
+        DrillReport {
+            name: "db".into(),
+            instance: "repl-1-3".into(),
+            age_ms: 420,
+            parts_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
+            trouble: None,
+            rounds_meanwhile: 2,
+        }
+    }
+
+    /// A workload with all that can move along.
+    pub(crate) fn networked() -> WorkloadRecord {
+        WorkloadRecord {
+            addresses: vec![AddressRecord {
+                address: [10, 0, 0, 50].into(),
+                prefix: 24,
+                device: "eth0".into(),
+            }],
+            forwards: vec![ForwardRecord {
+                listen: "10.0.0.1:5432".parse().unwrap(),
+                local: "127.0.0.1:5433".parse().unwrap(),
+                remote: "10.0.0.2:5433".parse().unwrap(),
+            }],
+            ..WorkloadRecord::process(vec!["server".into()])
+        }
+    }
+
+    /// A unit of two volumes with a lease, that this node took over.
+    pub(crate) fn group() -> UnitStatus {
+        let mut unit = unit();
+        let mut second = unit.volumes[0].clone();
+        second.dataset = dataset("data/wal");
+        unit.volumes.push(second);
+        unit.lease_ms = Some(10_000);
+        unit.lease_left_ms = Some(8200);
+        unit.failover = Some(failover_record());
+        unit.workload = Some(networked());
+        unit
     }
 
     pub(crate) fn failure() -> Failure {

@@ -1,10 +1,11 @@
-//! `status` and `peers`: for people on a terminal, and as `KEY=VALUE` lines elsewhere.
+//! `status` and `peers` for people on a terminal, and as JSON.
 
 use flocker_core::record::{Grant, Policy};
 use flocker_core::status::{PeerStatus, StandbyStatus, UnitStatus};
 use flocker_engine::api::{Direction, LinkView, NodeView, Progress};
 use serde_json::Value;
 
+use super::rounds::moment;
 use crate::out::{Theme, clean};
 use crate::quantity::{bytes, count, millis, rate};
 use crate::values::address_words;
@@ -159,12 +160,24 @@ fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
             .map_or_else(String::new, |path| format!("  {}", path.display()));
         text.push_str(&format!("  volume    {} ({}){path}\n", volume.dataset, volume.kind));
     }
-    workload(text, status, theme);
+    workload(text, view, status, theme);
     if status.role == "standby" {
         let within = status.lag_ms.is_some_and(|lag| lag <= status.policy.rpo_ms());
         text.push_str(&format!(
             "  lag       {}\n",
             lag_words(status.lag_ms, within, status.policy, theme)
+        ));
+    }
+    if let Some(lease_ms) = status.lease_ms {
+        text.push_str(&format!("  lease     {}\n", lease_words(status, lease_ms, theme)));
+    }
+    if let Some(failover) = &status.failover {
+        text.push_str(&format!(
+            "  failover  at {} to epoch {}, from {}: {}\n",
+            moment(failover.wall_ms),
+            failover.epoch,
+            clean(&failover.instance),
+            failover.proof
         ));
     }
     for standby in &status.standbys {
@@ -180,7 +193,7 @@ fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
     }
 }
 
-fn workload(text: &mut String, status: &UnitStatus, theme: Theme) {
+fn workload(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
     let Some(workload) = &status.workload else {
         if status.workload_state != "none" {
             text.push_str(&format!("  workload  {}\n", status.workload_state));
@@ -200,9 +213,41 @@ fn workload(text: &mut String, status: &UnitStatus, theme: Theme) {
     }
     for forward in &workload.forwards {
         text.push_str(&format!(
-            "  forward   {} to {} while it is here, else to {}\n",
-            forward.listen, forward.local, forward.remote
+            "  forward   {} to {} while it is here, else to {}{}\n",
+            forward.listen,
+            forward.local,
+            forward.remote,
+            forward_now(view, status, &forward.listen.to_string(), theme)
         ));
+    }
+}
+
+/// `; 3 open, 1 held`, or why the port is not open.
+fn forward_now(view: &NodeView, status: &UnitStatus, listen: &str, theme: Theme) -> String {
+    let mut now = view.forwards.iter();
+    let Some(now) = now.find(|f| f.unit == status.name && f.listen == listen) else {
+        return String::new();
+    };
+    match &now.trouble {
+        Some(trouble) => format!("; {} {}", theme.bad("not open:"), clean(trouble)),
+        None if now.open + now.held > 0 => format!("; {} open, {} held", now.open, now.held),
+        None => String::new(),
+    }
+}
+
+/// `10.0 s, held for another 8.20 s`
+fn lease_words(status: &UnitStatus, lease_ms: u64, theme: Theme) -> String {
+    let length = millis(lease_ms);
+    let left = status.lease_left_ms.filter(|left| *left > 0);
+    match (status.role == "primary", left) {
+        (true, Some(left)) => {
+            format!("{} {length}, held for another {}", theme.mark(true), millis(left))
+        }
+        (true, None) => format!("{} {length}, not held", theme.mark(false)),
+        (false, Some(left)) => {
+            format!("{length}; the primary's has run out in {} at the earliest", millis(left))
+        }
+        (false, None) => format!("{length}; the primary holds none"),
     }
 }
 
@@ -303,114 +348,6 @@ pub(crate) fn peers_for_people(view: &NodeView, theme: Theme) -> String {
     text
 }
 
-/// A value of a plain line: quoted where it would fall apart.
-fn value(text: &str) -> String {
-    let bare =
-        !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"');
-    if bare { text.to_owned() } else { format!("{text:?}") }
-}
-
-fn number(value: Option<u64>) -> String {
-    value.map_or_else(|| "none".into(), |value| value.to_string())
-}
-
-fn yes(value: bool) -> &'static str {
-    if value { "yes" } else { "no" }
-}
-
-/// One line a node, peer, unit and standby, each value with its key.
-pub(crate) fn plain(view: &NodeView, one: bool) -> String {
-    let mut text = String::new();
-    if !one {
-        text.push_str(&format!(
-            "node name={} fingerprint={} store={} listen={} pid={} uptime_ms={}\n",
-            value(&view.name),
-            view.node.fingerprint,
-            value(&view.store),
-            value(&view.listen),
-            view.pid,
-            view.uptime_ms
-        ));
-        text.push_str(&peers_plain(&view.node.peers));
-        for orphan in &view.node.orphans {
-            text.push_str(&format!("orphan dataset={}\n", value(orphan)));
-        }
-    }
-    for status in &view.node.units {
-        plain_unit(&mut text, status);
-    }
-    text
-}
-
-/// One line a peer.
-pub(crate) fn peers_plain(peers: &[PeerStatus]) -> String {
-    let mut text = String::new();
-    for peer in peers {
-        let record = &peer.record;
-        text.push_str(&format!(
-            "peer name={} fingerprint={} connected={} addresses={}",
-            value(&record.name),
-            record.fingerprint,
-            yes(peer.connected),
-            value(&record.addresses.join(","))
-        ));
-        if let Some(grant) = &record.grant {
-            let kinds: Vec<String> = grant.workloads.iter().map(ToString::to_string).collect();
-            text.push_str(&format!(
-                " receive={} quota_bytes={} workloads={}",
-                value(grant.receive.as_str()),
-                number(grant.quota_bytes),
-                value(&kinds.join(","))
-            ));
-        }
-        text.push('\n');
-    }
-    text
-}
-
-fn plain_unit(text: &mut String, status: &UnitStatus) {
-    let (mode, promise_ms) = match status.policy {
-        Policy::Rpo(ms) => ("rpo_ms", ms),
-        Policy::Every(ms) => ("every_ms", ms),
-    };
-    text.push_str(&format!(
-        "unit name={} role={} epoch={} {mode}={promise_ms} paused={} workload={} lag_ms={} doing={}",
-        value(&status.name),
-        value(&status.role),
-        status.epoch.number,
-        yes(status.paused),
-        value(&status.workload_state),
-        number(status.lag_ms),
-        value(&status.doing)
-    ));
-    if let Some(alarm) = &status.alarm {
-        text.push_str(&format!(" alarm={}", value(&alarm.message)));
-    }
-    text.push('\n');
-    for standby in &status.standbys {
-        text.push_str(&format!(
-            "standby unit={} peer={} connected={} lag_ms={} within_rpo={} rounds={} stream_bytes={} \
-             wire_bytes={} bytes_per_second={} last_round_ms={} backlog={} doing={}",
-            value(&status.name),
-            value(&standby.name),
-            yes(standby.connected),
-            number(standby.lag_ms),
-            yes(standby.within_rpo),
-            standby.rounds,
-            standby.stream_bytes,
-            standby.wire_bytes,
-            number(standby.bytes_per_second),
-            number(standby.last_round_ms),
-            standby.backlog,
-            value(&standby.doing)
-        ));
-        if let Some(failure) = &standby.failure {
-            text.push_str(&format!(" failure={}", value(&failure.message)));
-        }
-        text.push('\n');
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,6 +387,41 @@ mod tests {
     }
 
     #[test]
+    fn several_volumes_a_lease_a_failover_and_what_moves_along_are_shown() {
+        let mut view = samples::view();
+        view.node.units = vec![samples::group()];
+        let text = for_people(&view, true, Theme::PLAIN);
+        for words in [
+            "volume    data/db (directory)",
+            "volume    data/wal (directory)",
+            "lease     ✓ 10.0 s, held for another 8.20 s",
+            "to epoch 3, from repl-1-3: the lease ran out",
+            "address   10.0.0.50/24@eth0, moves with it",
+            "forward   10.0.0.1:5432 to 127.0.0.1:5433 while it is here, else to 10.0.0.2:5433",
+        ] {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+        view.forwards = vec![flocker_engine::api::ForwardView {
+            unit: "db".into(),
+            listen: "10.0.0.1:5432".into(),
+            workload: "nowhere".into(),
+            open: 1,
+            held: 2,
+            trouble: None,
+        }];
+        assert!(for_people(&view, true, Theme::PLAIN).contains("10.0.0.2:5433; 1 open, 2 held\n"));
+        view.forwards[0].trouble = Some("address in use".into());
+        let text = for_people(&view, true, Theme::PLAIN);
+        assert!(text.contains("10.0.0.2:5433; not open: address in use\n"), "{text}");
+        view.node.units[0].lease_left_ms = None;
+        assert!(for_people(&view, true, Theme::PLAIN).contains("lease     ✗ 10.0 s, not held"));
+        view.node.units[0].role = "standby".into();
+        view.node.units[0].lease_left_ms = Some(4000);
+        let text = for_people(&view, true, Theme::PLAIN);
+        assert!(text.contains("the primary's has run out in 4.00 s at the earliest"), "{text}");
+    }
+
+    #[test]
     fn a_standby_shows_its_own_lag() {
         let mut view = samples::view();
         let unit = &mut view.node.units[0];
@@ -470,17 +442,6 @@ mod tests {
         view.node.peers.clear();
         let text = for_people(&view, false, Theme::PLAIN);
         assert!(text.contains("pair --invite") && text.contains("protect DATASET"), "{text}");
-    }
-
-    #[test]
-    fn plain_lines_hold_one_thing_each_and_quote_what_has_spaces() {
-        let mut view = samples::view();
-        view.node.units[0].alarm = Some(samples::failure());
-        let text = plain(&view, false);
-        assert_eq!(text.lines().count(), 4, "{text}");
-        assert!(text.contains("\nunit name=db role=primary epoch=1 rpo_ms=1000 "), "{text}");
-        assert!(text.contains("alarm=\"b: recv/a/db has no room"), "{text}");
-        assert!(text.contains("standby unit=db peer=b connected=yes lag_ms=420 within_rpo=yes"));
     }
 
     #[test]

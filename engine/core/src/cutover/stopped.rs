@@ -5,7 +5,7 @@ use super::{Cutover, Kind, Phase};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId, VolumeId};
-use crate::io::{Action, Outcome};
+use crate::io::{Action, EventKind, Outcome};
 use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::service::Service;
@@ -17,6 +17,13 @@ impl Unit {
         let mut action = self.stop_action();
         if let Action::StopWorkload { before, .. } = &mut action {
             *before = self.record.workload.as_ref().and_then(|w| w.hooks.before_stop.clone());
+        }
+        if let Some(c) = &self.cutover
+            && let Some(prediction) = c.predicted.clone()
+        {
+            let (attempt, budget_ms) = (c.attempt, c.budget_ms);
+            let kind = EventKind::Predicted { attempt, prediction, budget_ms };
+            ctx.report(self.record.id, &self.record.name, kind);
         }
         let op = ctx.run(self.id(), Op::Cutover, action);
         if let Some(c) = &mut self.cutover {
