@@ -69,6 +69,49 @@ fn a_unit_moves_forth_and_back_and_forth_with_every_acknowledged_record() {
     assert_eq!(a.unit("db").expect("the unit")["role"], "standby");
 }
 
+/// Clients that know only `a`'s port: the workload listens elsewhere on each node.
+#[test]
+fn clients_behind_a_forward_see_a_pause_and_no_refusal() {
+    let (world, a, b) = pair();
+    a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "300ms", "--create"]);
+    b.wait_unit("db", "known", |u| u["role"] == "standby");
+    let [port, at_a, at_b] = [(); 3].map(|()| format!("127.0.0.1:{}", free_tcp_port()));
+    let workload = workload_binary().display().to_string();
+    let forward = format!("{port}={at_a},{at_b}");
+    let tcp = format!("tcp:{at_b}");
+    b.ok(&["run", "db", "--health", &tcp, "--", &workload, &at_b]);
+    a.ok(&["run", "db", "--forward", &forward, "--", &workload, &at_a]);
+    a.wait_serving("db");
+    let first = std::net::TcpStream::connect(&port).expect("the port is open");
+    let ledger = Ledger::start(std::slice::from_ref(&port));
+    ledger.wait_more(50);
+    a.wait_in_step("db");
+    // Comes again at once whenever it is cut, and counts how often nobody takes its connection.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (ends, address) = (stop.clone(), port.clone());
+    let knocking = std::thread::spawn(move || {
+        let mut refused = 0;
+        while !ends.load(std::sync::atomic::Ordering::Relaxed) {
+            refused += u32::from(std::net::TcpStream::connect(&address).is_err());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        refused
+    });
+    let report = a.json(&["migrate", "db", "--to", "b"]);
+    b.wait_serving("db");
+    ledger.wait_more(50);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(knocking.join().expect("it knocked"), 0, "connections were refused");
+    drop(first);
+    let clients = &report["clients"];
+    assert!(clients["held"].as_u64().is_some_and(|held| held > 0), "{report:#}");
+    assert!(clients["lost"].as_u64().is_some_and(|lost| lost > 0), "{report:#}");
+    assert_eq!(clients["errors"], 0, "{report:#}");
+    eprintln!("as clients felt it: {clients}, downtime {}", report["downtime_total_ms"]);
+    let verdict = ledger.verdict(&volume(&b, &world));
+    assert!(verdict.holds(), "{verdict:?}");
+}
+
 #[test]
 fn a_migration_back_sends_only_what_changed() {
     let (world, a, b) = pair();
