@@ -9,7 +9,8 @@ use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
-    Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec, StoreError,
+    Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec,
+    StoreError,
 };
 
 use super::Tools;
@@ -137,25 +138,23 @@ fn snapshot(
     freeze: bool,
     quiesced: bool,
 ) -> Result<Outcome, Failure> {
-    let can = tools.store.capabilities();
-    let needs_rest = !quiesced && !can.live_snapshot;
-    let group = !quiesced && names.len() > 1 && !can.atomic_group_snapshot;
+    let (look, freeze) = rest_needed(tools.store.capabilities(), names.len(), freeze, quiesced);
     let mut alone = true;
-    if needs_rest {
+    if look {
         let paths = live_paths(tools, &names)?;
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let outsiders = tools.workloads.outsiders(unit, &paths);
         alone = outsiders.is_empty();
         tell_fuzzy(tools, unit, &outsiders);
     }
-    let frozen = match (needs_rest && freeze) || group {
+    let frozen = match freeze {
         true => Some(tools.workloads.freeze(unit)?),
         false => None,
     };
     failpoint::pass(|| "frozen");
     let taken = tools.store.snapshot(&SnapshotSpec {
         names,
-        quiesced: quiesced || (needs_rest && alone),
+        quiesced: quiesced || (look && alone),
         properties: BTreeMap::new(),
     });
     // It goes on first, whatever came of it.
@@ -164,6 +163,13 @@ fn snapshot(
         _ => frozen.thaw(),
     });
     Ok(Outcome::Snapshots { snapshots: taken.map_err(failure)?, frozen_ms })
+}
+
+/// Whether others have to be looked for, and whether the workload has to be frozen.
+fn rest_needed(can: &Capabilities, volumes: usize, freeze: bool, quiesced: bool) -> (bool, bool) {
+    let look = !quiesced && !can.live_snapshot;
+    let group = !quiesced && volumes > 1 && !can.atomic_group_snapshot;
+    (look, (look && freeze) || group)
 }
 
 /// Says who makes snapshots fuzzy when it begins, and that it is over.
@@ -331,4 +337,26 @@ fn give_back(
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
     paths.remove(dataset);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_taken_from_a_frozen_workload_unless_the_store_takes_it_as_one_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = flocker_vault::Vault::create(dir.path().join("v")).unwrap();
+        let vault = flocker_store::Store::capabilities(&vault).clone();
+        let openzfs =
+            Capabilities { live_snapshot: true, atomic_group_snapshot: true, ..vault.clone() };
+        let fuse = Capabilities { atomic_group_snapshot: false, ..openzfs.clone() };
+        // (others looked for, frozen)
+        assert_eq!(rest_needed(&openzfs, 3, false, false), (false, false));
+        assert_eq!(rest_needed(&fuse, 1, false, false), (false, false));
+        assert_eq!(rest_needed(&fuse, 2, false, false), (false, true));
+        assert_eq!(rest_needed(&fuse, 2, false, true), (false, false), "it is stopped");
+        assert_eq!(rest_needed(&vault, 2, true, false), (true, true));
+        assert_eq!(rest_needed(&vault, 1, false, false), (true, false));
+    }
 }

@@ -349,3 +349,31 @@ fn a_full_disk_stops_the_receive_and_leaves_the_last_snapshot() {
         std::panic::resume_unwind(panic);
     }
 }
+
+#[test]
+fn a_crash_while_a_volume_is_set_aside_is_made_good_by_the_same_call() {
+    let (dir, vault) = new_vault();
+    vault.create(&name("vault/d"), DatasetKind::Directory).expect("created");
+    let path = vault.activate(&name("vault/d")).expect("activated").expect("a path");
+    sh(&path, "echo one > f");
+    let first = files(&path);
+    take(&vault, "vault/d@1");
+    sh(&path, "echo two > f; echo g > g");
+    take(&vault, "vault/d@2");
+    sh(&path, "echo three > f");
+    let third = files(&path);
+    vault.fence(&name("vault/d")).expect("fenced");
+    let copies = Copies::start(&dir.path().join("v"), dir.path());
+    let aside = name("vault/d-diverged-1");
+    assert!(vault.set_aside(&snap("vault/d@1"), &aside).expect("set aside"));
+    let points = copies.check(|point, copy| {
+        let done = copy.set_aside(&snap("vault/d@1"), &aside).expect("goes on");
+        assert!(done, "after {point}");
+        let live = |dataset| copy.activate(dataset).expect("activates").expect("a path");
+        assert_eq!(files(&live(&name("vault/d"))), first, "after {point}");
+        assert_eq!(files(&live(&aside)), third, "after {point}");
+    });
+    for point in ["aside-snapshotted", "aside-split"] {
+        assert!(points.iter().any(|p| p == point), "{point} was not passed: {points:?}");
+    }
+}

@@ -19,6 +19,15 @@ use crate::properties::{Native, OURS};
 
 impl ZfsStore {
     pub(crate) fn activate_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        let known = self.take_path(dataset);
+        let nobody = self.is_at_rest(dataset);
+        self.forget_rest(dataset);
+        if self.dialect.fuse
+            && let Some(path) = known
+            && self.mount_known(dataset, &path, nobody)?
+        {
+            return Ok(Some(path));
+        }
         let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
         if now["type"].value != "filesystem" {
             return Ok(None);
@@ -43,16 +52,39 @@ impl ZfsStore {
         Ok(Some(path))
     }
 
-    /// Nobody holds it, and the path it belongs to is free.
+    /// Mounts what was looked at before, and sees whether it came out as expected; what was asked then is
+    /// asked again while the mount runs. `false`: the long way has to be gone.
+    fn mount_known(&self, dataset: &DatasetName, path: &Path, nobody: bool) -> Result<bool> {
+        if !nobody {
+            self.refuse_if_held(dataset)?;
+        }
+        refuse_taken_path(dataset, path)?;
+        let (mounted, properties) = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| self.native(dataset, &["canmount", "readonly"]));
+            let words = ["mount", dataset.as_str()];
+            (self.zfs_patiently(&words, About::dataset(dataset)), asked.join())
+        });
+        let as_expected = matches!(&properties, Ok(Ok(now))
+            if now["canmount"].value == "noauto" && now["readonly"].value == "off");
+        Ok(mounted.is_ok() && as_expected && self.check_mounted(dataset, path).is_ok())
+    }
+
+    /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
-        let now = self.native(dataset, &["type", "mountpoint"])?;
+        let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
         let mounted = mounts::own()?.iter().any(|mount| mount.is_live_of(dataset));
         if now["type"].value != "filesystem" || mounted {
             return Ok(());
         }
         self.refuse_if_held(dataset)?;
         match now["mountpoint"].value.as_str() {
-            path if path.starts_with('/') => refuse_taken_path(dataset, Path::new(path)),
+            path if path.starts_with('/') => {
+                refuse_taken_path(dataset, Path::new(path))?;
+                if now["canmount"].value == "noauto" && now["readonly"].value == "off" {
+                    self.note_path(dataset, path.into());
+                }
+                Ok(())
+            }
             // Where it would go is said by the options; `activate` looks there.
             _ => Ok(()),
         }

@@ -17,6 +17,7 @@
 //!   it is gone is also the proof that no namespace, pinned or not, has the filesystem any more.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flocker_store::store::Result;
 use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
@@ -24,8 +25,10 @@ use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
 use crate::ZfsStore;
 use crate::errors::About;
 use crate::fusectl::Connections;
+use crate::holders::other_mounts;
 use crate::mounts;
 use crate::properties::Native;
+use crate::rest::Watch;
 
 /// What `canmount` was before we took the dataset over.
 pub const WAS_CANMOUNT: &str = "flocker-repl:was-canmount";
@@ -36,8 +39,16 @@ pub const WAS_MOUNTPOINT: &str = "flocker-repl:was-mountpoint";
 /// Stands for a value that was not set locally.
 pub const INHERIT: &str = "(inherit)";
 
+/// How long zfs-fuse may take to be done with an unmount before it is asked who keeps it from that.
+const SETTLED: Duration = Duration::from_millis(200);
+
+const AFTER: &str = "still has it after it was unmounted here";
+
 impl ZfsStore {
     pub(crate) fn fence_dataset(&self, dataset: &DatasetName) -> Result<()> {
+        if self.dialect.fuse && (self.is_at_rest(dataset) || self.fence_by_connection(dataset)?) {
+            return Ok(());
+        }
         let before = self.native(dataset, &["type", "canmount", "readonly"])?;
         if before["type"].value != "filesystem" {
             return self.fence_zvol(dataset, &before);
@@ -61,6 +72,81 @@ impl ZfsStore {
         }
         // Somebody may have mounted it since we looked.
         self.refuse_if_writable(dataset)
+    }
+
+    /// The fence of a filesystem that zfs-fuse has mounted for us. That its connection is gone after the
+    /// unmount proves that nobody in any namespace has it, so nobody is looked for unless the unmount fails
+    /// or the connection stays; a mount that would stay is looked for before, since then nothing is changed.
+    /// What else there is to ask is asked while the unmount runs. `false`: it is not mounted here, or the
+    /// kernel has no word of connections.
+    fn fence_by_connection(&self, dataset: &DatasetName) -> Result<bool> {
+        let namespaces = mounts::everywhere_by_process()?;
+        let Some(mount) = namespaces.own.iter().find(|mount| mount.is_live_of(dataset)) else {
+            return Ok(false);
+        };
+        let Some(connections) = Connections::open() else {
+            return Ok(false);
+        };
+        let minor = mount.dev.1;
+        let busy = |holders| StoreError::Busy { dataset: dataset.clone(), holders };
+        if other_mounts(&namespaces, dataset) {
+            return Err(busy(self.holders(dataset)?));
+        }
+        if !connections.drain(minor) {
+            return Err(self.still_held(dataset, 0, "zfs-fuse", "does not answer its requests"));
+        }
+        let (unmounted, properties) = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| self.native(dataset, &["type", "canmount", "mountpoint"]));
+            let unmounted = self.zfs(&["unmount", dataset.as_str()], About::dataset(dataset));
+            (unmounted, asked.join())
+        });
+        match unmounted {
+            Ok(_) => {}
+            Err(StoreError::Busy { .. }) => return Err(busy(self.holders(dataset)?)),
+            // Somebody else has unmounted it in between.
+            Err(error) if self.mounted_here(dataset)?.is_some() => return Err(error),
+            Err(_) => {}
+        }
+        // From here on every mount is seen; before, there is none but those whose connection must go.
+        let watch = Watch::new();
+        if let Some(path) = self.mounted_here(dataset)? {
+            let what = format!("has mounted it again at {}", path.display());
+            return Err(self.still_held(dataset, 0, "somebody", &what));
+        }
+        if !connections.gone_within(minor, SETTLED) {
+            self.refuse_who_still_has_it(dataset)?;
+            if !connections.gone(minor) {
+                return Err(self.still_held(dataset, 0, "somebody unknown", AFTER));
+            }
+        }
+        let properties = match properties {
+            Ok(properties) => properties?,
+            Err(_) => self.native(dataset, &["type", "canmount", "mountpoint"])?,
+        };
+        if properties["canmount"].value == "on" {
+            self.remember(dataset, WAS_CANMOUNT, &properties["canmount"])?;
+            self.set_words(dataset, &["canmount=noauto".to_owned()])?;
+            self.read_back(dataset)?;
+        }
+        let mountpoint = &properties["mountpoint"].value;
+        if mountpoint.starts_with('/') && properties["canmount"].value == "noauto" {
+            self.note_path(dataset, mountpoint.into());
+        }
+        self.note_rest(dataset, watch);
+        Ok(true)
+    }
+
+    /// # Errors
+    /// [`StoreError::Busy`] naming a namespace that has it mounted.
+    fn refuse_who_still_has_it(&self, dataset: &DatasetName) -> Result<()> {
+        let everywhere = mounts::everywhere()?;
+        let has = |mount: &mounts::Mount| mount.is_of(dataset);
+        match everywhere.others.iter().find(|namespace| namespace.mounts.iter().any(has)) {
+            None => Ok(()),
+            Some(namespace) => {
+                Err(self.still_held(dataset, namespace.pid, &namespace.command, AFTER))
+            }
+        }
     }
 
     /// The properties of a fence, as ZFS says they are now.
@@ -160,18 +246,10 @@ impl ZfsStore {
             Err(error) if self.mounted_here(dataset)?.is_some() => return Err(error),
             Err(_) => {}
         }
-        let everywhere = mounts::everywhere()?;
-        let left = everywhere
-            .others
-            .iter()
-            .find(|namespace| namespace.mounts.iter().any(|mount| mount.is_of(dataset)));
-        let after = "still has it after it was unmounted here";
-        if let Some(namespace) = left {
-            return Err(self.still_held(dataset, namespace.pid, &namespace.command, after));
-        }
+        self.refuse_who_still_has_it(dataset)?;
         match connection {
             Some((connections, minor)) if !connections.gone(minor) => {
-                Err(self.still_held(dataset, 0, "somebody unknown", after))
+                Err(self.still_held(dataset, 0, "somebody unknown", AFTER))
             }
             _ => Ok(()),
         }

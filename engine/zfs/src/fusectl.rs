@@ -13,6 +13,7 @@
 //! A connection's number is the minor of its filesystem's device. systemd mounts fusectl at
 //! `/sys/fs/fuse/connections`; a mount of our own that is attached nowhere needs no such place.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -56,24 +57,43 @@ impl Connections {
 
     /// Waits until the daemon has answered everything; `false` when it does not.
     pub(crate) fn drain(&self, minor: u32) -> bool {
-        wait_for(|| self.waiting(minor).is_none_or(|waiting| waiting == 0))
+        wait_for(CONNECTION_GRACE, || self.waiting(minor).is_none_or(|waiting| waiting == 0))
     }
 
     /// Waits until the connection is gone: nobody in any mount namespace has the filesystem any more.
     pub(crate) fn gone(&self, minor: u32) -> bool {
-        wait_for(|| self.waiting(minor).is_none())
+        self.gone_within(minor, CONNECTION_GRACE)
+    }
+
+    /// As [`Connections::gone`], but not for longer than `limit`.
+    pub(crate) fn gone_within(&self, minor: u32, limit: Duration) -> bool {
+        wait_for(limit, || self.waiting(minor).is_none())
+    }
+
+    /// The minors of all connections there are.
+    ///
+    /// # Errors
+    /// The kernel does not let us list them.
+    pub(crate) fn minors(&self) -> std::io::Result<BTreeSet<u32>> {
+        let mut found = BTreeSet::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            found.extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(found)
     }
 }
 
-fn wait_for(done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + CONNECTION_GRACE;
-    let mut pause = Duration::from_micros(200);
+fn wait_for(limit: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_micros(100);
     while !done() {
         if Instant::now() >= deadline {
             return false;
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
+        // Short at first: it is mostly a matter of a millisecond, and somebody waits for us.
+        pause = (pause * 5 / 4).min(Duration::from_millis(20));
     }
     true
 }

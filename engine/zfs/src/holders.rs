@@ -17,12 +17,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flocker_store::store::Result;
 use flocker_store::{DatasetName, Holder, StoreError};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statfs, statx};
 
 use crate::ZfsStore;
+use crate::fusectl::Connections;
 use crate::mounts::{self, Mount, Namespaces};
 
 /// Most holders named in one error.
@@ -59,9 +61,35 @@ impl ZfsStore {
         Ok(found)
     }
 
+    /// Whether it is mounted nowhere, and every FUSE connection belongs to something that is mounted: then
+    /// there is nobody to look for, since a filesystem that anybody uses has a connection.
+    fn nobody_can_hold(&self, dataset: &DatasetName) -> Result<bool> {
+        let Some(connections) = self.dialect.fuse.then(Connections::open).flatten() else {
+            return Ok(false);
+        };
+        // In this order: a mount that comes meanwhile is a connection we have not listed.
+        let Ok(minors) = connections.minors() else { return Ok(false) };
+        let namespaces = mounts::everywhere()?;
+        let others = namespaces.others.iter().flat_map(|n| &n.mounts);
+        let mut mounted = BTreeSet::new();
+        for mount in namespaces.own.iter().chain(others) {
+            if mount.is_of(dataset) {
+                return Ok(false);
+            }
+            mounted.insert(mount.dev);
+        }
+        // One that has gone meanwhile is nobody's any more.
+        let gone = |minor: &u32| connections.gone_within(*minor, Duration::ZERO);
+        let orphan = |minor: &&u32| !mounted.contains(&(0, **minor)) && !gone(minor);
+        Ok(namespaces.opaque.is_empty() && !minors.iter().any(|minor| orphan(&minor)))
+    }
+
     /// # Errors
     /// [`StoreError::Busy`] naming everybody found.
     pub(crate) fn refuse_if_held(&self, dataset: &DatasetName) -> Result<()> {
+        if self.nobody_can_hold(dataset)? {
+            return Ok(());
+        }
         let holders = self.holders(dataset)?;
         if holders.is_empty() {
             return Ok(());
@@ -96,6 +124,12 @@ impl ZfsStore {
         }
         Err(StoreError::Busy { dataset: dataset.clone(), holders })
     }
+}
+
+/// Mounts of a dataset, by the tables alone, that an unmount in our namespace will not take away.
+pub(crate) fn other_mounts(namespaces: &Namespaces, dataset: &DatasetName) -> bool {
+    !foreign_mounts(namespaces, dataset).is_empty()
+        || !own_extra_mounts(&namespaces.own, dataset).is_empty()
 }
 
 fn in_another_namespace(mount: &Mount) -> String {
@@ -224,7 +258,13 @@ impl Search {
         } else if self.orphans && dev.0 == 0 && !self.mounted.contains(&dev) {
             let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
             let stored = matches!(kind, FileType::RegularFile | FileType::Directory);
-            if stored && statfs(link).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC) {
+            // It may have been mounted since the tables were read.
+            let mounted_now =
+                || mounts::own().is_ok_and(|own| own.iter().any(|mount| mount.dev == dev));
+            if stored
+                && statfs(link).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC)
+                && !mounted_now()
+            {
                 let path = to();
                 found.push(format!(
                     "{what} {} on a FUSE filesystem that is mounted nowhere any more",

@@ -55,6 +55,7 @@ mod parse;
 pub mod probe;
 pub mod properties;
 pub mod receive;
+mod rest;
 pub mod run;
 pub mod send;
 pub mod snapshots;

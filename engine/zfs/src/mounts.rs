@@ -98,6 +98,19 @@ pub(crate) fn own() -> Result<Vec<Mount>> {
 /// # Errors
 /// [`StoreError::Permission`] where a mount table may not be read: what is not seen is not free.
 pub(crate) fn everywhere() -> Result<Namespaces> {
+    in_namespaces(tasks)
+}
+
+/// As [`everywhere`], but a thread is taken to live where its process does: for where something else proves
+/// afterwards that no thread was anywhere else.
+///
+/// # Errors
+/// As [`everywhere`].
+pub(crate) fn everywhere_by_process() -> Result<Namespaces> {
+    in_namespaces(|pid| vec![PathBuf::from(format!("/proc/{pid}"))])
+}
+
+fn in_namespaces(places: impl Fn(u32) -> Vec<PathBuf>) -> Result<Namespaces> {
     let own = own()?;
     let mut seen: BTreeMap<PathBuf, Option<Namespace>> = BTreeMap::new();
     if let Ok(link) = fs::read_link("/proc/self/ns/mnt") {
@@ -105,7 +118,7 @@ pub(crate) fn everywhere() -> Result<Namespaces> {
     }
     let mut veiled: Vec<Namespace> = Vec::new();
     for pid in processes()? {
-        for task in tasks(pid) {
+        for task in places(pid) {
             let link = match fs::read_link(task.join("ns/mnt")) {
                 Ok(link) if seen.contains_key(&link) => continue,
                 Ok(link) => Some(link),

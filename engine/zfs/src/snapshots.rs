@@ -131,6 +131,8 @@ impl ZfsStore {
             args.extend(options.iter().chain(names).map(String::as_str));
             self.zfs(&args, About::dataset(first.dataset()))
         };
+        let at_rest: Vec<bool> =
+            spec.names.iter().map(|name| self.is_at_rest(name.dataset())).collect();
         if self.dialect.fuse {
             for (done, word) in words.iter().enumerate() {
                 if let Err(error) = run(std::slice::from_ref(word)) {
@@ -141,6 +143,7 @@ impl ZfsStore {
         } else {
             run(&words)?;
         }
+        self.note_snapshots(&spec.names, &at_rest);
         let mut found = self.find_snapshots(&spec.names)?;
         spec.names
             .iter()
@@ -164,6 +167,7 @@ impl ZfsStore {
         for name in snapshots {
             self.refuse_ranges(name)?;
         }
+        self.forget_snapshots(snapshots);
         let mut by_dataset: BTreeMap<&DatasetName, BTreeSet<&SnapshotName>> = BTreeMap::new();
         for name in snapshots {
             by_dataset.entry(name.dataset()).or_default().insert(name);

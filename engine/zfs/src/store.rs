@@ -20,6 +20,7 @@ use flocker_store::{
 use crate::ZfsOptions;
 use crate::errors::{self, About};
 use crate::probe::Dialect;
+use crate::rest::Rests;
 use crate::run::{Finished, Program, Runner, SystemRunner};
 use crate::snapshots::PROBE_PREFIX;
 
@@ -39,6 +40,8 @@ pub struct ZfsStore {
     pub(crate) receiving: Arc<Mutex<BTreeSet<DatasetName>>>,
     /// Guards read-change-write of the hold tags that zfs-fuse cannot list.
     pub(crate) tags: Arc<Mutex<()>>,
+    /// What is known of datasets at rest.
+    pub(crate) rests: Arc<Mutex<Rests>>,
 }
 
 impl ZfsStore {
@@ -74,6 +77,7 @@ impl ZfsStore {
             dialect,
             receiving: Arc::default(),
             tags: Arc::default(),
+            rests: Arc::default(),
         };
         store.dataset(root)?;
         tracing::debug!(store = %store.describe(), version = %store.capabilities.version, "opened");
@@ -184,12 +188,15 @@ impl Store for ZfsStore {
 
     fn destroy_dataset(&self, dataset: &DatasetName) -> Result<()> {
         self.inside(dataset)?;
+        self.forget_rest(dataset);
         self.destroy_one_dataset(dataset)
     }
 
     fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()> {
         self.inside(from)?;
         self.inside(to)?;
+        self.forget_rest(from);
+        self.forget_rest(to);
         self.rename_dataset(from, to)
     }
 
@@ -241,6 +248,7 @@ impl Store for ZfsStore {
 
     fn rollback(&self, snapshot: &SnapshotName) -> Result<()> {
         self.inside(snapshot.dataset())?;
+        self.forget_rest(snapshot.dataset());
         self.roll_back(snapshot)
     }
 
@@ -266,6 +274,7 @@ impl Store for ZfsStore {
 
     fn receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>> {
         self.inside(&spec.dataset)?;
+        self.forget_rest(&spec.dataset);
         self.start_receive(spec)
     }
 
@@ -287,6 +296,8 @@ impl Store for ZfsStore {
     fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool> {
         self.inside(keep.dataset())?;
         self.inside(aside)?;
+        self.forget_rest(keep.dataset());
+        self.forget_rest(aside);
         self.set_dataset_aside(keep, aside)
     }
 
@@ -302,11 +313,13 @@ impl Store for ZfsStore {
 
     fn remove_clone(&self, clone: &DatasetName) -> Result<()> {
         self.inside(clone)?;
+        self.forget_rest(clone);
         self.take_clone_away(clone)
     }
 
     fn give_back(&self, dataset: &DatasetName) -> Result<()> {
         self.inside(dataset)?;
+        self.forget_rest(dataset);
         self.give_dataset_back(dataset)
     }
 }

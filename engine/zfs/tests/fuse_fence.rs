@@ -422,3 +422,62 @@ fn thousands_of_files_closed_right_before_the_fence_do_not_wedge_zfs_fuse() {
     }
     assert_eq!(fs::read_dir(&path).unwrap().count(), 900);
 }
+
+#[test]
+fn what_a_mount_by_hand_wrote_after_the_final_snapshot_is_found() {
+    let _alone = alone();
+    let Some(pair) = Pair::new("hand", "what_a_mount_by_hand_wrote") else {
+        return;
+    };
+    let (dataset, path) = pair.live("v");
+    fs::write(path.join("f"), "ours").unwrap();
+    pair.from.fence(&dataset).unwrap();
+    let last = pair.snap(&dataset, "final").name;
+    pair.from.verify_unwritten(&last).unwrap();
+    pair.from.fence(&dataset).unwrap();
+    pair.from.verify_unwritten(&last).unwrap();
+    common::zfs(&["mount", dataset.as_str()]);
+    let writable = pair.from.verify_unwritten(&last).unwrap_err();
+    assert!(matches!(writable, StoreError::Busy { .. }), "{writable}");
+    fs::write(path.join("f"), "by hand").unwrap();
+    common::zfs(&["unmount", dataset.as_str()]);
+    let modified = pair.from.verify_unwritten(&last).unwrap_err();
+    assert!(matches!(modified, StoreError::Modified { .. }), "{modified}");
+    // Nor is what was written before the fence taken for the snapshot.
+    pair.from.activate(&dataset).unwrap();
+    let before = pair.snap(&dataset, "before").name;
+    fs::write(path.join("f"), "after").unwrap();
+    pair.from.fence(&dataset).unwrap();
+    let modified = pair.from.verify_unwritten(&before).unwrap_err();
+    assert!(matches!(modified, StoreError::Modified { .. }), "{modified}");
+}
+
+#[test]
+fn what_somebody_changed_between_a_fence_and_an_activation_counts() {
+    let _alone = alone();
+    let Some(pair) = Pair::new("change", "what_somebody_changed_between") else {
+        return;
+    };
+    let (dataset, path) = pair.live("v");
+    fs::write(path.join("f"), "x").unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let words = [
+        "canmount=on".to_owned(),
+        "readonly=on".to_owned(),
+        format!("mountpoint={}", elsewhere.path().join("at").display()),
+    ];
+    for word in words {
+        pair.from.fence(&dataset).unwrap();
+        common::zfs(&["set", &word, dataset.as_str()]);
+        if pair.from.dataset(&dataset).unwrap().mounted_at.is_some() {
+            common::zfs(&["unmount", dataset.as_str()]);
+        }
+        let now = pair.from.activate(&dataset).unwrap().unwrap();
+        assert_eq!(fs::read(now.join("f")).unwrap(), b"x", "{word}");
+        fs::write(now.join("g"), "writable").unwrap();
+        assert_eq!(now == path, !word.starts_with("mountpoint"), "{word}");
+        let canmount = ["get", "-Hp", "-o", "value", "canmount", dataset.as_str()];
+        assert_eq!(common::zfs(&canmount).trim(), "noauto", "{word}");
+    }
+    pair.from.fence(&dataset).unwrap();
+}

@@ -1,11 +1,15 @@
 //! Who holds a tree: open files, working directories, memory maps, mounts.
 //!
+//! A file that is mapped and not open is found only in `maps`, which the kernel writes out at length for each
+//! process: that is read once, after a rename, and not in the look before it, which only saves moving a tree
+//! that is plainly in use.
+//!
 //! Owns: reading `/proc` for it. What this user may not see of other users' processes is not found: without
 //! root only one's own processes are. Our own process is left out.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +18,17 @@ use flocker_store::Holder;
 /// Holders that are listed, at most: enough to act on, not a page of one server's descriptors.
 const MAX_HOLDERS: usize = 32;
 
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Everything but memory maps.
+    Glance,
+    /// Everything.
+    Whole,
+}
+
 /// Everybody found who holds something in the trees at these paths (one tree, by its names now and before).
-pub(crate) fn find(paths: &[&Path]) -> Vec<Holder> {
+pub(crate) fn find(paths: &[&Path], look: Look) -> Vec<Holder> {
     let mut found = Vec::new();
     let mut namespaces = BTreeSet::new();
     let regions: Vec<Region> = paths.iter().filter_map(|p| Region::of(p)).collect();
@@ -31,7 +44,7 @@ pub(crate) fn find(paths: &[&Path]) -> Vec<Holder> {
             break;
         }
         let proc = entry.path();
-        let what = if pid == own { None } else { held(&proc, paths) };
+        let what = if pid == own { None } else { held(&proc, paths, look) };
         let what = what.or_else(|| {
             // Threads of one namespace see the same mounts.
             let namespace = std::fs::read_link(proc.join("ns/mnt")).ok()?;
@@ -58,7 +71,7 @@ fn within(path: &Path, paths: &[&Path]) -> bool {
     paths.iter().any(|p| path.starts_with(p))
 }
 
-fn held(proc: &Path, paths: &[&Path]) -> Option<String> {
+fn held(proc: &Path, paths: &[&Path], look: Look) -> Option<String> {
     for (link, what) in
         [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")]
     {
@@ -77,12 +90,40 @@ fn held(proc: &Path, paths: &[&Path]) -> Option<String> {
             }
         }
     }
+    if look == Look::Glance {
+        return None;
+    }
     let maps = std::fs::read(proc.join("maps")).ok()?;
+    // Most processes map nothing of it, and that is seen without cutting the text up.
+    let prefixes: Vec<&[u8]> = paths.iter().map(|path| beginning(path)).collect();
+    if !prefixes.iter().any(|prefix| contains(&maps, prefix)) {
+        return None;
+    }
     maps.split(|b| *b == b'\n').find_map(|line| {
         let at = line.iter().position(|b| *b == b'/')?;
         let target = PathBuf::from(OsString::from_vec(unescape(&line[at..])));
         within(&target, paths).then(|| format!("memory map of {}", target.display()))
     })
+}
+
+/// The part of a path that `maps` shows as it is, whatever it escapes.
+fn beginning(path: &Path) -> &[u8] {
+    let bytes = path.as_os_str().as_bytes();
+    let plain = |b: &u8| !matches!(b, b'\n' | b'\\' | b' ' | b'\t');
+    let end = bytes.iter().position(|b| !plain(b)).unwrap_or(bytes.len());
+    &bytes[..end]
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    let Some((first, rest)) = part.split_first() else { return true };
+    let mut at = text;
+    while let Some(found) = at.iter().position(|b| b == first) {
+        at = &at[found + 1..];
+        if at.starts_with(rest) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Where a tree lies on its file system, whatever is mounted where.
@@ -174,8 +215,6 @@ pub(crate) fn real(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
     use super::*;
 
     #[test]

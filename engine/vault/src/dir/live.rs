@@ -14,8 +14,9 @@ use std::time::SystemTime;
 use flocker_store::{DatasetName, StoreError};
 
 use super::checkout::{self, Place};
+use super::holders::{self, Look};
 use super::scan::{self, Scanned};
-use super::{holders, seen};
+use super::seen;
 use crate::blocks::{ReadBlocks, Session, sync_dir};
 use crate::fault;
 use crate::inner::Inner;
@@ -221,7 +222,11 @@ impl Directory {
 
     fn make_hidden(&self) -> Result<()> {
         let hidden = layout::hidden(&self.inner.path, self.id);
-        std::fs::create_dir_all(&hidden).map_err(|e| io(&hidden, e))
+        match std::fs::create_dir(&hidden) {
+            Ok(()) => sync_dir(&self.inner.path.join("hidden")),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(e) => Err(io(&hidden, e)),
+        }
     }
 
     fn path_is_free(&self, path: &Path) -> Result<()> {
@@ -285,7 +290,7 @@ impl Directory {
         let (live, place) = (self.live_path(), self.place());
         let busy = |holders| StoreError::Busy { dataset: self.name.clone(), holders };
         let before = holders::real(&live);
-        let found = holders::find(&[&before]);
+        let found = holders::find(&[&before], Look::Glance);
         if !found.is_empty() {
             return Err(busy(found));
         }
@@ -293,14 +298,15 @@ impl Directory {
         self.rename_tree(&live, &place.tree)?;
         // Whoever came by path between the look and the rename holds it now.
         let after = holders::real(&place.tree);
-        let found = holders::find(&[&after, &before]);
+        let found = holders::find(&[&after, &before], Look::Whole);
         if !found.is_empty() {
             self.rename_tree(&place.tree, &live)?;
             return Err(busy(found));
         }
         fault::point("fence-renamed", &self.inner.path)?;
-        let parent = live.parent().unwrap_or(&self.inner.path);
-        self.sync_live_names(parent)?;
+        // Nothing above was made: the two directories that the name went from and to.
+        sync_dir(live.parent().unwrap_or(&self.inner.path))?;
+        sync_dir(&layout::hidden(&self.inner.path, self.id))?;
         self.set_state(Live::Fenced)
     }
 
