@@ -224,7 +224,8 @@ pub trait Store: Send + Sync {
     /// keeps whatever is beyond it: the difference is snapshotted, the dataset renamed to `aside`, `keep`
     /// cloned under the old name and promoted, so that the snapshots up to `keep` belong to it again.
     /// The new dataset is fenced; its local properties are those of the old one, but for our own, which
-    /// stay with neither. Idempotent after a crash at any point: called again with the same names it
+    /// stay with neither (what [`Store::give_back`] needs stays with the dataset). On ZFS `keep` cannot be
+    /// destroyed for as long as `aside` exists, which is a clone of it then. Idempotent after a crash at any point: called again with the same names it
     /// finishes. `false`: nothing was beyond `keep`, and nothing was done.
     ///
     /// # Errors

@@ -16,14 +16,14 @@ use crate::errors::About;
 use crate::fence::{INHERIT, WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
 use crate::mounts;
 use crate::properties::{Native, OURS};
+use crate::rest::Watch;
 
 impl ZfsStore {
     pub(crate) fn activate_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
         let known = self.take_path(dataset);
-        let nobody = self.is_at_rest(dataset);
         self.forget_rest(dataset);
         if self.dialect.fuse
-            && let Some(path) = known
+            && let Some((path, nobody)) = known
             && self.mount_known(dataset, &path, nobody)?
         {
             return Ok(Some(path));
@@ -66,7 +66,12 @@ impl ZfsStore {
         });
         let as_expected = matches!(&properties, Ok(Ok(now))
             if now["canmount"].value == "noauto" && now["readonly"].value == "off");
-        Ok(mounted.is_ok() && as_expected && self.check_mounted(dataset, path).is_ok())
+        if mounted.is_err() || (as_expected && self.check_mounted(dataset, path).is_ok()) {
+            return Ok(mounted.is_ok());
+        }
+        // Nobody has been told of it yet. What zfs-fuse was told of `readonly` counts when it mounts.
+        self.unmount(dataset)?;
+        Ok(false)
     }
 
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
@@ -76,12 +81,13 @@ impl ZfsStore {
         if now["type"].value != "filesystem" || mounted {
             return Ok(());
         }
+        let watch = Watch::new();
         self.refuse_if_held(dataset)?;
         match now["mountpoint"].value.as_str() {
             path if path.starts_with('/') => {
                 refuse_taken_path(dataset, Path::new(path))?;
                 if now["canmount"].value == "noauto" && now["readonly"].value == "off" {
-                    self.note_path(dataset, path.into());
+                    self.note_path(dataset, path.into(), watch);
                 }
                 Ok(())
             }

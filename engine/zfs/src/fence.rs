@@ -14,7 +14,9 @@
 //! * zfs-fuse hangs for good when a filesystem is unmounted while the closing of files has not reached
 //!   it: the connection is drained first ([`crate::fusectl`]).
 //! * zfs-fuse finishes an unmount after the command has returned: the connection's end is waited for. That
-//!   it is gone is also the proof that no namespace, pinned or not, has the filesystem any more.
+//!   it is gone is also the proof that no namespace, pinned or not, has the filesystem any more, and no
+//!   process a file of it: so nobody is looked for there unless the unmount says busy, or the connection
+//!   stays. The properties are read back while the unmount runs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,7 +110,7 @@ impl ZfsStore {
             Err(_) => {}
         }
         // From here on every mount is seen; before, there is none but those whose connection must go.
-        let watch = Watch::new();
+        let (watch, for_path) = (Watch::new(), Watch::new());
         if let Some(path) = self.mounted_here(dataset)? {
             let what = format!("has mounted it again at {}", path.display());
             return Err(self.still_held(dataset, 0, "somebody", &what));
@@ -130,7 +132,7 @@ impl ZfsStore {
         }
         let mountpoint = &properties["mountpoint"].value;
         if mountpoint.starts_with('/') && properties["canmount"].value == "noauto" {
-            self.note_path(dataset, mountpoint.into());
+            self.note_path(dataset, mountpoint.into(), for_path);
         }
         self.note_rest(dataset, watch);
         Ok(true)

@@ -69,7 +69,8 @@ impl ZfsStore {
         };
         // In this order: a mount that comes meanwhile is a connection we have not listed.
         let Ok(minors) = connections.minors() else { return Ok(false) };
-        let namespaces = mounts::everywhere()?;
+        // By process is enough: what only a thread has mounted is a connection without a mount.
+        let namespaces = mounts::everywhere_by_process()?;
         let others = namespaces.others.iter().flat_map(|n| &n.mounts);
         let mut mounted = BTreeSet::new();
         for mount in namespaces.own.iter().chain(others) {

@@ -60,8 +60,9 @@ pub(crate) struct Rest {
 #[derive(Debug, Default)]
 pub(crate) struct Rests {
     rests: BTreeMap<DatasetName, Rest>,
-    /// Where a dataset is going to be mounted, found with `canmount=noauto` and writable.
-    paths: BTreeMap<DatasetName, PathBuf>,
+    /// Where a dataset is going to be mounted, found with `canmount=noauto` and not read-only; nobody had
+    /// it when the watch was made.
+    paths: BTreeMap<DatasetName, (PathBuf, Watch)>,
 }
 
 impl ZfsStore {
@@ -110,13 +111,15 @@ impl ZfsStore {
         rests.paths.remove(dataset);
     }
 
-    pub(crate) fn note_path(&self, dataset: &DatasetName, path: PathBuf) {
-        lock(&self.rests).paths.insert(dataset.clone(), path);
+    pub(crate) fn note_path(&self, dataset: &DatasetName, path: PathBuf, watch: Watch) {
+        lock(&self.rests).paths.insert(dataset.clone(), (path, watch));
     }
 
-    /// Where it is going to be mounted; known once.
-    pub(crate) fn take_path(&self, dataset: &DatasetName) -> Option<PathBuf> {
-        lock(&self.rests).paths.remove(dataset)
+    /// Where it is going to be mounted, and whether nobody can have mounted it since that was found; known
+    /// once.
+    pub(crate) fn take_path(&self, dataset: &DatasetName) -> Option<(PathBuf, bool)> {
+        let (path, mut watch) = lock(&self.rests).paths.remove(dataset)?;
+        Some((path, watch.is_quiet()))
     }
 }
 
