@@ -369,9 +369,10 @@ fn a_crash_while_a_volume_is_set_aside_is_made_good_by_the_same_call() {
     let points = copies.check(|point, copy| {
         let done = copy.set_aside(&snap("vault/d@1"), &aside).expect("goes on");
         assert!(done, "after {point}");
-        let live = |dataset| copy.activate(dataset).expect("activates").expect("a path");
-        assert_eq!(files(&live(&name("vault/d"))), first, "after {point}");
-        assert_eq!(files(&live(&aside)), third, "after {point}");
+        let live =
+            |dataset: &str| copy.activate(&name(dataset)).expect("activates").expect("a path");
+        assert_eq!(files(&live("vault/d")), first, "after {point}");
+        assert_eq!(files(&live(aside.as_str())), third, "after {point}");
     });
     for point in ["aside-snapshotted", "aside-split"] {
         assert!(points.iter().any(|p| p == point), "{point} was not passed: {points:?}");

@@ -230,6 +230,60 @@ fn a_fence_names_who_holds_the_directory_and_changes_nothing() {
 }
 
 #[test]
+fn a_mapping_without_a_descriptor_and_a_mount_in_another_namespace_hold_too() {
+    let (_dir, vault) = new_vault();
+    vault.create(&name("vault/a b"), DatasetKind::Directory).expect("created");
+    let path = live(&vault, "vault/a b");
+    let refused = |child: &mut std::process::Child, what: &str| {
+        match vault.fence(&name("vault/a b")) {
+            Err(StoreError::Busy { holders, .. }) => {
+                let names = |h: &flocker_store::Holder| h.what.contains(what);
+                assert!(holders.iter().any(|h| h.pid == child.id() && names(h)), "{holders:?}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        assert!(vault.dataset(&name("vault/a b")).expect("there").writable);
+        assert!(path.is_dir());
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+    };
+    // The loader maps a library and closes it.
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+    let library = maps.lines().find_map(|line| {
+        let at = line.find('/')?;
+        line[at..].contains("libc.so").then(|| line[at..].to_owned())
+    });
+    // In a directory without a blank, which LD_PRELOAD does not take.
+    let link = tempfile::tempdir().expect("a directory");
+    std::os::unix::fs::symlink(&path, link.path().join("v")).expect("a link");
+    if let Some(library) = library {
+        std::fs::copy(library, path.join("libmapped.so")).expect("copied");
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .env("LD_PRELOAD", link.path().join("v/libmapped.so"))
+            .spawn()
+            .expect("sleep");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        refused(&mut child, "memory map");
+    }
+    let probe = Command::new("unshare").args(["-m", "true"]).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: no mount namespaces for this user");
+        return;
+    }
+    let target = tempfile::tempdir().expect("a directory");
+    let script =
+        format!("mount --bind '{}' '{}' && exec sleep 60", path.display(), target.path().display());
+    let mut child = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", &script])
+        .spawn()
+        .expect("unshare");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    refused(&mut child, "mount at");
+    vault.fence(&name("vault/a b")).expect("now it is free");
+}
+
+#[test]
 fn the_last_snapshot_is_taken_and_proven_behind_the_fence() {
     let (_dir, vault) = new_vault();
     vault.create(&name("vault/d"), DatasetKind::Directory).expect("created");
