@@ -1,18 +1,31 @@
 //! The clocks: the core has none of its own.
+//!
+//! The monotonic one is CLOCK_BOOTTIME, which goes on while the host sleeps: a lease that has run out
+//! meanwhile has run out.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flocker_core::ids::Now;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::workload::Deadline;
 
 /// Counts from when the node started.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
-    started: Instant,
+    started: Duration,
+}
+
+/// Since the host's start, sleep included.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { started: Instant::now() }
+        Self { started: since_boot() }
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -20,14 +33,23 @@ impl Clock {
     }
 
     pub(crate) fn uptime_ms(&self) -> u64 {
-        millis(self.started.elapsed())
+        millis(self.elapsed())
     }
 
     /// How long until this moment of the monotonic clock; nothing if it has passed. Rounded up by
     /// a millisecond, so that the moment has come when the wait is over.
     pub(crate) fn until(&self, mono_ms: u64) -> Duration {
         let at = Duration::from_millis(mono_ms);
-        at.saturating_sub(self.started.elapsed())
+        at.saturating_sub(self.elapsed())
+    }
+
+    /// That moment of the monotonic clock by the clocks that a workload's supervisor can look at.
+    pub(crate) fn deadline(&self, mono_ms: u64) -> Deadline {
+        Deadline::after(self.until(mono_ms))
+    }
+
+    fn elapsed(&self) -> Duration {
+        since_boot().saturating_sub(self.started)
     }
 }
 

@@ -25,11 +25,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::config::{Config, make_private_dir};
+use crate::fencing::Fencing;
 use crate::history::History;
 use crate::hub::Hub;
 use crate::journal::{Contents, Journal, JournalError, LockError, StateLock};
 use crate::network::forward::Forwards;
-use crate::ops::{Ops, Report, Tools};
+use crate::ops::{Ops, Report, Tools, drill};
 use crate::server::{self, Api, SocketFile};
 use crate::transfer::{Parts, PeerLanes, Transfers};
 use crate::turn::{Loop, Peers, Turn, Turns};
@@ -300,6 +301,8 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         })
     };
     let tools = Arc::new(tools(&base, &report)?);
+    let units: Vec<_> = base.contents.units.iter().map(|unit| unit.id).collect();
+    drill::clean_up(&tools, &units);
     let trust = Arc::new(TrustSet::new(base.contents.peers.iter().map(|peer| peer.fingerprint)));
     let (manager, events) = PeerManager::start(
         base.config.node.listen,
@@ -325,7 +328,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         base.identity.fingerprint(),
         base.contents.incarnation,
         random_u64()?,
-        store::facts(base.store.as_ref()),
+        store::facts(base.store.as_ref(), base.config.fencing.is_some()),
     );
     let forwards = Forwards::new(tokio::runtime::Handle::current(), &base.contents.units);
     let the_loop = Loop {
@@ -363,7 +366,15 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
         node: base.identity.fingerprint(),
         log_bytes: base.config.limits.log_bytes,
         freeze_limit: Duration::from_millis(base.config.limits.freeze_ms),
+        isolated: false,
     };
+    let apart = Places {
+        state: places.state.join("drill"),
+        supervisor: drill::supervisor(&places.supervisor),
+        isolated: true,
+        ..places.clone()
+    };
+    let drills = Workloads::new(apart, Arc::new(|_| {})).map_err(io("preparing for drills"))?;
     let report = Arc::clone(report);
     let on_exit = Arc::new(move |exit: Exit| {
         tracing::warn!(unit = %exit.unit.short(), status = exit.status, "workload ended");
@@ -377,6 +388,9 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
     Ok(Tools {
         store: Arc::clone(&base.store),
         workloads: Arc::new(workloads),
+        drills,
+        clock: base.clock,
+        fencing: Fencing::new(base.config.fencing.clone(), &base.config.node.state),
         paths: std::sync::Mutex::default(),
         fuzzy: std::sync::Mutex::default(),
     })

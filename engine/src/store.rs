@@ -33,7 +33,7 @@ pub(crate) fn init(uri: &StoreUri) -> Result<(), StoreError> {
 }
 
 /// What the core needs to know.
-pub(crate) fn facts(store: &dyn Store) -> StoreFacts {
+pub(crate) fn facts(store: &dyn Store, fencing_hook: bool) -> StoreFacts {
     let capabilities = store.capabilities();
     StoreFacts {
         describe: format!("{} ({})", store.describe(), capabilities.version),
@@ -47,7 +47,7 @@ pub(crate) fn facts(store: &dyn Store) -> StoreFacts {
         large_block_send: capabilities.large_block_send,
         holds: capabilities.holds,
         atomic_group_snapshot: capabilities.atomic_group_snapshot,
-        fencing_hook: false,
+        fencing_hook,
     }
 }
 

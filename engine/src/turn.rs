@@ -194,8 +194,13 @@ impl Loop {
             Effect::StartReceive { transfer, peer, unit, spec, limit_bytes } => {
                 self.transfers.expect(transfer, peer, unit, spec, limit_bytes)
             }
-            // The supervisor's part comes with the lease.
-            Effect::Lease { .. } => {}
+            Effect::Lease { unit, until_ms } => {
+                let until = until_ms.map(|until| self.clock.deadline(until));
+                if let Err(error) = self.ops.tools().workloads.lease(unit, until) {
+                    // The deadline before holds: the workload ends too early rather than too late.
+                    tracing::error!(unit = %unit.short(), %error, "a lease cannot be written down");
+                }
+            }
             Effect::CancelTransfer { transfer } => self.transfers.cancel(transfer),
             Effect::Reply { request, reply } => {
                 if let Some(answer) = self.pending.remove(&request) {

@@ -117,6 +117,7 @@ impl Config {
                 advertise: options.advertise,
             },
             limits: LimitsSection::default(),
+            fencing: None,
         };
         config.check("")?;
         make_private_dir(&config.node.state)?;

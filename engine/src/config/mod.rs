@@ -14,6 +14,10 @@
 //!
 //! [limits]                           # optional, each with a default
 //! operations = 32
+//!
+//! [fencing]                          # optional: a command that makes sure that a peer is off
+//! command = ["/usr/local/sbin/power-off-peer"]
+//! limit_s = 60
 //! ```
 
 mod init;
@@ -41,6 +45,8 @@ pub struct Config {
     pub node: NodeSection,
     /// `[limits]`
     pub limits: LimitsSection,
+    /// `[fencing]`
+    pub fencing: Option<FencingSection>,
 }
 
 /// `[node]`
@@ -89,12 +95,30 @@ impl Default for LimitsSection {
     }
 }
 
+/// `[fencing]`: who makes sure that a peer is off before a failover takes over from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FencingSection {
+    /// Program and arguments, not passed through a shell. It is told whom by `FLOCKER_PEER` (the name)
+    /// and `FLOCKER_PEER_FINGERPRINT`; status 0 is its word that the peer is off.
+    pub command: Vec<String>,
+    /// How long it may take, seconds.
+    #[serde(default = "default_fencing_limit_s")]
+    pub limit_s: u64,
+}
+
+fn default_fencing_limit_s() -> u64 {
+    60
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     node: NodeSection,
     #[serde(default)]
     limits: LimitsSection,
+    #[serde(default)]
+    fencing: Option<FencingSection>,
 }
 
 /// Why a configuration cannot be used.
@@ -171,13 +195,13 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits } =
+        let File { mut node, limits, fencing } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self { path: full.clone(), node, limits };
+        let config = Self { path: full.clone(), node, limits, fencing };
         config.check(text)?;
         Ok(config)
     }
@@ -206,6 +230,14 @@ impl Config {
         }
         if !(-7..=19).contains(&self.limits.compression_level) {
             return bad("limits.compression_level", "must be -7 to 19".into());
+        }
+        if let Some(fencing) = &self.fencing {
+            if !fencing.command.first().is_some_and(|program| program.starts_with('/')) {
+                return bad("fencing.command", "must begin with a program's full path".into());
+            }
+            if !(1..=3600).contains(&fencing.limit_s) {
+                return bad("fencing.limit_s", "must be 1 to 3600 seconds".into());
+            }
         }
         Ok(())
     }
@@ -297,6 +329,16 @@ mod tests {
             &format!("{GOOD}advertise = [\"nowhere\"]\n"),
             &["line 6", "node.advertise", "nowhere"],
         );
+    }
+
+    #[test]
+    fn a_fencing_hook_needs_a_full_path_and_has_a_limit() {
+        let text = format!("{GOOD}[fencing]\ncommand = [\"/sbin/off\", \"-f\"]\n");
+        let config = Config::parse(Path::new("/etc/x/config.toml"), &text).unwrap();
+        let fencing = config.fencing.unwrap();
+        assert_eq!((fencing.command.len(), fencing.limit_s), (2, 60));
+        check(&text.replace("/sbin/off", "off"), &["line 7", "fencing.command", "full path"]);
+        check(&format!("{text}limit_s = 0\n"), &["line 8", "fencing.limit_s"]);
     }
 
     #[test]

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use flocker_core::ids::UnitId;
 use flocker_core::io::{Inspected, MirrorState};
-use flocker_core::record::{WorkloadKind, WorkloadRecord};
+use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
     Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec,
     StoreError,
 };
 
-use super::Tools;
+use rustix::process::Signal;
+
+use super::{Tools, drill};
+use crate::workload::{Deadline, Start};
 use crate::{failpoint, mirror, network};
 
 fn failure(error: StoreError) -> Failure {
@@ -41,13 +44,13 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             let running = tools.workloads.probe(unit)?;
             Ok(Outcome::Probed { running })
         }
-        Action::StartWorkload { workload, datasets, paths, .. } => {
+        Action::StartWorkload { workload, datasets, paths, lease_until_ms } => {
             reachable(tools, &datasets, &paths)?;
-            start(tools, unit, &workload, &paths)
+            let lease = lease_until_ms.map(|until| tools.clock.deadline(until));
+            start(tools, unit, &workload, &paths, lease)
         }
-        Action::StopWorkload { limit_ms, .. } => {
-            tools.workloads.stop(unit, Duration::from_millis(limit_ms))?;
-            Ok(Outcome::Nothing)
+        Action::StopWorkload { signal, before, limit_ms } => {
+            stop(tools, unit, signal, before, Duration::from_millis(limit_ms))
         }
         Action::Fence { datasets } => fence(tools, &datasets),
         Action::VerifyUnwritten { snapshots } => {
@@ -65,8 +68,9 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
         Action::SetAside { keep, tag, wall_ms } => {
             super::aside::set_aside(tools, &keep, &tag, wall_ms)
         }
-        Action::FencingHook { .. } | Action::Drill { .. } => {
-            Err(Failure::refused(FailureCode::Unsupported, "not there yet"))
+        Action::FencingHook { peer, peer_name } => tools.fencing.run(&peer, &peer_name),
+        Action::Drill { name, snapshots, workload } => {
+            drill::hold(tools, unit, &name, &snapshots, workload.as_ref())
         }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
         Action::GiveBack { datasets, tag, prefix, keep_newest } => {
@@ -255,18 +259,59 @@ fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Resu
     Ok(())
 }
 
+/// How long the hook after a start may take.
+const AFTER_START_LIMIT: Duration = Duration::from_secs(60);
+
 fn start(
     tools: &Tools,
     unit: UnitId,
     workload: &WorkloadRecord,
     paths: &[PathBuf],
+    lease: Option<Deadline>,
 ) -> Result<Outcome, Failure> {
     match workload.kind {
         WorkloadKind::Process => {
-            tools.workloads.start(unit, &workload.command, paths, workload.die_with_daemon)?
+            let start = Start {
+                command: &workload.command,
+                paths,
+                stays: workload.die_with_daemon,
+                health: workload.health.as_ref(),
+                lease,
+            };
+            tools.workloads.start(unit, &start)?;
         }
     }
+    if let Some(hook) = &workload.hooks.after_start
+        && let Err(failure) = tools.workloads.hook(unit, hook, paths, AFTER_START_LIMIT)
+    {
+        tracing::warn!(%failure, "the workload runs; the hook after its start did not do its part");
+    }
     Ok(Outcome::Nothing)
+}
+
+/// The hook comes first, and only where there is something to stop: it may want to talk to it.
+fn stop(
+    tools: &Tools,
+    unit: UnitId,
+    signal: StopSignal,
+    before: Option<Vec<String>>,
+    limit: Duration,
+) -> Result<Outcome, Failure> {
+    if let Some(hook) = before
+        && tools.workloads.runs(unit)
+    {
+        tools.workloads.hook(unit, &hook, &[], limit)?;
+    }
+    tools.workloads.stop(unit, stop_signal(signal), limit)?;
+    Ok(Outcome::Nothing)
+}
+
+pub(super) fn stop_signal(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::TERM,
+        StopSignal::Int => Signal::INT,
+        StopSignal::Quit => Signal::QUIT,
+    }
 }
 
 /// Fences one volume after the other. Where one is in use, those before it stay fenced: whoever

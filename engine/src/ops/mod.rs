@@ -12,6 +12,7 @@
 
 mod act;
 pub(crate) mod aside;
+pub(crate) mod drill;
 mod kinds;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,9 @@ use flocker_core::ids::{OpId, UnitId};
 use flocker_core::{Action, Failure, FailureCode, Input, Outcome, Remedy};
 use flocker_store::{DatasetName, Store};
 
+use crate::clock::Clock;
 use crate::failpoint;
+use crate::fencing::Fencing;
 use crate::workload::Workloads;
 
 /// After so long, and each time it has doubled, an action that runs is named in the log.
@@ -36,6 +39,12 @@ const SLOW: Duration = Duration::from_secs(30);
 pub(crate) struct Tools {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) workloads: Arc<Workloads>,
+    /// Workloads on clones, where nobody can reach them.
+    pub(crate) drills: Workloads,
+    /// By which the core's moments are read.
+    pub(crate) clock: Clock,
+    /// What makes sure that a peer is off.
+    pub(crate) fencing: Fencing,
     /// Where live data is reachable now.
     pub(crate) paths: Mutex<BTreeMap<DatasetName, PathBuf>>,
     /// Units whose last snapshot was fuzzy: said once, not at each snapshot.
@@ -91,6 +100,11 @@ pub(crate) struct Ops(Arc<Inner>);
 impl Ops {
     pub(crate) fn new(tools: Arc<Tools>, limit: usize, report: Report) -> Self {
         Self(Arc::new(Inner { tools, report, limit, state: Mutex::default() }))
+    }
+
+    /// What actions work on.
+    pub(crate) fn tools(&self) -> &Tools {
+        &self.0.tools
     }
 
     /// Does it as soon as there is a place for it.

@@ -42,11 +42,16 @@ impl Here {
             node: Fingerprint([1; 32]),
             log_bytes: 1000,
             freeze_limit: Duration::from_secs(5),
+            isolated: false,
         };
+        let drills = Places { isolated: true, ..places.clone() };
         let on_exit: OnExit = Arc::new(|_| {});
         let tools = Arc::new(Tools {
             store: Arc::new(vault),
-            workloads: Arc::new(Workloads::new(places, on_exit).unwrap()),
+            workloads: Arc::new(Workloads::new(places, on_exit.clone()).unwrap()),
+            drills: Workloads::new(drills, on_exit).unwrap(),
+            clock: Clock::start(),
+            fencing: Fencing::new(None, dir.path()),
             paths: Mutex::default(),
             fuzzy: Mutex::default(),
         });

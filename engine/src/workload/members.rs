@@ -15,6 +15,8 @@ use super::record::PidRecord;
 
 /// Names the unit in a workload's environment.
 pub(crate) const UNIT_VARIABLE: &str = "FLOCKER_UNIT";
+/// Stands for [`UNIT_VARIABLE`] in a drill's environment.
+pub(crate) const DRILL_VARIABLE: &str = "FLOCKER_DRILL";
 /// Names the node in a workload's environment.
 pub(crate) const NODE_VARIABLE: &str = "FLOCKER_NODE";
 
@@ -73,7 +75,7 @@ pub(crate) fn find(mark: &Mark, record: Option<&PidRecord>, looked: &mut Looked)
         if !ours.contains(&process.pid) || process.is_dead() {
             continue;
         }
-        let stays = session.is_some_and(|record| record.stays && record.pid == process.pid);
+        let stays = session.is_some_and(|record| record.supervised() && record.pid == process.pid);
         if stays {
             members.supervisor = Some(process);
         } else {

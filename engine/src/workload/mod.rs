@@ -13,16 +13,21 @@
 //!   is adopted; with it, its supervisor kills it when the daemon's end of a socket closes.
 //!   An adopted process is not our child, so its exit status is not known.
 //! - A daemon that dies while it has the workload frozen leaves it frozen; the next start thaws it.
+//! - **A lease**: the supervisor of a workload that was started under one stays, and kills it when the
+//!   lease runs out, whatever became of the daemon (see `lease`).
 //! - stdout and stderr go to `<state>/logs/<unit>.log`, the one before to `.log.1`.
 //! - The environment is the daemon's, with `FLOCKER_UNIT`, `FLOCKER_NODE` and `FLOCKER_VOLUME_PATH`
 //!   (all paths, `:` between them).
 
 mod freeze;
+mod health;
+mod lease;
 mod members;
 mod outsiders;
 mod proc;
 mod record;
 mod start;
+mod stop;
 mod supervise;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,21 +37,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use flocker_core::ids::{Fingerprint, UnitId};
+use flocker_core::record::Health;
 use flocker_core::{Failure, FailureCode, Remedy};
 use flocker_store::Holder;
 use rustix::process::Signal;
 
 pub(crate) use freeze::Frozen;
-use members::{Looked, Mark, Members, NODE_VARIABLE, UNIT_VARIABLE};
+pub(crate) use lease::Deadline;
+use members::{DRILL_VARIABLE, Looked, Mark, Members, NODE_VARIABLE, UNIT_VARIABLE};
 use record::{PidRecord, Records};
 pub use supervise::supervise_main;
 
 /// How long processes may take to vanish after SIGKILL before they are named: a process in the
 /// kernel (state D) ends when its disk answers.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
-
-/// Longest wait between two looks for new members while a workload stops.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Longest wait between two looks for new members of one that runs without its first process.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -75,6 +79,24 @@ pub(crate) struct Places {
     pub(crate) log_bytes: u64,
     /// How long a freeze may take.
     pub(crate) freeze_limit: Duration,
+    /// These run in a network namespace of their own, which the supervisor is in, and with another mark
+    /// than a unit's own processes: drills.
+    pub(crate) isolated: bool,
+}
+
+/// What is to be started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    /// Program and arguments.
+    pub(crate) command: &'a [String],
+    /// The volumes' paths; it runs in the first.
+    pub(crate) paths: &'a [PathBuf],
+    /// It dies with the daemon.
+    pub(crate) stays: bool,
+    /// When it counts as running; `None`: once the command runs.
+    pub(crate) health: Option<&'a Health>,
+    /// Until when it may run unless the lease is renewed.
+    pub(crate) lease: Option<Deadline>,
 }
 
 /// The workloads of one node.
@@ -91,6 +113,8 @@ pub(crate) struct Workloads {
 struct Watched {
     last: u64,
     by_unit: BTreeMap<UnitId, Watch>,
+    /// Have a lease, but no supervisor that watches over it: said once.
+    unguarded: BTreeSet<UnitId>,
 }
 
 #[derive(Debug)]
@@ -119,10 +143,14 @@ impl Workloads {
     fn mark(&self, unit: UnitId) -> Mark {
         Mark {
             environment: vec![
-                format!("{UNIT_VARIABLE}={unit}"),
+                format!("{}={unit}", self.unit_variable()),
                 format!("{NODE_VARIABLE}={}", self.places.node),
             ],
         }
+    }
+
+    fn unit_variable(&self) -> &'static str {
+        if self.places.isolated { DRILL_VARIABLE } else { UNIT_VARIABLE }
     }
 
     /// The record of this boot, if there is one.
@@ -167,61 +195,135 @@ impl Workloads {
         Ok(true)
     }
 
-    /// Starts the workload, unless it runs. Returns once the command itself runs.
+    /// Starts the workload, unless it runs. Returns once the command itself runs and is healthy.
     ///
     /// # Errors
-    /// Why it does not; nothing of it is left then.
-    pub(crate) fn start(
+    /// Why it does not; nothing of it is left then. [`FailureCode::NotStarted`]: the command never ran.
+    pub(crate) fn start(&self, unit: UnitId, what: &Start<'_>) -> Result<(), Failure> {
+        if !self.probe(unit)? {
+            let order = start::Order { unit, mark: self.mark(unit), what };
+            match start::start(&self.places, &self.records, &order) {
+                Ok(started) => self.watch(unit, Some(started.child), started.lifeline),
+                Err(failure) => {
+                    // Its supervisor is dead; what the command may have left behind is not yet.
+                    self.kill(unit)?;
+                    return Err(failure);
+                }
+            }
+        }
+        let Some(health) = what.health else {
+            return Ok(());
+        };
+        self.wait_until_healthy(unit, what, health).or_else(|failure| {
+            tracing::warn!(%unit, %failure, "workload is stopped again");
+            self.kill(unit)?;
+            Err(failure)
+        })
+    }
+
+    /// # Errors
+    /// [`FailureCode::Unhealthy`]; it may still run.
+    pub(crate) fn wait_until_healthy(
+        &self,
+        unit: UnitId,
+        what: &Start<'_>,
+        health: &Health,
+    ) -> Result<(), Failure> {
+        let environment = hook_environment(unit, what.paths);
+        let output = self.places.state.join("logs").join(format!("{unit}.health"));
+        let main = stop::main_process(&self.members(unit), self.record(unit).as_ref());
+        // A look at one process costs little; only when that is gone are all looked for.
+        let lives = || {
+            main.as_ref().is_some_and(|main| {
+                proc::stat(main.pid).is_some_and(|now| now.is_same(main) && !now.is_dead())
+            }) || self.runs(unit)
+        };
+        let program = what.command.first().map_or("(nothing)", String::as_str);
+        let network = self.places.isolated.then(|| self.record(unit).map_or(0, |r| r.pid));
+        let healthy = || health::wait_until_healthy(health, &environment, &output, &lives);
+        let outcome = match network {
+            Some(pid) => health::inside_network_of(pid, healthy),
+            None => healthy(),
+        };
+        outcome.map_err(|sick| {
+            let text = match sick {
+                health::Sick::Ended => format!(
+                    "the workload `{program}` ended before it was healthy: see {}",
+                    start::log_path(&self.places, unit).display()
+                ),
+                health::Sick::Unknown(error) => {
+                    format!("whether the workload `{program}` is healthy cannot be seen: {error}")
+                }
+                health::Sick::Limit(reason) => format!(
+                    "the workload `{program}` was not healthy within {} ms: {reason}",
+                    health.limit_ms
+                ),
+            };
+            Failure::new(Remedy::Operator, FailureCode::Unhealthy, text)
+        })
+    }
+
+    /// How long it may go on from now; `None`: as long as it likes.
+    ///
+    /// # Errors
+    /// It could not be written down: what was said before holds.
+    pub(crate) fn lease(&self, unit: UnitId, until: Option<Deadline>) -> std::io::Result<()> {
+        lease::write(&self.records.lease(unit), until)?;
+        if until.is_some()
+            && self.record(unit).is_some_and(|record| !record.leased)
+            && lock(&self.watched).unguarded.insert(unit)
+        {
+            tracing::warn!(%unit, "the workload was started without a lease, so only this daemon ends it when the lease runs out; start it again to have it guarded");
+        }
+        Ok(())
+    }
+
+    /// Runs a hook of the unit's; its output goes to the unit's log.
+    ///
+    /// # Errors
+    /// [`FailureCode::Workload`] with the command, its status and its last line.
+    pub(crate) fn hook(
         &self,
         unit: UnitId,
         command: &[String],
         paths: &[PathBuf],
-        stays: bool,
+        limit: Duration,
     ) -> Result<(), Failure> {
-        if self.probe(unit)? {
-            return Ok(());
-        }
-        let order = start::Order { unit, mark: self.mark(unit), command, paths, stays };
-        let started = match start::start(&self.places, &self.records, &order) {
-            Ok(started) => started,
-            Err(failure) => {
-                // Its supervisor is dead; what the command may have left behind is not yet.
-                self.kill(unit)?;
-                return Err(failure);
-            }
-        };
-        self.watch(unit, Some(started.child), started.lifeline);
-        Ok(())
+        let failed = |text: String| Failure::new(Remedy::Operator, FailureCode::Workload, text);
+        let log = start::open_log(&self.places, unit)
+            .map_err(|error| failed(format!("the hook `{}`: {error}", command.join(" "))))?;
+        crate::hook::run(command, &hook_environment(unit, paths), &log, limit)
+            .map_err(|error| failed(format!("the hook {error}")))
     }
 
-    /// Stops the workload: SIGTERM, and after `limit` SIGKILL, until nothing of it is left.
+    /// Stops the workload: asks its main process with `signal` (see `stop`), and after `limit` kills,
+    /// until nothing of it is left.
     ///
     /// # Errors
     /// [`FailureCode::Workload`] naming a process that does not go away.
-    pub(crate) fn stop(&self, unit: UnitId, limit: Duration) -> Result<(), Failure> {
+    pub(crate) fn stop(
+        &self,
+        unit: UnitId,
+        signal: Signal,
+        limit: Duration,
+    ) -> Result<(), Failure> {
         // From here on its end is our doing: nobody is told.
         let watch = lock(&self.watched).by_unit.remove(&unit);
-        let begun = Instant::now();
-        let mut told = BTreeSet::new();
+        let (mark, record) = (self.mark(unit), self.record(unit));
+        let mut looked = Looked::default();
+        let mut stopping = stop::Stopping::new(signal, limit);
         loop {
-            let members = self.members(unit);
+            let members = members::find(&mark, record.as_ref(), &mut looked);
             if members.is_empty() {
                 self.records.remove(unit);
                 return Ok(());
             }
-            let left = limit.saturating_sub(begun.elapsed());
-            if left.is_zero() {
+            if stopping.left().is_zero() {
                 tracing::warn!(%unit, limit_ms = limit.as_millis(), "workload is killed: it did not stop in time");
                 drop(watch);
                 return self.kill(unit);
             }
-            for process in &members.processes {
-                if told.insert((process.pid, process.start_time)) {
-                    let _ = proc::signal(process, Signal::TERM);
-                    let _ = proc::signal(process, Signal::CONT);
-                }
-            }
-            proc::wait_all(&members.all(), left.min(LOOK_EVERY));
+            stopping.ask(&members, record.as_ref());
         }
     }
 
@@ -285,7 +387,7 @@ impl Workloads {
         let units: Vec<UnitId> = lock(&self.watched).by_unit.keys().copied().collect();
         for unit in units {
             if self.record(unit).is_some_and(|record| record.stays) {
-                if let Err(error) = self.stop(unit, limit) {
+                if let Err(error) = self.stop(unit, Signal::TERM, limit) {
                     tracing::error!(%unit, %error, "workload could not be stopped");
                 }
             } else {
@@ -332,6 +434,15 @@ impl Workloads {
     }
 }
 
+/// What a hook is told. Not the workload's mark: a hook is none of its processes.
+fn hook_environment(unit: UnitId, paths: &[PathBuf]) -> Vec<(String, String)> {
+    let mut all = vec![(UNIT_VARIABLE.to_owned(), unit.to_string())];
+    if !paths.is_empty() {
+        all.push((start::PATH_VARIABLE.to_owned(), start::joined(paths)));
+    }
+    all
+}
+
 fn wait_for_child(child: Option<Child>) -> (String, bool) {
     match child.map(|mut child| child.wait()) {
         Some(Ok(status)) => (status.to_string(), status.success()),
@@ -342,9 +453,19 @@ fn wait_for_child(child: Option<Child>) -> (String, bool) {
 
 fn wait_until_gone(mark: &Mark, record: Option<&PidRecord>, still: &dyn Fn() -> bool) {
     while still() {
-        let members = members::find(mark, record, &mut Looked::default()).all();
+        let found = members::find(mark, record, &mut Looked::default());
+        let members = found.all();
         if members.is_empty() {
             return;
+        }
+        // A lease that nobody watches over has run out.
+        if found.supervisor.is_none() && record.is_some_and(|record| record.leased) {
+            tracing::error!(
+                "the supervisor of a workload with a lease is gone: the workload is killed"
+            );
+            for process in &members {
+                let _ = proc::signal(process, Signal::KILL);
+            }
         }
         proc::wait_all(&members, WATCH_EVERY);
     }

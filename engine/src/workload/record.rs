@@ -18,6 +18,16 @@ pub(crate) struct PidRecord {
     pub(crate) boot_id: String,
     /// The supervisor stays and takes the workload down with the daemon.
     pub(crate) stays: bool,
+    /// The supervisor stays and watches over a lease.
+    #[serde(default)]
+    pub(crate) leased: bool,
+}
+
+impl PidRecord {
+    /// The recorded process is not the command, but its supervisor.
+    pub(crate) fn supervised(&self) -> bool {
+        self.stays || self.leased
+    }
 }
 
 /// Where the records are.
@@ -62,6 +72,11 @@ impl Records {
         file.sync_all()?;
         fs::rename(&beside, &path)?;
         sync_dir(&self.dir)
+    }
+
+    /// The file of a unit's lease.
+    pub(crate) fn lease(&self, unit: UnitId) -> PathBuf {
+        super::lease::path(&self.dir, unit)
     }
 
     /// Forgets a record; a stale one does no harm, so nothing is made of a failure.

@@ -11,11 +11,12 @@ use std::time::Duration;
 use flocker_core::ids::UnitId;
 use flocker_core::{Failure, FailureCode, Remedy};
 
-use super::Places;
+use super::lease;
 use super::members::Mark;
 use super::proc;
 use super::record::{PidRecord, Records};
 use super::supervise::{ERROR, GO, STARTED, arguments};
+use super::{Places, Start};
 use crate::failpoint;
 
 /// How long the supervisor may take to start the command.
@@ -28,9 +29,7 @@ const MAX_ANSWER_BYTES: u64 = 4096;
 pub(super) struct Order<'a> {
     pub(super) unit: UnitId,
     pub(super) mark: Mark,
-    pub(super) command: &'a [String],
-    pub(super) paths: &'a [PathBuf],
-    pub(super) stays: bool,
+    pub(super) what: &'a Start<'a>,
 }
 
 /// What runs.
@@ -39,13 +38,22 @@ pub(super) struct Started {
     pub(super) lifeline: Option<UnixStream>,
 }
 
+/// The volumes' paths in a workload's environment, `:` between them.
+pub(super) const PATH_VARIABLE: &str = "FLOCKER_VOLUME_PATH";
+
+/// The command never ran.
 fn failed(remedy: Remedy, order: &Order<'_>, reason: impl std::fmt::Display) -> Failure {
-    let program = order.command.first().map_or("(nothing)", String::as_str);
-    Failure::new(
-        remedy,
-        FailureCode::Workload,
-        format!("the workload `{program}` does not start: {reason}"),
-    )
+    failed_as(FailureCode::NotStarted, remedy, order, reason)
+}
+
+fn failed_as(
+    code: FailureCode,
+    remedy: Remedy,
+    order: &Order<'_>,
+    reason: impl std::fmt::Display,
+) -> Failure {
+    let program = order.what.command.first().map_or("(nothing)", String::as_str);
+    Failure::new(remedy, code, format!("the workload `{program}` does not start: {reason}"))
 }
 
 /// Starts it; on failure the caller kills what may be left of it.
@@ -55,10 +63,15 @@ pub(super) fn start(
     order: &Order<'_>,
 ) -> Result<Started, Failure> {
     let retry = |error: io::Error| failed(Remedy::Retry, order, error);
+    let lease_path = records.lease(order.unit);
+    if let Some(deadline) = order.what.lease {
+        lease::write(&lease_path, Some(deadline)).map_err(retry)?;
+    }
+    let lease = order.what.lease.map(|_| lease_path.as_path());
     let (ours, theirs) = UnixStream::pair().map_err(retry)?;
-    let mut child = spawn(places, order, theirs).map_err(retry)?;
+    let mut child = spawn(places, order, lease, theirs).map_err(retry)?;
     match let_go(records, order, &child, &ours) {
-        Ok(()) => Ok(Started { child, lifeline: order.stays.then_some(ours) }),
+        Ok(()) => Ok(Started { child, lifeline: order.what.stays.then_some(ours) }),
         Err(failure) => {
             // It has started nothing, or could not: all the same, the caller makes sure.
             drop(ours);
@@ -69,21 +82,25 @@ pub(super) fn start(
     }
 }
 
-fn spawn(places: &Places, order: &Order<'_>, stdin: UnixStream) -> io::Result<Child> {
+fn spawn(
+    places: &Places,
+    order: &Order<'_>,
+    lease: Option<&Path>,
+    stdin: UnixStream,
+) -> io::Result<Child> {
     let Some((program, leading)) = places.supervisor.split_first() else {
         return Err(io::Error::other("no supervisor is configured"));
     };
-    let Some(directory) = order.paths.first() else {
+    let Some(directory) = order.what.paths.first() else {
         return Err(io::Error::other("the unit's volume has no path here"));
     };
     let log = open_log(places, order.unit)?;
-    let all: Vec<_> = order.paths.iter().map(|p| p.to_string_lossy()).collect();
     let mut command = Command::new(program);
     command
         .args(leading)
-        .args(arguments(order.stays, order.command))
+        .args(arguments(order.what.stays, lease, order.what.command))
         .current_dir(directory)
-        .env("FLOCKER_VOLUME_PATH", all.join(":"))
+        .env(PATH_VARIABLE, joined(order.what.paths))
         .env_remove(failpoint::VARIABLE)
         .stdin(Stdio::from(OwnedFd::from(stdin)))
         .stdout(log.try_clone()?)
@@ -113,18 +130,21 @@ fn let_go(
         pid: stat.pid,
         start_time: stat.start_time,
         boot_id: proc::boot_id().map_err(retry)?,
-        stays: order.stays,
+        stays: order.what.stays,
+        leased: order.what.lease.is_some(),
     };
     records.store(order.unit, &record).map_err(retry)?;
     failpoint::pass(|| "after-record");
     let mut socket = ours;
     socket.set_read_timeout(Some(START_LIMIT)).map_err(retry)?;
     socket.write_all(&[GO]).map_err(retry)?;
-    let answer = read_answer(socket).map_err(retry)?;
+    // From here on it may run.
+    let unsure = |reason: String| failed_as(FailureCode::Workload, Remedy::Retry, order, reason);
+    let answer = read_answer(socket).map_err(|error| unsure(error.to_string()))?;
     match answer.strip_prefix(ERROR) {
         Some(reason) => Err(failed(Remedy::Operator, order, reason)),
-        None if order.stays && answer != STARTED => {
-            Err(failed(Remedy::Retry, order, "its supervisor ended"))
+        None if record.supervised() && answer != STARTED => {
+            Err(unsure("its supervisor ended".to_owned()))
         }
         None => Ok(()),
     }
@@ -138,8 +158,17 @@ fn read_answer(socket: &UnixStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
 }
 
-fn open_log(places: &Places, unit: UnitId) -> io::Result<File> {
-    let path = places.state.join("logs").join(format!("{unit}.log"));
+pub(super) fn joined(paths: &[PathBuf]) -> String {
+    let all: Vec<_> = paths.iter().map(|p| p.to_string_lossy()).collect();
+    all.join(":")
+}
+
+pub(super) fn log_path(places: &Places, unit: UnitId) -> PathBuf {
+    places.state.join("logs").join(format!("{unit}.log"))
+}
+
+pub(super) fn open_log(places: &Places, unit: UnitId) -> io::Result<File> {
+    let path = log_path(places, unit);
     rotate(&path, places.log_bytes)?;
     OpenOptions::new().append(true).create(true).open(path)
 }

@@ -2,7 +2,7 @@
 //! word behind `--` that tells it what to be.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -31,7 +31,11 @@ fn entry_of_the_processes_these_tests_start() {
         let args: Vec<String> =
             args[at + 1..].iter().map(|a| a.to_string_lossy().into_owned()).collect();
         let (workloads, _exits) = workloads_in(Path::new(&args[0]));
-        workloads.start(UNIT, &args[2..], &[PathBuf::from(&args[0])], args[1] == "stays").unwrap();
+        let paths = [PathBuf::from(&args[0])];
+        let stays = args[1] == "stays";
+        let lease = args[1].strip_prefix("lease=").map(|ms| lease_of(ms.parse().unwrap()));
+        let start = Start { command: &args[2..], paths: &paths, stays, health: None, lease };
+        workloads.start(UNIT, &start).unwrap();
         println!("daemon: up");
         loop {
             std::thread::park();
@@ -50,6 +54,7 @@ fn workloads_in(dir: &Path) -> (Workloads, Receiver<Exit>) {
         node: Fingerprint(*blake3::hash(dir.as_os_str().as_encoded_bytes()).as_bytes()),
         log_bytes: 1000,
         freeze_limit: Duration::from_secs(5),
+        isolated: false,
     };
     let on_exit: OnExit = Arc::new(move |exit| {
         let _ = tell.send(exit);
@@ -78,7 +83,30 @@ impl Here {
     }
 
     fn start(&self, script: &str, stays: bool) -> Result<(), Failure> {
-        self.workloads.start(UNIT, &sh(script), &[self.dir.path().into()], stays)
+        self.start_command(&sh(script), stays, None)
+    }
+
+    fn start_leased(&self, script: &str, ms: u64, stays: bool) -> Result<Deadline, Failure> {
+        let paths = [self.dir.path().into()];
+        let lease = lease_of(ms);
+        let command = sh(script);
+        let start =
+            Start { command: &command, paths: &paths, stays, health: None, lease: Some(lease) };
+        self.workloads.start(UNIT, &start).map(|()| lease)
+    }
+
+    fn start_command(
+        &self,
+        command: &[String],
+        stays: bool,
+        health: Option<&Health>,
+    ) -> Result<(), Failure> {
+        let paths = [self.dir.path().into()];
+        self.workloads.start(UNIT, &Start { command, paths: &paths, stays, health, lease: None })
+    }
+
+    fn stop(&self, limit: Duration) {
+        self.workloads.stop(UNIT, Signal::TERM, limit).unwrap();
     }
 
     fn read(&self, file: &str) -> String {
@@ -103,12 +131,17 @@ impl Here {
 
     /// Starts a daemon of its own on the same state, lets it start the script, and kills it.
     fn start_in_daemon_and_kill_it(&self, script: &str, stays: bool, failpoint: Option<&str>) {
+        let how = if stays { "stays" } else { "leaves" };
+        self.start_in_daemon_and_kill(script, how, failpoint);
+    }
+
+    fn start_in_daemon_and_kill(&self, script: &str, how: &str, failpoint: Option<&str>) {
         let again = again("DAEMON");
         let mut command = Command::new(&again[0]);
         command
             .args(&again[1..])
             .arg(self.dir.path())
-            .arg(if stays { "stays" } else { "leaves" })
+            .arg(how)
             .args(sh(script))
             .stdout(Stdio::piped());
         if let Some(point) = failpoint {
@@ -121,6 +154,10 @@ impl Here {
         daemon.kill().unwrap();
         daemon.wait().unwrap();
     }
+}
+
+fn lease_of(ms: u64) -> Deadline {
+    Deadline::after(Duration::from_millis(ms))
 }
 
 fn failpoint_variable() -> &'static str {
@@ -162,10 +199,8 @@ fn a_second_start_is_no_second_workload() {
 fn a_command_that_does_not_exist_is_an_error_that_names_it() {
     for stays in [false, true] {
         let here = Here::new();
-        let error = here
-            .workloads
-            .start(UNIT, &["/no/such/program".into()], &[here.dir.path().into()], stays)
-            .unwrap_err();
+        let error = here.start_command(&["/no/such/program".into()], stays, None).unwrap_err();
+        assert_eq!(error.code, FailureCode::NotStarted);
         assert!(error.message.contains("/no/such/program"), "{error}");
         assert!(error.message.contains("No such file"), "{error}");
         assert!(here.workloads.members(UNIT).is_empty());
@@ -182,7 +217,7 @@ fn stopping_asks_first_and_nobody_is_told_of_an_exit() {
         )
         .unwrap();
         here.wait_for("the trap", |h| !h.read("up").is_empty());
-        here.workloads.stop(UNIT, Duration::from_secs(10)).unwrap();
+        here.stop(Duration::from_secs(10));
         assert_eq!(here.read("end"), "bye\n");
         assert!(here.workloads.members(UNIT).is_empty());
         assert!(here.exits.recv_timeout(Duration::from_millis(300)).is_err());
@@ -196,7 +231,7 @@ fn what_ignores_sigterm_is_killed_after_the_limit() {
         here.start("trap '' TERM; echo up > up; while :; do sleep 0.02; done", stays).unwrap();
         here.wait_for("the trap", |h| !h.read("up").is_empty());
         let begun = Instant::now();
-        here.workloads.stop(UNIT, Duration::from_millis(300)).unwrap();
+        here.stop(Duration::from_millis(300));
         assert!(begun.elapsed() >= Duration::from_millis(300));
         assert!(here.workloads.members(UNIT).is_empty());
     }
@@ -210,7 +245,7 @@ fn children_that_went_into_the_background_are_members_and_are_stopped() {
         .unwrap();
     here.wait_for("all three", |h| !h.read("up").is_empty() && h.count() >= 2);
     assert!(here.workloads.probe(UNIT).unwrap(), "what it left behind runs");
-    here.workloads.stop(UNIT, Duration::from_secs(5)).unwrap();
+    here.stop(Duration::from_secs(5));
     assert!(here.workloads.members(UNIT).is_empty());
 }
 
@@ -219,7 +254,7 @@ fn with_a_supervisor_that_stays_even_an_orphan_without_environment_is_found() {
     let here = Here::new();
     here.start("(env -i setsid sleep 303 &) ; echo up > up; sleep 304", true).unwrap();
     here.wait_for("both", |h| !h.read("up").is_empty() && h.count() == 3);
-    here.workloads.stop(UNIT, Duration::from_secs(5)).unwrap();
+    here.stop(Duration::from_secs(5));
     let left = proc::all().into_iter().filter(|p| {
         p.command == "sleep"
             && fs::read(format!("/proc/{}/cmdline", p.pid)).is_ok_and(|c| c == *b"sleep\x00303\x00")
@@ -277,6 +312,7 @@ fn a_process_under_a_recorded_pid_that_is_not_the_recorded_one_is_a_stranger() {
         start_time,
         boot_id: boot_id.into(),
         stays: false,
+        leased: false,
     };
     let boot = proc::boot_id().unwrap();
     for (start_time, boot_id, ours) in [
@@ -378,4 +414,227 @@ fn a_large_log_is_set_aside_at_the_next_start() {
     here.exits.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(here.read(&format!("logs/{UNIT}.log.1")).len() >= 2000);
     assert!(here.read(&format!("logs/{UNIT}.log")).contains("new"));
+}
+
+/// What was written to `log` by each process, in order of time.
+const TALLY: &str = "trap 'echo main >> log; sleep 0.1; exit 0' INT; echo up > up; ";
+
+#[test]
+fn the_main_process_alone_is_asked_while_it_lives_and_only_once() {
+    for stays in [false, true] {
+        let here = Here::new();
+        // The helper is no shell's child to wait for: perl, as the main process, is none.
+        let helper = "$SIG{INT} = sub { open F, '>>log'; print F qq(helper\\n); close F; };";
+        let main = format!(
+            "if (!fork) {{ {helper} open F, '>up'; print F 'up'; close F; sleep 1 while getppid() != 1; }} \
+             else {{ $p = 1; $SIG{{INT}} = sub {{ open F, '>>log'; print F qq(main\\n); close F; \
+             select undef,undef,undef,0.2; kill 'KILL', $child; exit 0 }}; sleep 1 while 1; }}"
+        )
+        .replace("if (!fork)", "$child = fork; if (!$child)");
+        here.start_command(&["perl".into(), "-e".into(), main], stays, None).unwrap();
+        here.wait_for("both", |h| !h.read("up").is_empty());
+        std::thread::sleep(Duration::from_millis(50));
+        here.workloads.stop(UNIT, Signal::INT, Duration::from_secs(20)).unwrap();
+        assert_eq!(here.read("log"), "main\n");
+    }
+}
+
+#[test]
+fn a_shell_that_waits_for_its_command_is_no_obstacle() {
+    let here = Here::new();
+    here.start(&format!("{TALLY} sleep 312; echo after >> log"), false).unwrap();
+    here.wait_for("the trap", |h| !h.read("up").is_empty() && h.count() == 2);
+    here.workloads.stop(UNIT, Signal::INT, Duration::from_secs(200)).unwrap();
+    assert_eq!(here.read("log"), "main\n");
+}
+
+fn health(script: &str, limit_ms: u64) -> Health {
+    Health { check: flocker_core::record::HealthCheck::Command(sh(script)), limit_ms }
+}
+
+#[test]
+fn a_start_returns_once_the_check_succeeds() {
+    let here = Here::new();
+    let file = here.dir.path().join("ready");
+    let check = health(&format!("test -e {}", file.display()), 20_000);
+    here.start_command(&sh("sleep 0.1; touch ready; sleep 313"), false, Some(&check)).unwrap();
+    assert!(file.exists() && here.workloads.runs(UNIT));
+}
+
+#[test]
+fn what_is_not_healthy_in_time_is_stopped_again() {
+    let here = Here::new();
+    let error = here
+        .start_command(&sh("sleep 314"), false, Some(&health("echo not yet; false", 200)))
+        .unwrap_err();
+    assert_eq!(error.code, FailureCode::Unhealthy);
+    assert!(error.message.contains("not yet"), "{error}");
+    assert!(!here.workloads.runs(UNIT));
+    assert!(here.exits.recv_timeout(Duration::from_millis(200)).is_err());
+}
+
+#[test]
+fn what_ends_before_it_is_healthy_is_a_failure_at_once() {
+    let here = Here::new();
+    let begun = Instant::now();
+    let error =
+        here.start_command(&sh("exit 0"), true, Some(&health("false", 500_000))).unwrap_err();
+    assert_eq!(error.code, FailureCode::Unhealthy);
+    assert!(begun.elapsed() < Duration::from_secs(400));
+}
+
+#[test]
+fn somebody_elses_open_port_does_not_make_a_workload_healthy_that_has_ended() {
+    let here = Here::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let check = flocker_core::record::HealthCheck::Tcp(listener.local_addr().unwrap());
+    here.start_command(
+        &sh("sleep 315"),
+        false,
+        Some(&Health { check: check.clone(), limit_ms: 20_000 }),
+    )
+    .unwrap();
+    here.stop(Duration::from_secs(5));
+    drop(listener);
+    let error = here
+        .start_command(&sh("sleep 316"), false, Some(&Health { check, limit_ms: 100 }))
+        .unwrap_err();
+    assert_eq!(error.code, FailureCode::Unhealthy);
+}
+
+#[test]
+fn a_hook_is_told_the_unit_and_writes_to_its_log() {
+    let here = Here::new();
+    let hook = sh("echo \"hook of $FLOCKER_UNIT\"; exit 4");
+    let error = here.workloads.hook(UNIT, &hook, &[], Duration::from_secs(20)).unwrap_err();
+    assert!(error.message.contains("exit status: 4"), "{error}");
+    assert!(here.read(&format!("logs/{UNIT}.log")).contains(&format!("hook of {UNIT}")));
+}
+
+/// Writes the boot clock's time again and again, and would go on for ever.
+const CLOCKS: &str =
+    "trap '' TERM INT; while :; do cut -d' ' -f1 /proc/uptime > now && mv now last; done";
+
+/// Milliseconds of the boot clock at which it last ran, to a hundredth of a second.
+fn last_ms(here: &Here) -> i64 {
+    let seconds: f64 = here.read("last").trim().parse().unwrap();
+    (seconds * 1000.0) as i64
+}
+
+#[test]
+fn a_lease_that_is_not_renewed_ends_the_workload_before_it_runs_out_though_the_daemon_is_stopped() {
+    let here = Here::new();
+    let again = again("DAEMON");
+    let mut command = Command::new(&again[0]);
+    command.args(&again[1..]).arg(here.dir.path()).arg("lease=3000").args(sh(CLOCKS));
+    let mut daemon = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(daemon.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("daemon: up")));
+    let latest = Deadline::after(Duration::from_millis(3000));
+    let stat = proc::stat(daemon.id()).unwrap();
+    proc::signal(&stat, Signal::STOP).unwrap();
+    here.wait_until_gone();
+    assert!(proc::stat(daemon.id()).unwrap().is_stopped());
+    assert!(last_ms(&here) < latest.boot_ms, "{} {latest:?}", last_ms(&here));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn a_lease_that_is_renewed_goes_on_and_without_one_there_is_no_end() {
+    let here = Here::new();
+    let first = here.start_leased(FOREVER, 1500, false).unwrap();
+    here.workloads.lease(UNIT, Some(lease_of(4000))).unwrap();
+    here.wait_for("the first deadline", |_| first.left_ms() < -100);
+    assert!(here.workloads.runs(UNIT));
+    here.workloads.lease(UNIT, None).unwrap();
+    here.wait_for("the second deadline", |_| first.left_ms() < -3000);
+    assert!(here.workloads.runs(UNIT));
+    // A nearer one than before counts as well.
+    here.workloads.lease(UNIT, Some(lease_of(1000))).unwrap();
+    here.wait_until_gone();
+    let exit = here.exits.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(!exit.success, "{exit:?}");
+}
+
+#[test]
+fn a_tree_that_was_stopped_beyond_the_deadline_dies_at_once_when_it_goes_on() {
+    let here = Here::new();
+    let deadline = here.start_leased(CLOCKS, 2000, false).unwrap();
+    let members = here.workloads.members(UNIT);
+    let supervisor = members.supervisor.clone().unwrap();
+    proc::signal(&supervisor, Signal::STOP).unwrap();
+    std::mem::forget(here.workloads.freeze(UNIT).unwrap());
+    here.wait_for("the deadline", |_| deadline.left_ms() < -200);
+    assert!(here.workloads.runs(UNIT));
+    for process in here.workloads.members(UNIT).all() {
+        proc::signal(&process, Signal::CONT).unwrap();
+    }
+    here.wait_until_gone();
+}
+
+#[test]
+fn a_workload_under_a_lease_outlives_the_daemon_is_adopted_and_still_obeys() {
+    let here = Here::new();
+    here.start_in_daemon_and_kill(FOREVER, "lease=60000", None);
+    here.wait_for("the first line", |h| !h.read("pids").is_empty());
+    assert!(here.workloads.probe(UNIT).unwrap());
+    here.workloads.lease(UNIT, Some(lease_of(500))).unwrap();
+    here.wait_until_gone();
+    here.exits.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+#[test]
+fn a_lease_that_has_run_out_starts_nothing_and_a_dead_supervisor_ends_the_workload() {
+    let here = Here::new();
+    let error = here.start_leased(FOREVER, 0, false).unwrap_err();
+    assert_eq!(error.code, FailureCode::NotStarted);
+    assert!(error.message.contains("lease") && here.read("pids").is_empty(), "{error}");
+    here.start_leased(FOREVER, 60_000, false).unwrap();
+    here.wait_for("the first line", |h| !h.read("pids").is_empty());
+    proc::signal(&here.workloads.members(UNIT).supervisor.unwrap(), Signal::KILL).unwrap();
+    here.wait_until_gone();
+}
+
+#[test]
+fn a_drill_has_a_network_of_its_own_and_is_none_of_the_units_processes() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: a drill's network namespace: not root");
+        if let Some(path) = std::env::var_os("FLOCKER_SKIP_LOG") {
+            let mut log = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+            writeln!(log, "a drill's network namespace: not root").unwrap();
+        }
+        return;
+    }
+    let here = Here::new();
+    let apart = Places {
+        state: here.dir.path().join("drill"),
+        supervisor: crate::ops::drill::supervisor(&here.workloads.places.supervisor),
+        isolated: true,
+        ..here.workloads.places.clone()
+    };
+    let drills = Workloads::new(apart, Arc::new(|_| {})).unwrap();
+    // Outside, this address accepts connections; inside nobody does until the workload does.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = format!(
+        "use IO::Socket::INET; sleep 600 if @ARGV; \
+         $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '{address}') or die; sleep 600"
+    );
+    let paths = [here.dir.path().to_owned()];
+    let tcp = flocker_core::record::HealthCheck::Tcp(address);
+    for (extra, healthy) in [(None, true), (Some("deaf"), false)] {
+        let mut command = vec!["perl".to_owned(), "-e".into(), server.clone()];
+        command.extend(extra.map(String::from));
+        let start =
+            Start { command: &command, paths: &paths, stays: true, health: None, lease: None };
+        drills.start(UNIT, &start).unwrap();
+        assert!(drills.runs(UNIT) && !here.workloads.runs(UNIT));
+        let limit_ms = if healthy { 20_000 } else { 300 };
+        let health = Health { check: tcp.clone(), limit_ms };
+        let outcome = drills.wait_until_healthy(UNIT, &start, &health);
+        assert_eq!(outcome.is_ok(), healthy, "{outcome:?}");
+        drills.stop(UNIT, Signal::TERM, Duration::from_secs(10)).unwrap();
+        assert!(!drills.runs(UNIT));
+    }
 }

@@ -1,0 +1,185 @@
+//! A drill: the workload on clones of a replica's snapshots, where nobody can reach it.
+//!
+//! Isolated means: a network namespace of its own with nothing but the loopback interface, another mark
+//! than the unit's own processes, no addresses, no forwards, no lease, no hooks. It sees the clones by
+//! `FLOCKER_VOLUME_PATH` and as its working directory; a command that names the volume's usual path
+//! finds that as it is on a standby. Everything is taken away again, also after a failure, and what a
+//! dead daemon left behind at the next start.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use flocker_core::ids::UnitId;
+use flocker_core::record::WorkloadRecord;
+use flocker_core::{Failure, FailureCode, Outcome, Remedy};
+use flocker_store::{DatasetName, SnapshotName, StoreError};
+
+use super::Tools;
+use super::act::stop_signal;
+use crate::clock::millis;
+use crate::workload::Start;
+
+/// What a clone's name begins with, directly below the store's root.
+const PREFIX: &str = "drill-";
+
+/// Program and arguments that put what follows into a network namespace of its own (util-linux).
+const ISOLATE: [&str; 3] = ["unshare", "--net", "--"];
+
+/// The supervisor of drills, made of that of workloads.
+pub(crate) fn supervisor(ordinary: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = ISOLATE.map(String::from).to_vec();
+    all.extend_from_slice(ordinary);
+    all.push("--loopback".to_owned());
+    all
+}
+
+/// Parts and how long each took.
+#[derive(Default)]
+struct Parts(Vec<(String, u64)>);
+
+impl Parts {
+    fn timed<T>(&mut self, part: &str, what: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let done = what();
+        self.0.push((part.to_owned(), millis(begun.elapsed())));
+        done
+    }
+}
+
+/// Holds a drill. What went wrong in it is its result, not a failure of the action.
+pub(super) fn hold(
+    tools: &Tools,
+    unit: UnitId,
+    name: &str,
+    snapshots: &[SnapshotName],
+    workload: Option<&WorkloadRecord>,
+) -> Result<Outcome, Failure> {
+    let clones = clone_names(tools, name, snapshots.len())?;
+    let mut parts = Parts::default();
+    let cloned = parts.timed("clone", || clone_all(tools, snapshots, &clones));
+    let mut trouble = match (cloned, workload) {
+        (Ok(paths), Some(workload)) => {
+            try_workload(tools, unit, workload, &paths, &mut parts).err()
+        }
+        (Ok(_), None) => None,
+        (Err(failure), _) => Some(failure),
+    };
+    let removed = parts.timed("remove", || remove_all(tools, &clones));
+    if let Err(failure) = removed {
+        trouble.get_or_insert(failure);
+    }
+    Ok(Outcome::Drilled { parts_ms: parts.0, trouble })
+}
+
+/// Flat, since nothing but a dataset could be above them.
+fn clone_names(tools: &Tools, name: &str, count: usize) -> Result<Vec<DatasetName>, Failure> {
+    let root = tools.store.root();
+    (0..count)
+        .map(|at| {
+            let text = match count {
+                1 => format!("{root}/{PREFIX}{name}"),
+                _ => format!("{root}/{PREFIX}{name}:{at}"),
+            };
+            DatasetName::new(text).map_err(|error| Failure::from(&StoreError::from(error)))
+        })
+        .collect()
+}
+
+fn clone_all(
+    tools: &Tools,
+    snapshots: &[SnapshotName],
+    clones: &[DatasetName],
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut paths = Vec::with_capacity(clones.len());
+    for (snapshot, clone) in snapshots.iter().zip(clones) {
+        let path = tools
+            .store
+            .remove_clone(clone)
+            .and_then(|()| tools.store.clone_snapshot(snapshot, clone))
+            .map_err(|error| Failure::from(&error))?;
+        paths.extend(path);
+    }
+    Ok(paths)
+}
+
+fn try_workload(
+    tools: &Tools,
+    unit: UnitId,
+    workload: &WorkloadRecord,
+    paths: &[PathBuf],
+    parts: &mut Parts,
+) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        let text = "the workload was not started: a network namespace of its own needs root; the clones could be made";
+        return Err(Failure::refused(FailureCode::Unsupported, text));
+    }
+    let start = Start { command: &workload.command, paths, stays: true, health: None, lease: None };
+    parts.timed("start", || tools.drills.start(unit, &start))?;
+    let healthy = parts.timed("health", || match &workload.health {
+        Some(health) => tools.drills.wait_until_healthy(unit, &start, health),
+        None => lives(tools, unit, &workload.command),
+    });
+    let limit = Duration::from_millis(workload.stop_limit_ms);
+    let stopped =
+        parts.timed("stop", || tools.drills.stop(unit, stop_signal(workload.stop_signal), limit));
+    healthy.and(stopped)
+}
+
+/// Without a health check it is asked for a moment whether it lives at all.
+fn lives(tools: &Tools, unit: UnitId, command: &[String]) -> Result<(), Failure> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
+    while begun.elapsed() < MOMENT {
+        if !tools.drills.runs(unit) {
+            let text = format!("`{}` ended within {MOMENT:?}", command.join(" "));
+            return Err(Failure::new(Remedy::Operator, FailureCode::Unhealthy, text));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// All are tried, whatever becomes of the others.
+fn remove_all(tools: &Tools, clones: &[DatasetName]) -> Result<(), Failure> {
+    let mut outcome = Ok(());
+    for clone in clones {
+        if let Err(error) = tools.store.remove_clone(clone) {
+            outcome = Err(Failure::from(&error));
+        }
+    }
+    outcome
+}
+
+/// At a start: takes away what a daemon that died during a drill has left behind.
+pub(crate) fn clean_up(tools: &Tools, units: &[UnitId]) {
+    for unit in units {
+        if let Err(failure) = tools.drills.probe(*unit) {
+            tracing::error!(unit = %unit.short(), %failure, "what a drill left behind does not end");
+        }
+    }
+    let root = tools.store.root();
+    let datasets = match tools.store.datasets() {
+        Ok(datasets) => datasets,
+        Err(error) => {
+            tracing::error!(%error, "it is not known whether a drill left clones behind");
+            return;
+        }
+    };
+    let beginning = format!("{root}/{PREFIX}");
+    for name in datasets.into_iter().map(|info| info.name) {
+        let below = name.as_str().strip_prefix(&beginning);
+        if below.is_none_or(|rest| rest.contains('/')) {
+            continue;
+        }
+        match tools.store.remove_clone(&name) {
+            Ok(()) => {
+                tracing::info!(dataset = %name, "the clone of a drill that never ended is gone")
+            }
+            // Somebody's own dataset that happens to be called so.
+            Err(StoreError::NotCapable { .. }) => {}
+            Err(error) => {
+                tracing::error!(dataset = %name, %error, "the clone of a drill stays behind")
+            }
+        }
+    }
+}
