@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use flocker_core::Input;
 use flocker_core::ids::{AttemptId, Epoch, Fingerprint, VolumeId};
 use flocker_core::io::MirrorState;
+use flocker_core::record::WorkloadRecord;
 use flocker_store::{DatasetKind, HoldTag, SnapshotName};
 use flocker_vault::Vault;
 use tempfile::TempDir;
@@ -44,7 +45,13 @@ impl Here {
             freeze_limit: Duration::from_secs(5),
             isolated: false,
         };
-        let drills = Places { isolated: true, ..places.clone() };
+        let ordinary = crate::workload::tests::again("SUPERVISE");
+        let drills = Places {
+            state: dir.path().join("state/drill"),
+            supervisor: drill::supervisor(&ordinary),
+            isolated: true,
+            ..places.clone()
+        };
         let on_exit: OnExit = Arc::new(|_| {});
         let tools = Arc::new(Tools {
             store: Arc::new(vault),
@@ -315,4 +322,57 @@ fn many_actions_all_end_though_only_two_run_at_a_time() {
     here.begin(Action::ProbeWorkload);
     assert_eq!(here.inputs.recv_timeout(LIMIT).unwrap(), Input::Tick);
     assert!(here.inputs.recv_timeout(Duration::from_millis(100)).is_err(), "begun after the end");
+}
+
+fn drilled(here: &Here, command: &str, check: &str) -> (Vec<String>, Option<Failure>) {
+    let sh = |script: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
+    let check = flocker_core::record::HealthCheck::Command(sh(check));
+    let health = Some(flocker_core::record::Health { check, limit_ms: 3000 });
+    let workload = WorkloadRecord { health, ..WorkloadRecord::process(sh(command)) };
+    let snapshots = vec![snapshot("vault/db@a")];
+    let action = Action::Drill { name: "db".into(), snapshots, workload: Some(workload) };
+    match here.act(action).unwrap() {
+        Outcome::Drilled { parts_ms, trouble } => {
+            println!("parts: {parts_ms:?}");
+            (parts_ms.into_iter().map(|(name, _)| name).collect(), trouble)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_drill_writes_its_clone_and_nothing_else_and_leaves_nothing_behind() {
+    let here = Here::new();
+    let path = here.volume("db");
+    here.take("vault/db@a", false, true);
+    let (parts, trouble) =
+        drilled(&here, "cat f > g; exec sleep 319", "grep -q hello \"$FLOCKER_VOLUME_PATH/g\"");
+    match rustix::process::geteuid().is_root() {
+        true => {
+            assert_eq!(trouble, None);
+            assert_eq!(parts, ["clone", "start", "health", "stop", "remove"]);
+        }
+        false => assert!(trouble.unwrap().message.contains("root")),
+    }
+    let (_, trouble) = drilled(&here, "exit 3", "true");
+    assert!(trouble.is_some());
+    let (_, trouble) = drilled(&here, "sleep 320", "echo deaf; false");
+    assert!(trouble.is_some());
+    assert!(!path.join("g").exists());
+    let left = here.tools.store.datasets().unwrap();
+    assert!(left.iter().all(|info| !info.name.as_str().contains("drill")), "{left:?}");
+    assert!(!here.tools.drills.runs(UNIT));
+}
+
+#[test]
+fn clones_that_a_drill_left_behind_are_removed_at_the_next_start_and_nothing_else_is() {
+    let here = Here::new();
+    here.volume("db");
+    here.volume("drill-mine");
+    here.take("vault/db@a", false, true);
+    let clone = dataset("drill-db");
+    here.tools.store.clone_snapshot(&snapshot("vault/db@a"), &clone).unwrap();
+    drill::clean_up(&here.tools, &[UNIT]);
+    assert!(here.tools.store.dataset(&clone).is_err());
+    assert!(here.tools.store.dataset(&dataset("drill-mine")).is_ok());
 }

@@ -20,6 +20,9 @@ const PAUSE_PART: u32 = 20;
 /// Longest wait for one connection: an address that drops packets is asked again.
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 
+/// Longest run of one command: one that hangs is asked again.
+const COMMAND_LIMIT: Duration = Duration::from_secs(5);
+
 /// Why it is not healthy.
 #[derive(Debug)]
 pub(super) enum Sick {
@@ -84,7 +87,8 @@ fn check(
         HealthCheck::Command(command) => {
             // Only the last answer is kept: there are many.
             let log = File::create(output).map_err(|e| format!("{}: {e}", output.display()))?;
-            hook::run(command, environment, &log, left).map_err(|error| error.to_string())
+            hook::run(command, environment, &log, left.min(COMMAND_LIMIT))
+                .map_err(|error| error.to_string())
         }
     }
 }

@@ -156,7 +156,8 @@ fn wall_clock_changes() -> Option<OwnedFd> {
 fn arm(timer: &OwnedFd) -> bool {
     let never = Itimerspec {
         it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec: i64::MAX / 4, tv_nsec: 0 },
+        // The year 2200: the kernel counts to 2262.
+        it_value: Timespec { tv_sec: 7_258_118_400, tv_nsec: 0 },
     };
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
     timerfd_settime(timer, flags, &never).is_ok()

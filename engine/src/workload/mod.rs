@@ -313,7 +313,11 @@ impl Workloads {
         let mut looked = Looked::default();
         let mut stopping = stop::Stopping::new(signal, limit);
         loop {
-            let members = members::find(&mark, record.as_ref(), &mut looked);
+            let mut members = members::find(&mark, record.as_ref(), &mut looked);
+            if members.is_empty() {
+                // What is remembered makes the looks quick; the last one rests on nothing.
+                members = self.members(unit);
+            }
             if members.is_empty() {
                 self.records.remove(unit);
                 return Ok(());
@@ -472,4 +476,4 @@ fn wait_until_gone(mark: &Mark, record: Option<&PidRecord>, still: &dyn Fn() -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

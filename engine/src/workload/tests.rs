@@ -12,7 +12,8 @@ use super::*;
 
 const ENTRY: &str = "workload::tests::entry_of_the_processes_these_tests_start";
 
-fn again(word: &str) -> Vec<String> {
+/// This test program as another: for tests of other modules, too.
+pub(crate) fn again(word: &str) -> Vec<String> {
     let exe = std::env::current_exe().unwrap();
     [&exe.to_string_lossy(), ENTRY, "--exact", "--nocapture", "--", word]
         .iter()
@@ -636,5 +637,24 @@ fn a_drill_has_a_network_of_its_own_and_is_none_of_the_units_processes() {
         assert_eq!(outcome.is_ok(), healthy, "{outcome:?}");
         drills.stop(UNIT, Signal::TERM, Duration::from_secs(10)).unwrap();
         assert!(!drills.runs(UNIT));
+    }
+}
+
+#[test]
+fn a_stop_returns_as_soon_as_the_last_process_has_gone() {
+    for stays in [false, true] {
+        let here = Here::new();
+        let mut late = Vec::new();
+        for _ in 0..5 {
+            here.start_command(&["sleep".into(), "318".into()], stays, None).unwrap();
+            let main = here.workloads.members(UNIT).processes[0].clone();
+            let watcher = std::thread::spawn(move || {
+                proc::wait_all(&[main], Duration::from_secs(20));
+                Instant::now()
+            });
+            here.stop(Duration::from_secs(10));
+            late.push(watcher.join().unwrap().elapsed().as_micros());
+        }
+        println!("stays {stays}: µs from the main process's end to the end of the stop: {late:?}");
     }
 }
