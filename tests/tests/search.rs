@@ -4,9 +4,13 @@
 //! `FLOCKER_SEARCH_BUDGET=1000002` runs one budget of your own: crashes, losses of the connection, cancels,
 //! failovers, waits, actions that do not end, writes; one digit each.
 
+use flocker_core::node::PlantedBug;
 use flocker_tests::search::{Budget, Found, Plan, Search};
 
-const MOST_STATES: usize = 20_000_000;
+/// Where every state was not seen, that is said.
+fn most_states() -> usize {
+    std::env::var("FLOCKER_SEARCH_STATES").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000_000)
+}
 
 fn budget(digits: &str) -> Budget {
     let digits: Vec<u8> = digits.bytes().map(|b| b - b'0').collect();
@@ -18,7 +22,7 @@ fn budget(digits: &str) -> Budget {
 
 fn search(name: &str, digits: &str, close_one_in: u64) -> Found {
     let plan =
-        Plan { budget: budget(digits), planted: None, close_one_in, most_states: MOST_STATES };
+        Plan { budget: budget(digits), planted: None, close_one_in, most_states: most_states() };
     let found = Search::new(plan).run();
     println!("search {digits} ({name}): {found}");
     if let Some(words) = &found.violation {
@@ -70,5 +74,34 @@ fn a_migration_with_many_faults_has_one_writer_and_ends() {
 fn a_budget_of_your_own() {
     if let Ok(digits) = std::env::var("FLOCKER_SEARCH_BUDGET") {
         check("asked for", &digits, 8);
+    }
+}
+
+/// Searched until it is found: how a bug that was put in shows itself.
+fn caught(bug: PlantedBug, digits: &str) -> Option<String> {
+    let plan =
+        Plan { budget: budget(digits), planted: Some(bug), close_one_in: 0, most_states: 200_000 };
+    let found = Search::new(plan).run();
+    println!("search {digits} with {bug:?}: {found}");
+    if let Some(words) = &found.violation {
+        println!("{}", words.lines().next().unwrap_or_default());
+    }
+    found.violation
+}
+
+#[test]
+fn each_bug_that_was_put_in_is_found() {
+    use PlantedBug::*;
+    let bugs = [
+        (PersistAfterSend, "0000000", "said before it is durable"),
+        (SkipFence, "1000001", "which is live"),
+        (NoFinalSnapshotAfterFence, "0000001", "acknowledged"),
+        (ForgetTombstone, "0001001", "two nodes can write"),
+        (StartWithoutAsking, "1001000", "two nodes can write"),
+        (FailoverWithoutProof, "0001000", "two nodes can write"),
+    ];
+    for (bug, digits, words) in bugs {
+        let found = caught(bug, digits);
+        assert!(found.as_ref().is_some_and(|f| f.contains(words)), "{bug:?}: {found:?}");
     }
 }

@@ -14,10 +14,12 @@ use flocker_core::ids::{
 use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::node::{NodeConfig, PlantedBug};
 use flocker_core::record::{
-    Grant, Mirror, PeerRecord, Policy, Role, UnitRecord, VolumeRecord, WorkloadKind, WorkloadRecord,
+    Answer, Grant, Mirror, PeerRecord, Policy, Role, UnitRecord, VolumeRecord, WorkloadKind,
+    WorkloadRecord,
 };
 use flocker_core::{
-    Action, Boot, Command, Effect, Failure, FailureCode, Input, Message, Node, Outcome, StoreFacts,
+    Action, Body, Boot, Command, Effect, Failure, FailureCode, Input, Message, Node, Outcome,
+    StoreFacts,
 };
 use flocker_store::{
     Change, DatasetKind, DatasetName, Guid, ReceiveSpec, Snapshot, SnapshotName, StoreError,
@@ -482,7 +484,9 @@ impl<'a> Step<'a> {
                 self.traced();
             }
             Effect::Send { peer, message } => {
-                if m.up && index_of(peer) == Some(1 - m.index) {
+                if !is_durable(m.record(), &message.body) {
+                    self.break_rule(format!("{:?} is said before it is durable", message.body));
+                } else if m.up && index_of(peer) == Some(1 - m.index) {
                     self.did.said.push(message);
                     self.traced();
                 }
@@ -548,6 +552,21 @@ impl<'a> Step<'a> {
         if !self.dead {
             self.inputs.push_back(Input::Done { op, outcome });
         }
+    }
+}
+
+/// A promise and an answer are durable before they are said.
+fn is_durable(record: &UnitRecord, body: &Body) -> bool {
+    match body {
+        Body::PrepareReply { attempt, answer: Ok(_) } => {
+            matches!(record.role, Role::Ready { attempt: ready, .. } if ready == *attempt)
+        }
+        Body::SettleReply { attempt, answer: Answer::Taken, .. } => record.taken.contains(attempt),
+        Body::SettleReply { attempt, answer: Answer::Refused, .. } => {
+            let refused = record.refused_up_to.get(&attempt.issuer).copied().unwrap_or(0);
+            refused >= attempt.number && !record.taken.contains(attempt)
+        }
+        _ => true,
     }
 }
 

@@ -199,7 +199,9 @@ impl Sets {
     }
 }
 
-fn is_inert(message: &Message, to: &Known) -> bool {
+/// `told`: the newest epoch that its sender knows of, or was told of by a message.
+fn is_inert(message: &Message, to: &Known, told: u64) -> bool {
+    let (theirs, mine) = (message.epoch.number, to.epoch.number);
     let done_with = |name: String| !to.mentions.contains(&name);
     let over = match &message.body {
         Body::SurveyReply { question, .. }
@@ -213,10 +215,14 @@ fn is_inert(message: &Message, to: &Known) -> bool {
             let role = &to.machine.record().role;
             !matches!(role, Role::Leaving { attempt: mine, .. } if mine == attempt)
         }
-        _ => return false,
+        Body::Stale => true,
+        // These are heard whatever their epoch is.
+        Body::Settle { .. } | Body::SettleReply { .. } | Body::Unknown => return false,
+        // A question of an older epoch is answered by `Stale`, and no more; anything else by nothing.
+        _ => theirs < mine && told >= mine,
     };
     // What speaks of a newer epoch is heard for that alone.
-    over && message.epoch.number <= to.epoch.number
+    over && theirs <= mine
 }
 
 /// The search.
@@ -329,6 +335,9 @@ impl Search {
             }
             if self.seen.len() >= self.plan.most_states {
                 return;
+            }
+            if number % 200_000 == 199_999 {
+                println!("search: {number} states searched, depth {depth}");
             }
         }
         found.complete = true;
@@ -494,9 +503,20 @@ impl Search {
         }
         let machines = state.machines.map(|m| self.known(m));
         let set = self.sets.all[state.said as usize].clone();
+        let newest = |to: usize| {
+            let mut told = machines[to].epoch.number;
+            for number in set.iter() {
+                let (side, message) = &self.messages[*number as usize];
+                if *side == to && message.body == Body::Stale {
+                    told = told.max(message.epoch.number);
+                }
+            }
+            told
+        };
+        let newest = [newest(0), newest(1)];
         let inert = |number: &&u32| {
             let (to, message) = &self.messages[**number as usize];
-            is_inert(message, &machines[*to])
+            is_inert(message, &machines[*to], newest[1 - *to])
         };
         let kept: Vec<u32> = set.iter().filter(|n| !inert(n)).copied().collect();
         let number = self.sets.number(kept.into());
