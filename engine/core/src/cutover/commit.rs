@@ -204,7 +204,8 @@ impl Unit {
         let Some(c) = &mut self.cutover else {
             return;
         };
-        if c.target != peer || c.attempt != attempt {
+        let taken = matches!(c.phase, Phase::Activating { .. });
+        if !taken || c.target != peer || c.attempt != attempt {
             return;
         }
         if handing_back {
