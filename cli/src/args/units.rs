@@ -85,7 +85,7 @@ With a health check it counts as running only when that succeeds; a move that br
 back. --health-command, --before-stop and --after-start take one word for the shell, split into a program \
 and its arguments as a shell would, and started without one.
 
---address is put on its interface when the workload runs, and taken off before it stops. --forward listens \
+--address is put on its interface when the workload runs, and taken off once it has stopped. --forward listens \
 on this node whether the unit is here or not, and holds new connections while it moves: LOCAL is where the \
 workload listens while it is here, REMOTE where it listens on the other node.
 

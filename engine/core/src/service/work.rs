@@ -64,7 +64,11 @@ impl Unit {
         workload: WorkloadRecord,
     ) {
         let running = matches!(self.work, Work::Running { .. } | Work::Starting { .. });
-        let same = self.record.workload.as_ref().is_some_and(|w| w.command == workload.command);
+        // Addresses that are on would stay on, and nobody would know of them any more.
+        let same =
+            self.record.workload.as_ref().is_some_and(|w| {
+                w.command == workload.command && w.addresses == workload.addresses
+            });
         if self.record.role.is_primary() && running && !same {
             let text =
                 format!("{} is running; stop it first: flocker-repl stop {0}", self.record.name);
