@@ -22,8 +22,27 @@ pub(super) fn set_aside(
     tag: &HoldTag,
     wall_ms: i64,
 ) -> Result<Outcome, Failure> {
-    let store = tools.store.as_ref();
-    let begun = unfinished(store).map_err(|e| Failure::from(&e))?;
+    let aside = set_all_aside(tools.store.as_ref(), keep, tag, wall_ms)?;
+    let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
+    for (keep, _) in keep.iter().zip(&aside).filter(|(_, aside)| aside.is_some()) {
+        paths.remove(keep.dataset());
+    }
+    drop(paths);
+    Ok(Outcome::SetAside { aside })
+}
+
+fn set_all_aside(
+    store: &dyn Store,
+    keep: &[SnapshotName],
+    tag: &HoldTag,
+    wall_ms: i64,
+) -> Result<Vec<Option<DatasetName>>, Failure> {
+    // Only those are asked about: the more datasets a node has, the longer all of them take.
+    let concerned = |name: &DatasetName| {
+        let asides = |keep: &SnapshotName| format!("{}{DIVERGED}", keep.dataset());
+        keep.iter().any(|keep| name == keep.dataset() || name.as_str().starts_with(&asides(keep)))
+    };
+    let begun = unfinished(store, concerned).map_err(|e| Failure::from(&e))?;
     let mut all = Vec::with_capacity(keep.len());
     for keep in keep {
         let name = match begun.iter().find(|(begun, _)| begun == keep) {
@@ -36,12 +55,10 @@ pub(super) fn set_aside(
                 dataset = %keep.dataset(), aside = %name, kept = %keep,
                 "what was beyond the kept snapshot is set aside; look at it, then destroy it"
             );
-            let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
-            paths.remove(keep.dataset());
         }
         all.push(done.then_some(name));
     }
-    Ok(Outcome::SetAside { aside: all })
+    Ok(all)
 }
 
 /// `dataset-diverged-20261126T120501Z`, the time in UTC.
@@ -74,9 +91,12 @@ fn free_name(
 
 /// What a crash has interrupted: the snapshot to keep, by the dataset's own name, and the name of what goes.
 /// The mark is on the dataset, or on what it was renamed to.
-fn unfinished(store: &dyn Store) -> Result<Vec<(SnapshotName, DatasetName)>, StoreError> {
+fn unfinished(
+    store: &dyn Store,
+    concerned: impl Fn(&DatasetName) -> bool,
+) -> Result<Vec<(SnapshotName, DatasetName)>, StoreError> {
     let mut found = Vec::new();
-    for info in store.datasets()? {
+    for info in store.datasets()?.into_iter().filter(|info| concerned(&info.name)) {
         let properties = match store.user_properties(&info.name) {
             Ok(properties) => properties,
             Err(StoreError::NoDataset { .. }) => continue,
@@ -99,7 +119,7 @@ fn unfinished(store: &dyn Store) -> Result<Vec<(SnapshotName, DatasetName)>, Sto
 
 /// Finishes what a crash has interrupted, so that no dataset is missing when the node looks at what it has.
 pub(crate) fn finish(store: &dyn Store) -> Result<(), StoreError> {
-    for (keep, aside) in unfinished(store)? {
+    for (keep, aside) in unfinished(store, |_| true)? {
         tracing::warn!(kept = %keep, %aside, "setting aside goes on where it was interrupted");
         store.set_aside(&keep, &aside)?;
     }
@@ -123,10 +143,12 @@ fn set_one_aside(
             };
             // In what was renamed and not yet promoted the kept one may be there still.
             let kept = inventory.snapshots.iter().find(|s| s.name.short() == keep.short());
-            let after = kept.map_or(0, |kept| kept.createtxg + 1);
+            // What has the old name and not the kept one is a clone that is not promoted yet, or for the
+            // store to refuse.
             if kept.is_none() && dataset == keep.dataset() {
-                return Err(StoreError::NoSnapshot { name: keep.to_string() });
+                continue;
             }
+            let after = kept.map_or(0, |kept| kept.createtxg + 1);
             let beyond: Vec<SnapshotName> = inventory
                 .snapshots
                 .into_iter()
@@ -139,4 +161,66 @@ fn set_one_aside(
         }
     }
     store.set_aside(keep, aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::process::Command;
+
+    use flocker_store::{DatasetKind, SnapshotSpec};
+    use flocker_zfs::fixture::pool_or_skip;
+    use flocker_zfs::{ZfsOptions, ZfsStore};
+
+    use super::*;
+
+    fn zfs(args: &[&str]) {
+        let output = Command::new("zfs").args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn an_attempt_at_another_time_finishes_what_the_one_before_left_at_any_step() {
+        let test = "an_attempt_at_another_time_finishes";
+        let Some(pool) = pool_or_skip("opsaside", 128, test) else { return };
+        let store = ZfsStore::open(&pool.root(), ZfsOptions::default()).unwrap();
+        let tag = HoldTag("ours".into());
+        for done in 0..=5 {
+            let dataset = pool.dataset(&format!("v{done}"));
+            store.create(&dataset, DatasetKind::Filesystem).unwrap();
+            let path = store.activate(&dataset).unwrap().unwrap();
+            let (keep, later) =
+                (dataset.snapshot("s1").unwrap(), dataset.snapshot("diverged").unwrap());
+            std::fs::write(path.join("f"), "one").unwrap();
+            let names = vec![keep.clone()];
+            let spec = SnapshotSpec { names, quiesced: true, properties: BTreeMap::new() };
+            store.snapshot(&spec).unwrap();
+            std::fs::write(path.join("f"), "two").unwrap();
+            store.fence(&dataset).unwrap();
+            let aside = diverged_name(&dataset, 1_000, 0).unwrap();
+            let kept = aside.snapshot("s1").unwrap().to_string();
+            let mark = format!("{ASIDE}={kept}");
+            let steps: [&[&str]; 5] = [
+                &["snapshot", &later.to_string()],
+                &["set", &mark, dataset.as_str()],
+                &["rename", dataset.as_str(), aside.as_str()],
+                &["clone", "-o", "canmount=off", &kept, dataset.as_str()],
+                &["promote", dataset.as_str()],
+            ];
+            for step in &steps[..done] {
+                zfs(step);
+            }
+            let now = 1_795_694_701_000;
+            let begun = done >= 2;
+            let expected = if begun { aside } else { diverged_name(&dataset, now, 0).unwrap() };
+            let outcome = set_all_aside(&store, std::slice::from_ref(&keep), &tag, now);
+            assert_eq!(outcome.unwrap(), [Some(expected.clone())], "after {done} steps");
+            store.verify_unwritten(&keep).unwrap();
+            let path = store.activate(&expected).unwrap().unwrap();
+            assert_eq!(std::fs::read_to_string(path.join("f")).unwrap(), "two");
+            store.fence(&expected).unwrap();
+            let again = set_all_aside(&store, std::slice::from_ref(&keep), &tag, now + 1);
+            assert_eq!(again.unwrap(), [None], "after {done} steps");
+        }
+    }
 }

@@ -158,7 +158,7 @@ impl Inner {
         clone: &DatasetName,
     ) -> Result<Option<PathBuf>> {
         self.check_within(clone)?;
-        let (_, source, mut record) = View::new(&self.db)?.snapshot(snapshot)?;
+        let (from, source, found) = View::new(&self.db)?.snapshot(snapshot)?;
         if source.kind == DatasetKind::Directory {
             self.refuse_nesting(clone, source.kind)?;
         }
@@ -169,6 +169,11 @@ impl Inner {
             if View::new(&self.db)?.find(clone)?.is_some() {
                 return Err(StoreError::Exists { name: clone.to_string() });
             }
+            // As this transaction has it: what was destroyed since we looked may be collected too.
+            let rows = change.snapshots(from)?;
+            let Some(mut record) = rows.into_iter().find(|row| row.guid == found.guid) else {
+                return Err(StoreError::NoSnapshot { name: snapshot.to_string() });
+            };
             let id = self.add_dataset(&change, clone, source.kind)?;
             change.edit_dataset(id, |record| {
                 record.properties.insert(CLONE.to_owned(), snapshot.to_string());

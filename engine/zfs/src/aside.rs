@@ -10,6 +10,7 @@
 //!   rename                    v-diverged-T@keep @later @diverged
 //!   clone, at rest            v (origin v-diverged-T@keep)
 //!   local properties          v as v-diverged-T has them
+//!   datasets below            v/w, which the rename took along
 //!   promote                   v@keep    v-diverged-T@later @diverged (origin v@keep)
 //!   fenced                    v  canmount=noauto, readonly=on (OpenZFS)
 //!   mountpoint, mark off      v-diverged-T
@@ -30,6 +31,7 @@ use flocker_store::{
 use crate::ZfsStore;
 use crate::errors::About;
 use crate::fence::{WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
+use crate::mounts;
 use crate::parse;
 use crate::properties::OURS;
 use crate::store::lock;
@@ -76,6 +78,7 @@ impl ZfsStore {
             (None, None) => return Err(StoreError::NoDataset { dataset: dataset.clone() }),
         }
         self.copy_properties(aside, dataset)?;
+        self.bring_children_back(aside, dataset)?;
         self.zfs_patiently(&["promote", dataset.as_str()], About::dataset(dataset))?;
         self.end_aside(keep, aside)
     }
@@ -113,7 +116,7 @@ impl ZfsStore {
         if newest == *keep && !differs {
             return Ok(false);
         }
-        self.refuse_children(dataset)?;
+        self.refuse_mounted_children(dataset)?;
         if differs {
             let taken = |short: &str| inventory.snapshots.iter().any(|s| s.name.short() == short);
             let mut short = DIFFERENCE.to_owned();
@@ -145,24 +148,33 @@ impl ZfsStore {
         StoreError::Busy { dataset: dataset.clone(), holders: vec![holder] }
     }
 
-    /// A rename would take them along.
-    fn refuse_children(&self, dataset: &DatasetName) -> Result<()> {
-        let args = ["list", "-H", "-r", "-t", "filesystem,volume", "-o", "name", dataset.as_str()];
-        let finished = self.zfs(&args, About::dataset(dataset))?;
-        let mut children = Vec::new();
-        for row in parse::rows(&finished, 1)? {
-            if row.str(0) != dataset.as_str() {
-                children.push(row.str(0));
+    /// Datasets below go along with a rename and come back, which no mount of theirs survives.
+    fn refuse_mounted_children(&self, dataset: &DatasetName) -> Result<()> {
+        let below = format!("{dataset}/");
+        match mounts::own()?.iter().find(|mount| mount.source.starts_with(&below)) {
+            None => Ok(()),
+            Some(mount) => {
+                let at = mount.mountpoint.display();
+                Err(self.busy_with(dataset, &format!("{} is mounted at {at}", mount.source)))
             }
         }
-        if children.is_empty() {
-            return Ok(());
+    }
+
+    /// Datasets below the old name are not what is set aside.
+    fn bring_children_back(&self, aside: &DatasetName, dataset: &DatasetName) -> Result<()> {
+        let args = ["list", "-H", "-r", "-t", "filesystem,volume", "-o", "name", aside.as_str()];
+        let finished = self.zfs(&args, About::dataset(aside))?;
+        for row in parse::rows(&finished, 1)? {
+            // `%recv` and the like are ZFS's own.
+            if row.str(0).contains('%') {
+                continue;
+            }
+            let child = row.dataset(0)?;
+            if child.parent().as_ref() == Some(aside) {
+                self.rename_dataset(&child, &dataset.child(child.leaf())?)?;
+            }
         }
-        let what = format!(
-            "setting {dataset} aside with datasets below it ({}: move them elsewhere first)",
-            children.join(", ")
-        );
-        Err(self.not_capable(what))
+        Ok(())
     }
 
     /// As [`ZfsStore::rename_dataset`], but for nothing being mounted.

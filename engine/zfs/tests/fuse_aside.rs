@@ -237,3 +237,22 @@ fn a_copy_of_a_snapshot_is_written_while_the_dataset_receives_and_only_a_copy_is
     pair.to.destroy_snapshots(&[snapshot]).unwrap();
     assert_eq!(content(&pair.to, &there), "two");
 }
+
+#[test]
+fn datasets_below_stay_where_they_are_unless_one_is_mounted() {
+    let Some(pair) = Pair::new("below", "datasets_below_stay_where_they_are") else {
+        return;
+    };
+    let (there, s1, ..) = diverged(&pair);
+    let keep = there.snapshot("s1").unwrap();
+    let aside = pair.b.dataset("v-diverged-1");
+    let child = there.child("wal").unwrap();
+    let guid = pair.to.create(&child, flocker_store::DatasetKind::Filesystem).unwrap().guid;
+    pair.to.activate(&child).unwrap();
+    let mounted = pair.to.set_aside(&keep, &aside).unwrap_err();
+    assert!(mounted.to_string().contains("v/wal is mounted"), "{mounted}");
+    pair.to.fence(&child).unwrap();
+    assert!(pair.to.set_aside(&keep, &aside).unwrap());
+    assert_eq!(pair.to.dataset(&child).unwrap().guid, guid);
+    check_set_aside(&pair.to, &there, &s1, &aside);
+}
