@@ -410,8 +410,7 @@ impl<'a> Step<'a> {
             self.break_rule(format!("a step is received into {}, which is live", spec.dataset));
             return;
         }
-        let unix_s = m.now().wall_ms / 1000;
-        let outcome = stored(m.store.commit_receive(&spec, stream, unix_s)).map(Some);
+        let outcome = stored(m.store.commit_receive(&spec, stream)).map(Some);
         self.inputs.push_back(ended(*transfer, outcome));
         self.traced();
     }

@@ -9,16 +9,16 @@ use flocker_store::{Change, DatasetName, HoldTag, SnapshotName, StoreError};
 
 use super::check::Rule;
 use super::host::{Mishap, Workload};
-use super::store::path_of;
+use super::scenario::ModelBug;
 use super::world::{Ev, World};
 
-type Done = Result<Outcome, Failure>;
+pub(super) type Done = Result<Outcome, Failure>;
 
-fn stored<T>(result: Result<T, StoreError>) -> Result<T, Failure> {
+pub(super) fn stored<T>(result: Result<T, StoreError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::from(&error))
 }
 
-fn injected(when: &str) -> Failure {
+pub(super) fn injected(when: &str) -> Failure {
     Failure::new(Remedy::Retry, FailureCode::Other, format!("a fault was injected {when}"))
 }
 
@@ -107,10 +107,9 @@ impl World {
             }
             Action::Changed { since } => self.changed(node, since),
             Action::ProbeWorkload => Ok(self.probe(node, unit)),
-            Action::StartWorkload { workload, paths, lease_until_ms, .. } => {
+            Action::StartWorkload { workload, datasets, lease_until_ms, .. } => {
                 self.lease_is(node, unit, *lease_until_ms);
-                let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
-                self.start_workload(node, unit, workload, paths.first())
+                self.start_workload(node, unit, workload, datasets)
             }
             Action::StopWorkload { .. } => {
                 self.hosts[node].workloads.remove(&unit);
@@ -129,9 +128,9 @@ impl World {
                 Ok(Outcome::Preflight { available_bytes: 1 << 50, running })
             }
             Action::SetAside { keep, tag: _, wall_ms } => self.set_aside(node, keep, *wall_ms),
-            Action::Network { .. } | Action::FencingHook { .. } | Action::Drill { .. } => {
-                Err(injected("for it is not modelled yet"))
-            }
+            Action::Network { up, .. } => self.move_address(node, unit, *up),
+            Action::FencingHook { peer, .. } => self.fencing_hook(node, unit, *peer),
+            Action::Drill { snapshots, .. } => self.drill(node, snapshots),
             Action::VerifyUnwritten { snapshots } => self.verify_unwritten(node, snapshots),
             Action::Activate { datasets } => {
                 let store = &mut self.hosts[node].store;
@@ -176,6 +175,14 @@ impl World {
         }
         let directory = self.scenario.kind == flocker_store::DatasetKind::Directory;
         let fuzzy = directory && runs && !freeze;
+        if self.scenario.model_bug == Some(ModelBug::TornGroup) && runs && names.len() > 1 {
+            let store = &mut self.hosts[node].store;
+            let mut snapshots = stored(store.take_snapshots(&names[..1], fuzzy, unix_s))?;
+            self.write_record(node, unit);
+            let store = &mut self.hosts[node].store;
+            snapshots.extend(stored(store.take_snapshots(&names[1..], fuzzy, unix_s))?);
+            return Ok(Outcome::Snapshots { snapshots, frozen_ms: 0 });
+        }
         let host = &mut self.hosts[node];
         let snapshots = stored(host.store.take_snapshots(names, fuzzy, unix_s))?;
         Ok(Outcome::Snapshots { snapshots, frozen_ms: u64::from(freeze) })
@@ -240,7 +247,7 @@ impl World {
         node: usize,
         unit: UnitId,
         record: &WorkloadRecord,
-        path: Option<&String>,
+        datasets: &[DatasetName],
     ) -> Done {
         let refused = |words: &str| {
             Err(Failure::new(Remedy::Operator, FailureCode::NotStarted, words.to_owned()))
@@ -251,23 +258,33 @@ impl World {
         if !self.healing && self.rng.chance_ppm(self.scenario.start_fail_ppm) {
             return refused("the program cannot be executed");
         }
-        let store = &self.hosts[node].store;
-        let found = store
-            .datasets
-            .iter()
-            .find(|(name, _)| path.is_some_and(|p| path_of(name).display().to_string() == *p));
-        let Some((dataset, state)) = found else {
-            return refused("its working directory does not exist");
-        };
-        if !state.can_be_written() {
-            return refused("its working directory is read-only");
+        for name in datasets {
+            match self.hosts[node].store.datasets.get(name) {
+                None => return refused("a volume of it does not exist"),
+                Some(state) if !state.can_be_written() => {
+                    return refused("a volume of it is read-only");
+                }
+                Some(_) => {}
+            }
         }
-        let dataset = dataset.clone();
+        let lease = self.hosts[node].leases.get(&unit).copied().flatten();
+        if lease.is_some_and(|end| end <= self.now_ms) {
+            return refused("its lease has ended");
+        }
+        self.check_group(node, datasets);
         self.lives += 1;
         let life = self.lives;
         let known_to = self.hosts[node].life.as_ref().map_or(0, |life| life.boot);
-        let workload = Workload { life, record: record.clone(), dataset, known_to, frozen: false };
+        let datasets = datasets.to_vec();
+        let record = record.clone();
+        let workload = Workload { life, record, datasets, known_to, frozen: false };
         self.hosts[node].workloads.insert(unit, workload);
+        if !self.healing && self.rng.chance_ppm(self.scenario.start_fail_ppm / 2) {
+            self.write_record(node, unit);
+            self.hosts[node].workloads.remove(&unit);
+            let words = "it did not become healthy, and was stopped again";
+            return Err(Failure::new(Remedy::Operator, FailureCode::Unhealthy, words.to_owned()));
+        }
         let after = self.rng.range(1, self.scenario.write_every_ms * 2);
         self.after(after, Ev::Write { node, unit, life });
         Ok(Outcome::Nothing)
@@ -310,8 +327,17 @@ impl World {
             let Ok(aside) = DatasetName::new(aside) else {
                 return Err(injected("for want of a name"));
             };
+            let before = self.hosts[node].store.datasets.get(name.dataset()).cloned();
             let store = &mut self.hosts[node].store;
-            all.push(stored(store.set_aside(name, &aside))?.then_some(aside));
+            let was_beyond = stored(store.set_aside(name, &aside))?;
+            if was_beyond && self.scenario.model_bug == Some(ModelBug::SetAsideDestroys) {
+                store.datasets.remove(&aside);
+            }
+            if let Some(before) = before.filter(|_| was_beyond) {
+                self.coverage.fault("set aside");
+                self.remember_aside(node, name, &aside, &before);
+            }
+            all.push(was_beyond.then_some(aside));
         }
         Ok(Outcome::SetAside { aside: all })
     }
@@ -344,31 +370,52 @@ impl World {
         if workload.life != life {
             return;
         }
-        let (dataset, frozen) = (workload.dataset.clone(), workload.frozen);
+        let frozen = workload.frozen;
+        let frozen_until = self.hosts[node].frozen_until;
+        if frozen_until > self.now_ms {
+            return self.at(frozen_until + 1, Ev::Write { node, unit, life });
+        }
         let every = self.scenario.write_every_ms;
         let after = self.rng.range(1 + every / 2, 1 + every * 3 / 2);
         self.after(after, Ev::Write { node, unit, life });
         if !frozen && !self.clients_rest {
-            self.write_record(node, unit, &dataset);
+            self.write_record(node, unit);
         }
     }
 
-    fn write_record(&mut self, node: usize, unit: UnitId, dataset: &DatasetName) {
+    fn write_record(&mut self, node: usize, unit: UnitId) {
         let Some(model) = self.unit_index(unit) else { return };
-        let next = self.units[model].acked + 1;
-        let Some(state) = self.hosts[node].store.datasets.get_mut(dataset) else { return };
-        if !state.can_be_written() {
+        let Some(workload) = self.hosts[node].workloads.get(&unit) else { return };
+        let datasets = workload.datasets.clone();
+        let addressless = workload.record.addresses.is_empty();
+        let store = &mut self.hosts[node].store;
+        if !datasets.iter().all(|d| store.datasets.get(d).is_some_and(|d| d.can_be_written())) {
             return;
         }
+        let live = datasets.first().and_then(|d| store.datasets.get(d)).map(|d| d.live.last());
+        let last = live.unwrap_or(0);
+        // Clients have left whoever was superseded; what it writes is answered to nobody.
+        let superseded = self.is_superseded(node, model);
+        let next = if superseded { last + 1 } else { self.units[model].acked + 1 };
         // The client sends again what was not acknowledged; the workload knows what it has.
-        if state.live.last() < next {
-            self.stamps += 1;
-            state.live.append(next, self.stamps, self.scenario.record_bytes);
+        if last < next {
+            for dataset in &datasets {
+                self.stamps += 1;
+                let stamp = self.stamps;
+                if let Some(state) = self.hosts[node].store.datasets.get_mut(dataset) {
+                    state.live.append(next, stamp, self.scenario.record_bytes);
+                }
+                self.check_write(node, unit, dataset);
+            }
             let written_at = &mut self.units[model].written_at;
-            if (written_at.len() as u64) < next {
+            if !superseded && (written_at.len() as u64) < next {
                 written_at.push(self.now_ms);
             }
-            self.check_write(node, unit, dataset);
+        }
+        // Where an address moves with the workload, clients find it only there.
+        let found = addressless || self.hosts[node].addresses.contains(&unit);
+        if superseded || !found {
+            return;
         }
         if self.healing || !self.rng.chance_ppm(self.scenario.ack_loss_ppm) {
             self.units[model].acked = next;
@@ -383,7 +430,9 @@ impl World {
             let success = self.rng.one_in(3);
             let status = if success { "exit status 0" } else { "signal 9" };
             let status = status.to_owned();
-            self.input(node, Input::WorkloadExited { unit, status, success });
+            let exited = Input::WorkloadExited { unit, status, success };
+            let boot = workload.known_to;
+            self.at(self.now_ms, Ev::Exited { node, boot, exited: Box::new(exited) });
         }
     }
 }

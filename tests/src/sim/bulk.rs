@@ -185,9 +185,8 @@ impl World {
             self.violate(Rule::Fenced, text);
             return None;
         }
-        let unix_s = self.hosts[to].now(self.now_ms).wall_ms / 1000;
         let store = &mut self.hosts[to].store;
-        Some(match store.commit_receive(&spec, &stream, unix_s) {
+        Some(match store.commit_receive(&spec, &stream) {
             Ok(snapshot) => {
                 if let Some(bulk) = self.bulks.get_mut(&transfer) {
                     bulk.committed = true;
@@ -382,6 +381,10 @@ impl World {
             .and_then(|d| d.snapshots.iter().find(|s| s.short == name.short()))
             .map(|s| s.guid);
         let Some(guid) = guid else { return };
+        if self.is_drilled(node, name) {
+            let text = format!("n{node} destroys {name}, on which a drill runs");
+            self.violate(Rule::BaseInFlight, text);
+        }
         let needed = self.bulks.values().any(|bulk| {
             let here = (bulk.from == node && bulk.sender.is_some())
                 || (bulk.to == node && bulk.receiver.is_some());

@@ -51,6 +51,12 @@ pub enum Rule {
     Contract,
     /// A standby takes over only where it is proven that nobody else writes.
     Proof,
+    /// Never two nodes have a unit's address.
+    Address,
+    /// The volumes of a unit are at one moment.
+    Group,
+    /// A failover loses no more than it said.
+    Foretold,
     /// What a failover left behind is kept on the node that has it.
     SetAside,
     /// After healing: one primary, running, its standby within its RPO.
@@ -88,7 +94,9 @@ pub struct Memory {
     /// How an attempt was settled, by an incarnation of the answering journal.
     settled: BTreeMap<(UnitId, AttemptId, Incarnation), Answer>,
     /// Newest record in a snapshot that a standby confirmed, by node.
-    confirmed: BTreeMap<(UnitId, usize), u64>,
+    pub(super) confirmed: BTreeMap<(UnitId, usize), u64>,
+    /// What was set aside: where, its name, the stamp of its last write.
+    pub(super) kept: Vec<(usize, DatasetName, u64)>,
     /// The epoch in which a transfer was offered, by receiving node.
     offered: BTreeMap<(usize, TransferId), u64>,
 }
@@ -287,9 +295,16 @@ impl World {
     }
 
     fn remember_confirmed(&mut self, node: usize, unit: UnitId, guid: flocker_store::Guid) {
-        let records =
+        let first =
             self.dataset_of(node, unit).and_then(|d| d.snapshot(guid)).map(|s| s.content.last());
-        match records {
+        let store = &self.hosts[node].store;
+        let volumes = self.hosts[node].record(unit).map(|r| r.volumes.as_slice());
+        let another =
+            volumes.unwrap_or_default().iter().skip(1).any(|v| {
+                store.datasets.get(&v.dataset).is_some_and(|d| d.snapshot(guid).is_some())
+            });
+        match first {
+            None if another => {}
             Some(records) => {
                 let entry = self.memory.confirmed.entry((unit, node)).or_default();
                 *entry = (*entry).max(records);
@@ -399,6 +414,10 @@ impl World {
         let Some(record) = self.hosts[node].record(unit) else { return };
         let number = record.epoch.number;
         let owner = index_of(record.epoch.owner);
+        if self.unit_index(unit).is_some_and(|m| self.is_superseded(node, m)) && owner != Some(node)
+        {
+            return; // It was told so, and is about to stop.
+        }
         let writer = *self.memory.writers.entry((unit, number)).or_insert(node);
         if writer != node || owner != Some(node) {
             let text = format!("n{node} and n{writer} write in epoch {number} of n{owner:?}");

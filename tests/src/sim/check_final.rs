@@ -36,11 +36,13 @@ impl World {
 
     /// With the workloads at rest: equal on both sides, nothing left over.
     pub(super) fn check_rested(&mut self) {
+        self.check_kept();
         for unit in 0..self.units.len() {
             if self.judge(unit) {
                 self.check_roles(unit);
                 self.check_equal(unit);
                 self.check_losses(unit);
+                self.check_address(unit);
                 self.check_leaks(unit);
             }
         }

@@ -26,6 +26,10 @@ pub enum Fault {
     Stranger(usize),
     /// A workload ends by itself.
     KillWorkload(usize),
+    /// A daemon gets no processor for a while (SIGSTOP); its workload goes on.
+    Stop(usize),
+    /// A whole host gets none (a stopped virtual machine); its clocks go on.
+    StopHost(usize),
     /// A node is asked once more to settle attempts that it has refused, as if a message of a
     /// commit came after all.
     AskAgain(usize),
@@ -55,7 +59,7 @@ impl World {
         }
         let node = self.rng.below(self.hosts.len());
         let other = (node + 1 + self.rng.below(self.hosts.len() - 1)) % self.hosts.len();
-        let fault = match self.rng.range(0, 12) {
+        let fault = match self.rng.range(0, 14) {
             0..=3 => Fault::Crash(node),
             4 | 5 => Fault::Cut(node, other),
             6 => Fault::CutOneWay(node, other),
@@ -63,6 +67,8 @@ impl World {
             8 => Fault::DiskFull(node),
             9 | 10 => Fault::Stranger(node),
             11 => Fault::KillWorkload(node),
+            12 => Fault::Stop(node),
+            13 => Fault::StopHost(node),
             _ => Fault::AskAgain(node),
         };
         self.strike(fault);
@@ -79,13 +85,14 @@ impl World {
             Some(m) => (m.source, m.target),
             None => (node, (node + 1) % self.hosts.len()),
         };
-        let fault = match self.rng.range(0, 9) {
+        let fault = match self.rng.range(0, 10) {
             0 | 1 => Fault::Crash(source),
             2 | 3 => Fault::Crash(target),
             4 | 5 => Fault::Cut(source, target),
             6 => Fault::CutOneWay(source, target),
             7 => Fault::CutOneWay(target, source),
             8 => Fault::Disconnect(source, target),
+            9 => Fault::Stop(if self.rng.one_in(2) { source } else { target }),
             _ if self.scenario.faults.journal_loss_ppm > 0 => Fault::CrashAndLoseJournal(target),
             _ => Fault::Stranger(source),
         };
@@ -131,6 +138,9 @@ impl World {
                 self.after(after, Ev::DiskFreed(node));
             }
             Fault::Stranger(node) => self.stranger_comes(node),
+            Fault::Stop(node) => self.stop_running(node, false),
+            Fault::StopHost(node) => self.stop_running(node, true),
+            Fault::AskAgain(node) if self.hosts[node].stopped_until > self.now_ms => {}
             Fault::AskAgain(node) => self.ask_refused_again(node),
             Fault::KillWorkload(node) => {
                 let units: Vec<UnitId> = self.hosts[node].workloads.keys().copied().collect();
@@ -199,7 +209,7 @@ impl World {
         self.after(after, Ev::Restart(node));
     }
 
-    fn crash_as(&mut self, node: usize, host_too: bool) {
+    pub(super) fn crash_as(&mut self, node: usize, host_too: bool) {
         if self.hosts[node].life.is_none() {
             return;
         }
@@ -217,11 +227,19 @@ impl World {
         self.bulks_of_the_dead(node);
         let host = &mut self.hosts[node];
         host.life = None;
+        host.stopped_until = 0;
         if host_too {
-            host.workloads.clear();
-            host.store.host_crashed();
+            self.power_fails(node);
         } else {
             host.workloads.retain(|_, w| !w.record.die_with_daemon);
+        }
+        if host_too && !self.healing {
+            for unit in 0..self.units.len() {
+                if self.rng.one_in(3) {
+                    let after = self.rng.log_range(20, 2_000);
+                    self.after(after, Ev::Want { unit, failover: true });
+                }
+            }
         }
         self.net.forget_views(node);
         for peer in 0..self.hosts.len() {
@@ -279,7 +297,7 @@ impl World {
     }
 
     pub(super) fn on_restart(&mut self, node: usize) {
-        if self.hosts[node].life.is_some() {
+        if self.hosts[node].life.is_some() || self.hosts[node].fenced {
             return;
         }
         let boot = self.rng.bits();
@@ -312,6 +330,14 @@ impl World {
         let target = target.unwrap_or((source + 1) % self.hosts.len());
         let phase = phase.to_owned();
         self.moves.insert(unit, Move { source, target, phase });
+        if !self.healing
+            && self.rng.chance_ppm(self.scenario.faults.phase_ppm / 4)
+            && let Some(model) = self.unit_index(unit)
+        {
+            let after = self.rng.range(0, 40);
+            let failover = self.rng.one_in(2);
+            self.after(after, Ev::Want { unit: model, failover });
+        }
         self.maybe_strike(node, unit);
     }
 

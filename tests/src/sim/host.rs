@@ -56,8 +56,8 @@ pub struct Workload {
     pub life: u64,
     /// How it was started.
     pub record: WorkloadRecord,
-    /// What it writes.
-    pub dataset: DatasetName,
+    /// What it writes: one dataset for each volume.
+    pub datasets: Vec<DatasetName>,
     /// The daemon's life that knows of it.
     pub known_to: u64,
     /// It does not get a processor.
@@ -168,6 +168,16 @@ pub struct Host {
     pub mono_base_ms: u64,
     /// Its wall clock, less the world's.
     pub skew_ms: i64,
+    /// How much faster its monotonic clock runs than the world's, parts of a million.
+    pub drift_ppm: i64,
+    /// The daemon gets no processor until then, world milliseconds.
+    pub stopped_until: u64,
+    /// Nor does anything else on this host.
+    pub frozen_until: u64,
+    /// A fencing hook turned it off; it stays so until somebody repairs it.
+    pub fenced: bool,
+    /// Units whose address is here.
+    pub addresses: BTreeSet<UnitId>,
 }
 
 /// Who a node is in the model.
@@ -190,7 +200,7 @@ pub fn dataset_name(text: &str) -> DatasetName {
 
 impl Host {
     /// A node with an empty store and journal.
-    pub fn new(index: usize, incarnation: u64, skew_ms: i64) -> Self {
+    pub fn new(index: usize, incarnation: u64, skew_ms: i64, drift_ppm: i64) -> Self {
         Self {
             fingerprint: fingerprint_of(index),
             name: format!("n{index}"),
@@ -206,6 +216,11 @@ impl Host {
             lives: 0,
             mono_base_ms: 0,
             skew_ms,
+            drift_ppm,
+            stopped_until: 0,
+            frozen_until: 0,
+            fenced: false,
+            addresses: BTreeSet::new(),
         }
     }
 
@@ -214,9 +229,25 @@ impl Host {
         // 2026-01-01, so that wall clocks look like wall clocks.
         const START_UNIX_MS: i64 = 1_767_225_600_000;
         Now {
-            mono_ms: self.mono_base_ms + world_ms,
+            mono_ms: self.mono_base_ms + self.ran_ms(world_ms),
             wall_ms: START_UNIX_MS + world_ms as i64 + self.skew_ms,
         }
+    }
+
+    fn ran_ms(&self, world_ms: u64) -> u64 {
+        let drift = i128::from(world_ms) * i128::from(self.drift_ppm) / 1_000_000;
+        (i128::from(world_ms) + drift) as u64
+    }
+
+    /// The first world moment at which its monotonic clock says at least this.
+    pub fn world_at(&self, mono_ms: u64) -> u64 {
+        let ran = mono_ms.saturating_sub(self.mono_base_ms);
+        let mut at = (u128::from(ran) * 1_000_000 / (1_000_000 + self.drift_ppm) as u128) as u64;
+        at = at.saturating_sub(1);
+        while self.ran_ms(at) < ran {
+            at += 1;
+        }
+        at
     }
 
     /// What `serve` finds at its start.
@@ -293,6 +324,6 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         large_block_send: false,
         holds: scenario.holds,
         atomic_group_snapshot: true,
-        fencing_hook: false,
+        fencing_hook: scenario.fencing_hook,
     }
 }

@@ -25,6 +25,7 @@ pub mod perform;
 pub mod rng;
 pub mod scenario;
 pub mod store;
+pub mod surroundings;
 pub mod takeover;
 pub mod trace;
 pub mod world;

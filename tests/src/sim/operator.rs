@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use flocker_core::ids::{RequestId, UnitId, VolumeId};
-use flocker_core::record::{Grant, PeerRecord, Role, UnitRecord, WorkloadKind, WorkloadRecord};
+use flocker_core::record::{
+    AddressRecord, Grant, PeerRecord, Role, UnitRecord, WorkloadKind, WorkloadRecord,
+};
 use flocker_core::{Command, Failure, Input, Reply};
 use flocker_store::DatasetName;
 
@@ -27,6 +29,8 @@ pub struct UnitModel {
     pub name: String,
     /// Its dataset at the node where it began.
     pub dataset: DatasetName,
+    /// Those of its other volumes.
+    pub others: Vec<DatasetName>,
     /// Where it lives, by node, as journals last said.
     pub datasets: Vec<Option<DatasetName>>,
     /// Some journal has it.
@@ -43,6 +47,12 @@ pub struct UnitModel {
     pub told_alone: bool,
     /// The operator said that the primary was down, and it was.
     pub word_given: bool,
+    /// The operator said that it was down, and it was not: both may write until they meet.
+    pub two_lines: bool,
+    /// A fencing hook turned its primary off.
+    pub hook_worked: bool,
+    /// When the first record was written that the last failover lost, milliseconds.
+    pub lost_since: Option<u64>,
     /// Nodes that a failover left behind, and that were not fenced since.
     pub left_behind: BTreeSet<usize>,
     /// What failovers left behind.
@@ -59,6 +69,14 @@ impl World {
         let live = Content::preloaded(self.stamps, self.scenario.preload_bytes);
         let kind = self.scenario.kind;
         self.hosts[0].store.create(dataset.clone(), kind, live);
+        let mut others = Vec::new();
+        for volume in 1..self.scenario.volumes {
+            let name = dataset_name(&format!("n0/db{index}-{volume}"));
+            self.stamps += 1;
+            let live = Content::preloaded(self.stamps, 1_000);
+            self.hosts[0].store.create(name.clone(), kind, live);
+            others.push(name);
+        }
         let mut datasets = vec![None; self.hosts.len()];
         datasets[0] = Some(dataset.clone());
         self.units.push(UnitModel {
@@ -66,6 +84,7 @@ impl World {
             volume: VolumeId(0),
             name: format!("db{index}"),
             dataset,
+            others,
             datasets,
             protected: false,
             established: false,
@@ -74,6 +93,9 @@ impl World {
             tainted: false,
             told_alone: false,
             word_given: false,
+            two_lines: false,
+            hook_worked: false,
+            lost_since: None,
             left_behind: BTreeSet::new(),
             losses: Vec::new(),
             last_move: None,
@@ -117,6 +139,9 @@ impl World {
         self.requests += 1;
         let request = RequestId(self.requests);
         let at_ms = self.now_ms;
+        if self.hosts[node].stopped_until > at_ms {
+            return; // Nobody answers; the person comes back later.
+        }
         let Some(life) = &mut self.hosts[node].life else {
             return;
         };
@@ -222,7 +247,7 @@ impl World {
             if known && !self.is_open(node, "unprotect") {
                 self.ask(node, unit, "unprotect", Command::Unprotect { name: name.clone() });
             } else if !known && self.bulks.is_empty() {
-                self.hosts[node].store.datasets.remove(&dataset);
+                self.hosts[node].store.datasets.retain(|name, _| !name.is_within(&dataset));
             }
         }
     }
@@ -233,10 +258,14 @@ impl World {
         }
         let id = UnitId(u128::from(self.rng.bits()) << 64 | u128::from(self.rng.bits()));
         let volume = VolumeId(u128::from(self.rng.bits()) << 64 | u128::from(self.rng.bits()));
+        let mut volumes = vec![(volume, self.units[unit].dataset.clone())];
+        for dataset in self.units[unit].others.clone() {
+            volumes.push((VolumeId(u128::from(self.rng.bits())), dataset));
+        }
         let model = &self.units[unit];
         let command = Command::Protect {
             unit: id,
-            volumes: vec![(volume, model.dataset.clone())],
+            volumes,
             to: format!("n{peer}"),
             name: Some(model.name.clone()),
             policy: self.scenario.policy,
@@ -288,9 +317,16 @@ impl World {
     }
 
     fn run_workload(&mut self, node: usize, unit: usize) {
+        let address = AddressRecord {
+            address: std::net::Ipv4Addr::new(10, 9, 0, unit as u8 + 1).into(),
+            prefix: 24,
+            device: "eth0".into(),
+        };
+        let addresses = if self.scenario.address { vec![address] } else { Vec::new() };
         let workload = WorkloadRecord {
             stop_limit_ms: 5_000,
             die_with_daemon: self.scenario.die_with_daemon,
+            addresses,
             ..WorkloadRecord::process(vec!["append-records".into()])
         };
         let name = self.units[unit].name.clone();
@@ -330,6 +366,7 @@ impl World {
             5 => self.migrate(anyone, unit),
             7 | 8 => self.wish_cancel(node, unit),
             9 | 10 => self.wish_failover(unit),
+            11 => self.wish_drill(unit),
             // Who takes that risk makes sure that it runs nowhere else.
             6 if self.others_are_down(anyone, self.units[unit].id) => {
                 self.units[unit].told_alone = true;

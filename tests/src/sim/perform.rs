@@ -54,13 +54,13 @@ impl World {
     fn set_timer(&mut self, node: usize) {
         let now_ms = self.now_ms;
         let host = &mut self.hosts[node];
-        let base = host.mono_base_ms;
         let Some(life) = &mut host.life else { return };
         let Some(due) = life.node.poll_timeout() else {
             life.timer_at = None;
             return;
         };
-        let at = due.saturating_sub(base).max(now_ms);
+        let at = host.world_at(due).max(now_ms);
+        let Some(life) = &mut host.life else { return };
         if life.timer_at != Some(at) {
             life.timer_at = Some(at);
             let boot = life.boot;
@@ -231,10 +231,10 @@ impl World {
                 self.maybe_strike(node, unit);
             }
             EventKind::Round(_) => self.coverage.rounds += 1,
+            EventKind::FailedOver(report) => self.check_foretold(unit, report),
             EventKind::Predicted { .. }
             | EventKind::Migrated(_)
             | EventKind::MigrationFailed { .. }
-            | EventKind::FailedOver(_)
             | EventKind::Drilled(_)
             | EventKind::Alarm { .. }
             | EventKind::Cleared

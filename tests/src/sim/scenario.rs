@@ -104,8 +104,33 @@ pub struct Scenario {
     pub move_ms: u64,
     /// After that, with nothing written, how long until both sides are equal, beyond the RPO.
     pub rest_ms: u64,
+    /// How many volumes a unit has.
+    pub volumes: usize,
+    /// Monotonic clocks differ in rate by up to this, parts of a million.
+    pub drift_ppm: u64,
+    /// An address moves with the workload.
+    pub address: bool,
+    /// Nodes have a fencing hook.
+    pub fencing_hook: bool,
+    /// Operators say that a primary is down without having looked.
+    pub false_words: bool,
+    /// A bug in the model, to see that the checkers are not asleep.
+    pub model_bug: Option<ModelBug>,
     /// A bug in the core, to see that the checkers are not asleep.
     pub planted: Option<PlantedBug>,
+}
+
+/// Something that the simulator's stores and hosts do wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelBug {
+    /// What is set aside is destroyed.
+    SetAsideDestroys,
+    /// The snapshots of a group are taken one after another while the workload writes.
+    TornGroup,
+    /// An address that is taken off stays.
+    TwoAddresses,
+    /// The supervisor does not kill at the end of a lease.
+    SupervisorSleeps,
 }
 
 fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
@@ -143,8 +168,20 @@ impl Scenario {
             heal_ms: 100_000,
             move_ms: 60_000,
             rest_ms: 40_000,
+            volumes: one_of(rng, &[1, 1, 2, 3]),
+            drift_ppm: one_of(rng, &[0, 20_000]),
+            address: rng.one_in(2),
+            fencing_hook: rng.one_in(3),
+            false_words: !calm && rng.one_in(12),
+            model_bug: None,
             planted: None,
         }
+    }
+
+    /// The same run in a model with this bug.
+    pub fn with_model_bug(mut self, bug: ModelBug) -> Self {
+        self.model_bug = Some(bug);
+        self
     }
 
     /// The same run on a core with this bug.

@@ -91,6 +91,8 @@ pub struct Stream {
     pub content: Content,
     /// Its length.
     pub bytes: u64,
+    /// When the snapshot was taken, by the sender's clock: it stays with it.
+    pub creation_unix_s: i64,
 }
 
 /// One node's store.
@@ -184,7 +186,7 @@ impl Store {
             guid,
             live: kept.content.clone(),
             snapshots: old.snapshots[..=at].to_vec(),
-            mirror: None,
+            mirror: old.mirror.clone().map(|m| Mirror { dataset_guid: guid, ..m }),
             ..old.clone()
         };
         let mut old = self.datasets.insert(name.clone(), fresh).ok_or_else(|| no_dataset(name))?;
@@ -393,6 +395,7 @@ impl Store {
             kind: dataset.kind,
             fuzzy: to.fuzzy,
             content: to.content.clone(),
+            creation_unix_s: to.creation_unix_s,
             bytes: STREAM_OVERHEAD_BYTES + to.content.bytes().saturating_sub(before),
         })
     }
@@ -425,19 +428,14 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::check_receive`]; the dataset is then at its last good snapshot.
-    pub fn commit_receive(
-        &mut self,
-        spec: &ReceiveSpec,
-        stream: &Stream,
-        unix_s: i64,
-    ) -> Result<Snapshot> {
+    pub fn commit_receive(&mut self, spec: &ReceiveSpec, stream: &Stream) -> Result<Snapshot> {
         self.check_receive(spec, stream)?;
         self.txg += 1;
         let snap = Snap {
             short: spec.snapshot.short().to_owned(),
             guid: stream.to,
             createtxg: self.txg,
-            creation_unix_s: unix_s,
+            creation_unix_s: stream.creation_unix_s,
             fuzzy: stream.fuzzy,
             holds: BTreeSet::new(),
             content: stream.content.clone(),

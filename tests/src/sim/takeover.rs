@@ -5,6 +5,7 @@ use flocker_core::ids::UnitId;
 use flocker_core::record::{Proof, Role, UnitRecord};
 
 use super::check::Rule;
+use super::scenario::ModelBug;
 use super::world::{Ev, World};
 
 /// What an unplanned change of primary left behind.
@@ -18,6 +19,17 @@ pub struct Loss {
 
 impl World {
     // ---- wishes -------------------------------------------------------------------------------
+
+    pub(super) fn on_want(&mut self, unit: usize, failover: bool) {
+        if self.healing || !self.units[unit].protected {
+            return;
+        }
+        match (failover, self.owner_of(unit)) {
+            (true, _) => self.wish_failover(unit),
+            (false, Some(owner)) => self.wish_cancel(owner, unit),
+            (false, None) => {}
+        }
+    }
 
     /// A migration is taken back by whoever asked for it.
     pub(super) fn wish_cancel(&mut self, node: usize, unit: usize) {
@@ -36,7 +48,13 @@ impl World {
         }) else {
             return;
         };
-        let primary_is_down = self.others_are_down(node, id);
+        let mut primary_is_down = self.others_are_down(node, id);
+        let dry_run = self.rng.one_in(10);
+        if !primary_is_down && !dry_run && self.scenario.false_words && self.rng.one_in(3) {
+            self.coverage.fault("false word");
+            primary_is_down = true;
+            self.units[unit].two_lines = true;
+        }
         self.coverage.fault(if primary_is_down { "failover by word" } else { "failover asked" });
         self.coverage_hit("failover", id);
         let name = self.units[unit].name.clone();
@@ -44,7 +62,7 @@ impl World {
             // People do not start a host that they have declared down before it is over.
             self.units[unit].word_given = true;
         }
-        let command = Command::Failover { name, primary_is_down, dry_run: false };
+        let command = Command::Failover { name, primary_is_down, dry_run };
         self.ask(node, unit, "failover", command);
     }
 
@@ -60,7 +78,7 @@ impl World {
     /// The supervisor learns until when the workload may run.
     pub(super) fn lease_is(&mut self, node: usize, unit: UnitId, until_ms: Option<u64>) {
         let host = &mut self.hosts[node];
-        let until = until_ms.map(|until| until.saturating_sub(host.mono_base_ms));
+        let until = until_ms.map(|until| host.world_at(until));
         host.leases.insert(unit, until);
         if let Some(at) = until {
             let at = at.max(self.now_ms);
@@ -74,7 +92,8 @@ impl World {
         if due.is_none_or(|at| at > self.now_ms) {
             return;
         }
-        if self.hosts[node].workloads.contains_key(&unit) {
+        let sleeps = self.scenario.model_bug == Some(ModelBug::SupervisorSleeps);
+        if self.hosts[node].workloads.contains_key(&unit) && !sleeps {
             self.coverage.fault("killed by its lease's end");
             self.kill_workload(node, unit);
         }
@@ -94,7 +113,10 @@ impl World {
         let others = (0..self.hosts.len()).filter(|n| *n != node);
         let running: Vec<usize> =
             others.clone().filter(|n| self.hosts[*n].workloads.contains_key(&new.id)).collect();
-        let alone = self.unit_index(new.id).is_some_and(|m| self.units[m].told_alone);
+        let alone = self.unit_index(new.id).is_some_and(|m| {
+            let unit = &self.units[m];
+            unit.told_alone || unit.two_lines
+        });
         if !running.is_empty() && !alone {
             let text = format!("n{node} takes over ({}) while {running:?} run it", failover.proof);
             return self.violate(Rule::Proof, text);
@@ -110,7 +132,9 @@ impl World {
                 self.unit_index(new.id).is_some_and(|m| self.units[m].word_given)
             }
             Proof::LeaseRanOut => new.lease_ms.is_some(),
-            Proof::FencingHook => false,
+            Proof::FencingHook => {
+                self.unit_index(new.id).is_some_and(|m| self.units[m].hook_worked)
+            }
         };
         let tainted = self.unit_index(new.id).is_some_and(|m| self.units[m].tainted);
         if !proven && !tainted {
@@ -138,9 +162,11 @@ impl World {
         let up_to = unit.acked;
         unit.left_behind.extend(others.iter().copied());
         unit.left_behind.remove(&node);
+        unit.lost_since = None;
         if up_to > has {
             unit.acked = has;
-            unit.written_at.truncate(has as usize + 1);
+            unit.lost_since = unit.written_at.get(has as usize).copied();
+            unit.written_at.truncate(has as usize);
         }
         let written: Vec<(usize, u64)> = others
             .iter()
@@ -174,6 +200,9 @@ impl World {
     /// be mounted there, with nobody to write them.
     pub(super) fn is_left_behind(&mut self, model: usize, node: usize, writable: bool) -> bool {
         let unit = self.units[model].id;
+        if self.is_superseded(node, model) {
+            return true;
+        }
         if !self.units[model].left_behind.contains(&node) {
             return false;
         }

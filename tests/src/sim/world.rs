@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use flocker_core::ids::{OpId, TransferId, UnitId};
-use flocker_core::{Failure, Message};
+use flocker_core::{Failure, Input, Message};
 use flocker_store::{DatasetName, Snapshot};
 
 use super::bulk::Bulk;
@@ -94,6 +94,17 @@ pub(super) enum Ev {
         node: usize,
         unit: UnitId,
     },
+    Exited {
+        node: usize,
+        boot: u64,
+        exited: Box<Input>,
+    },
+    /// Somebody wants a failover, or the migration under way taken back.
+    Want {
+        unit: usize,
+        failover: bool,
+    },
+    Repaired(usize),
     Restart(usize),
     Reopen(usize, usize),
     DiskFreed(usize),
@@ -171,7 +182,9 @@ impl World {
         let hosts = (0..scenario.nodes).map(|index| {
             let skew = scenario.skew_ms as i64;
             let skew_ms = rng.range(0, 2 * skew as u64) as i64 - skew;
-            Host::new(index, rng.bits(), skew_ms)
+            let drift = scenario.drift_ppm;
+            let drift_ppm = rng.range(0, 2 * drift) as i64 - drift as i64;
+            Host::new(index, rng.bits(), skew_ms, drift_ppm)
         });
         let hosts: Vec<Host> = hosts.collect();
         let mut world = Self {
@@ -272,6 +285,9 @@ impl World {
     }
 
     fn handle(&mut self, event: Ev) {
+        if let Some(until) = self.waits_until(&event) {
+            return self.at(until, event);
+        }
         match event {
             Ev::Timer { node, boot, at } => self.on_timer(node, boot, at),
             Ev::Deliver { from, to, message } => self.on_deliver(from, to, *message),
@@ -292,6 +308,13 @@ impl World {
             }
             Ev::Write { node, unit, life } => self.on_write(node, unit, life),
             Ev::LeaseEnds { node, unit } => self.on_lease_ends(node, unit),
+            Ev::Exited { node, boot, exited } => {
+                if self.life_mut(node, boot).is_some() {
+                    self.input(node, *exited);
+                }
+            }
+            Ev::Want { unit, failover } => self.on_want(unit, failover),
+            Ev::Repaired(node) => self.on_repaired(node),
             Ev::Restart(node) => self.on_restart(node),
             Ev::Reopen(a, b) => self.unblock(a, b),
             Ev::DiskFreed(node) => self.hosts[node].store.full = false,
@@ -326,6 +349,7 @@ impl World {
         for node in 0..self.hosts.len() {
             let names: Vec<_> = self.hosts[node].store.datasets.keys().cloned().collect();
             self.hosts[node].store.full = false;
+            self.hosts[node].fenced = false;
             for name in names {
                 self.stranger_leaves(node, &name);
             }
