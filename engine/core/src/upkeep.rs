@@ -160,6 +160,9 @@ impl Unit {
         if !ctx.config.planted(PlantedBug::DestroyBase) {
             needed.extend(self.replicas.values().flat_map(|r| r.needed(at)));
         }
+        if self.record.volumes.len() > 1 {
+            needed.extend(self.needed_by_group(at));
+        }
         needed.extend(self.standby.base_in_use(volume));
         needed.extend(self.cutover_needs(at));
         needed.extend(self.drill.iter().flat_map(|d| d.needs.iter().copied()));
@@ -168,6 +171,27 @@ impl Unit {
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
         needed.extend(newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid));
         needed
+    }
+
+    /// The volumes of a group are received one after another: the newest moment that a standby has of
+    /// all of them stays, here and there, also in those that are further already. A failover goes on
+    /// from it, and what it leaves behind is set back to it.
+    fn needed_by_group(&self, at: usize) -> BTreeSet<Guid> {
+        let inventories = self.local.inventories.as_deref().unwrap_or_default();
+        let Some(mine) = inventories.get(at) else {
+            return BTreeSet::new();
+        };
+        let mut shorts: BTreeSet<&str> = BTreeSet::new();
+        for (volume, inventory) in inventories.iter().enumerate() {
+            let bases = self.replicas.values().flat_map(|r| r.needed(volume));
+            shorts.extend(bases.filter_map(|g| inventory.snapshot(g)).map(|s| s.name.short()));
+        }
+        let volumes = self.record.volume_ids();
+        let whole = crate::failover::newest_whole(&volumes, inventories);
+        let short = whole.as_ref().map(|(short, _)| short.as_str());
+        shorts.extend(short);
+        let kept = mine.snapshots.iter().filter(|s| shorts.contains(s.name.short()));
+        kept.map(|s| s.guid).collect()
     }
 
     /// What is held: what the other side is known to start from.

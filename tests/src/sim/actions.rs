@@ -175,7 +175,11 @@ impl World {
         }
         let directory = self.scenario.kind == flocker_store::DatasetKind::Directory;
         let fuzzy = directory && runs && !freeze;
-        if self.scenario.model_bug == Some(ModelBug::TornGroup) && runs && names.len() > 1 {
+        if self.scenario.model_bug == Some(ModelBug::TornGroup)
+            && runs
+            && names.len() > 1
+            && !self.clients_rest
+        {
             let store = &mut self.hosts[node].store;
             let mut snapshots = stored(store.take_snapshots(&names[..1], fuzzy, unix_s))?;
             self.write_record(node, unit);

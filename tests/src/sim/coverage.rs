@@ -4,6 +4,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// The phases of a cutover, in their order.
+pub const PHASES: [&str; 10] = [
+    "preflight",
+    "converge",
+    "quiesce",
+    "fence",
+    "snapshot",
+    "transfer",
+    "prepare",
+    "commit",
+    "activate",
+    "undo",
+];
+
 /// Counters of a run, or of many.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -114,14 +128,17 @@ impl fmt::Display for Coverage {
         writeln!(f, "faults: {}", faults.join(", "))?;
         let mut kinds: Vec<&'static str> = self.hits.keys().map(|(fault, _)| *fault).collect();
         kinds.dedup();
+        write!(f, "{:<28}", "hit in phase")?;
+        for phase in PHASES {
+            write!(f, "{phase:>10}")?;
+        }
+        writeln!(f)?;
         for kind in kinds {
-            let hits: Vec<String> = self
-                .hits
-                .iter()
-                .filter(|((fault, _), _)| *fault == kind)
-                .map(|((_, phase), n)| format!("{phase} {n}"))
-                .collect();
-            writeln!(f, "  {kind}: {}", hits.join(", "))?;
+            write!(f, "{kind:<28}")?;
+            for phase in PHASES {
+                write!(f, "{:>10}", self.of(kind, phase))?;
+            }
+            writeln!(f)?;
         }
         Ok(())
     }

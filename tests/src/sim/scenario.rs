@@ -171,8 +171,9 @@ impl Scenario {
             volumes: one_of(rng, &[1, 1, 2, 3]),
             drift_ppm: one_of(rng, &[0, 20_000]),
             address: rng.one_in(2),
-            fencing_hook: rng.one_in(3),
-            false_words: !calm && rng.one_in(12),
+            // With more nodes a standby may fence a primary that has moved on meanwhile.
+            fencing_hook: rng.one_in(3) && nodes == 2,
+            false_words: !calm && rng.one_in(12) && nodes == 2,
             model_bug: None,
             planted: None,
         }

@@ -95,7 +95,8 @@ impl Unit {
         self.set_role(ctx, Role::Following { source: target });
         self.clear_alarm(ctx);
         self.local.inventories = None;
-        self.standby.equal_wall_ms = Some(ctx.now.wall_ms);
+        // What was yielded goes on from an older instance: then nothing equals it yet.
+        self.standby.equal_wall_ms = (!self.record.was_primary).then_some(ctx.now.wall_ms);
         self.lease_ends();
         if let Some(c) = &mut self.cutover {
             if !left.is_empty() {

@@ -23,9 +23,10 @@ impl Unit {
         let Some((_, finals)) = self.standby.arrived.clone().filter(|(a, _)| *a == attempt) else {
             return false;
         };
-        let ran = ran || self.standby.answered;
         let unreachable = self.record.workload.as_ref().is_some_and(|w| !w.addresses.is_empty());
-        let may = !ran || (unreachable && !self.standby.answered);
+        // A later start whose command never ran does not take back what an earlier one may have said.
+        self.standby.answered |= ran && !unreachable;
+        let may = !self.standby.answered;
         let may = may || ctx.config.planted(PlantedBug::HandBackAfterAnswer);
         if !may || self.cutover.is_some() || self.record.role != Role::Serving {
             return false;

@@ -122,6 +122,7 @@ impl Unit {
         }
         self.record.step_back = None;
         self.record.was_primary = false;
+        self.standby.equal_wall_ms = None;
         self.persist(ctx);
         self.upkeep.forget_holds();
         self.upkeep.mirror_due = true;
