@@ -84,7 +84,6 @@ fn follows_again(rig: &mut Rig, test: &str) {
 }
 
 #[test]
-#[ignore = "until the engine tells a program that never ran from one that may have answered"]
 fn a_program_that_does_not_start_on_the_target_is_handed_back() {
     let test = "a_program_that_does_not_start_on_the_target_is_handed_back";
     let Some(mut rig) = rig(test, 51) else { return };

@@ -1,6 +1,6 @@
 //! PostgreSQL and Redis as workloads, with a ledger outside of them.
 //!
-//! Owns: making a database in a volume ([`Database`]), the command that serves it on a node, and the
+//! Owns: making a database in a volume (`Database`), the command that serves it on a node, and the
 //! judgement in the end: every acknowledged transaction there exactly once, every unanswered one at
 //! most once, nothing else, and one writer after the other. Leaves to [`load`] who is told what, to
 //! [`wire`] the protocols, to [`crate::e2e::rig`] the nodes.
