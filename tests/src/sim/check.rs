@@ -276,7 +276,12 @@ impl World {
                     Role::HandedOver { attempt: a, target, .. } => a == attempt && *target == peer,
                     _ => false,
                 });
-                if !committed {
+                // Or it was settled long ago, and the epoch has gone on since.
+                let unit = message.unit;
+                let taken = self.memory.settled.iter().any(|((u, a, _), answer)| {
+                    *u == unit && a == attempt && *answer == Answer::Taken
+                });
+                if !committed && !taken {
                     let text =
                         format!("n{node} asks to settle {attempt} before its commit is durable");
                     self.violate(Rule::DurableFirst, text);
