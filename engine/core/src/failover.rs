@@ -313,11 +313,15 @@ impl Unit {
         if ctx.config.planted(PlantedBug::FailoverWithoutProof) {
             return self.proven(ctx, Proof::FencingHook);
         }
-        if f.word {
-            return self.proven(ctx, Proof::OperatorsWord);
-        }
         let (primary, now) = (f.primary, ctx.now.mono_ms);
         let untried = |p: &Proof| !f.tried.iter().any(|(t, _)| t == p);
+        // A primary that is said to be down, and is connected: it is asked first.
+        let contradicted = ctx.connected(primary)
+            && self.record.role.is_standby()
+            && untried(&Proof::PrimaryFenced);
+        if f.word && !contradicted {
+            return self.proven(ctx, Proof::OperatorsWord);
+        }
         match self.possible_proofs(ctx, primary).into_iter().find(untried) {
             Some(Proof::PrimaryFenced) => {
                 self.record.last_attempt += 1;

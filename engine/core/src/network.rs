@@ -45,13 +45,8 @@ impl Unit {
     }
 
     pub(crate) fn advance_network(&mut self, ctx: &mut Ctx) {
-        if !matches!(self.service, Service::Up { .. }) || self.stopping_for_cutover() {
+        let Some(wanted) = self.network_wanted() else {
             return;
-        }
-        let wanted = match self.work {
-            Work::Running { .. } => true,
-            Work::Stopped if self.record.workload.as_ref().is_some_and(|w| !w.wanted) => false,
-            _ => return,
         };
         let due = match &self.network {
             Network::Unknown => true,
@@ -69,6 +64,21 @@ impl Unit {
                 self.network = Network::Moving { op, up: wanted };
             }
             None => self.network_is(wanted),
+        }
+    }
+
+    /// Whether they belong here now; `None`: another machine has them in its hands, or what runs is not
+    /// settled.
+    fn network_wanted(&self) -> Option<bool> {
+        if !matches!(self.service, Service::Up { .. }) || self.stopping_for_cutover() {
+            return None;
+        }
+        match self.work {
+            Work::Running { .. } => Some(true),
+            Work::Stopped if self.record.workload.as_ref().is_some_and(|w| !w.wanted) => {
+                Some(false)
+            }
+            _ => None,
         }
     }
 
@@ -98,9 +108,7 @@ impl Unit {
 
     pub(crate) fn network_timeout(&self) -> Option<u64> {
         match &self.network {
-            Network::Failed { retry_at } if matches!(self.service, Service::Up { .. }) => {
-                Some(*retry_at)
-            }
+            Network::Failed { retry_at } => self.network_wanted().map(|_| *retry_at),
             _ => None,
         }
     }

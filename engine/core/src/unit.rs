@@ -376,6 +376,7 @@ impl Unit {
                 if theirs.owner == peer {
                     self.tombstone_if_ready();
                     self.record.epoch = theirs;
+                    self.cutover_overtaken(ctx, theirs);
                     self.standby.source_changed();
                     self.lease_ends();
                     self.set_role(ctx, Role::Following { source: peer });

@@ -238,6 +238,18 @@ impl Unit {
         }
     }
 
+    /// The unit went on to another epoch before the word came that it ran in the one of this attempt.
+    pub(crate) fn cutover_overtaken(&mut self, ctx: &mut Ctx, epoch: Epoch) {
+        if self.cutover.as_ref().is_some_and(|c| c.attempt != epoch.attempt) {
+            let text = format!(
+                "{}: it went on to epoch {} before it was known to run where it was moved",
+                self.record.name, epoch.number
+            );
+            let failure = Failure::new(Remedy::Operator, FailureCode::Conflict, text);
+            self.end_cutover(ctx, Err(failure));
+        }
+    }
+
     /// What this move cost goes into the next prediction.
     fn learn_costs(&mut self, ctx: &mut Ctx, target: Fingerprint, now: MoveCosts) {
         let known = self.record.move_costs.entry(target).or_default();

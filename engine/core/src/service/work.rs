@@ -162,7 +162,8 @@ impl Unit {
                         let retry_at = ctx.now.mono_ms + RETRY_MS;
                         self.service = Service::Failed { retry_at };
                     }
-                    let ran = failure.code != FailureCode::NotStarted;
+                    let ran =
+                        !matches!(failure.code, FailureCode::NotStarted | FailureCode::NotFound);
                     self.activation_failed(ctx, ran, failure.clone());
                 } else {
                     let start_ms = ctx.now.mono_ms - since;

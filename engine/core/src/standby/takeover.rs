@@ -261,6 +261,9 @@ impl Unit {
             }
             _ => {
                 if attempt.issuer == ctx.config.fingerprint {
+                    if attempt.number > self.record.last_attempt {
+                        return; // Never begun here.
+                    }
                     // A primary that yielded to a failover of ours.
                     if self.yielded_to(ctx, attempt) {
                         return;
