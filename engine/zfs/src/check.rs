@@ -16,7 +16,7 @@
 //! and an unmount alone change nothing; reading with `atime=on` does.
 //!
 //! Where this store has fenced the dataset itself and then taken that snapshot, and no mount has come or gone
-//! since, nothing can have been written, and there is nothing to look at ([`crate::rest`]).
+//! since, nothing can have been written, and there is nothing to look at (`rest`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
