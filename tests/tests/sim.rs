@@ -289,9 +289,3 @@ fn a_unit_handed_back_after_it_answered_is_caught() {
         s.address = false;
     });
 }
-
-#[test]
-fn a_source_left_behind_that_is_told_of_a_refusal_is_caught() {
-    let by = [Rule::RefusalOnly, Rule::OneWriter, Rule::SettleStands, Rule::Contract];
-    check_caught(PlantedBug::RefuseInsteadOfStale, &by, |s| s.faults.host_crash_percent = 100);
-}

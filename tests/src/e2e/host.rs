@@ -209,6 +209,18 @@ impl Host {
         }
     }
 
+    /// Waits until the daemon answers, or has killed itself at its failpoint before it could.
+    ///
+    /// # Panics
+    /// When neither comes in time.
+    pub fn wait_up_or_killed(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.run(&["status", "--json"]).status.success() && self.exited().is_none() {
+            assert!(Instant::now() < until, "{} does not answer:\n{}", self.name, self.log_tail());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn exited(&mut self) -> Option<std::process::ExitStatus> {
         self.child.as_mut().and_then(|c| c.try_wait().ok().flatten())
     }

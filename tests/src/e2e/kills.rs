@@ -129,7 +129,7 @@ impl Kill {
         if let Moment::Place(place) = self.moment {
             rig.hosts[victim].kill();
             rig.hosts[victim].serve_with(Some(place));
-            rig.hosts[victim].wait_up();
+            rig.hosts[victim].wait_up_or_killed();
         }
         let load = rig.load(which, 4, 200);
         let watch = rig.watch(which);

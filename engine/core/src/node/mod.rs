@@ -64,8 +64,6 @@ pub enum PlantedBug {
     LeaseNotStopped,
     /// A standby takes its lease for run out as soon as nobody renews it.
     LeaseTakenEarly,
-    /// A source that a failover left behind is told that its attempt was refused.
-    RefuseInsteadOfStale,
 }
 
 /// Who this node is.

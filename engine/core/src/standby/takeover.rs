@@ -272,10 +272,7 @@ impl Unit {
                     return;
                 }
                 let newer = self.record.epoch.judge(&theirs) == EpochOrder::Stale;
-                if newer
-                    && self.record.role.is_primary()
-                    && !ctx.config.planted(PlantedBug::RefuseInsteadOfStale)
-                {
+                if newer && self.record.role.is_primary() {
                     // This node owns a newer epoch: it has not left the old one to anybody.
                     return self.say(ctx, peer, Body::Stale);
                 }
