@@ -96,7 +96,7 @@ impl Unit {
         word: bool,
         dry_run: bool,
     ) {
-        let primary = match self.may_fail_over(ctx) {
+        let primary = match self.may_fail_over() {
             Ok(primary) => primary,
             Err(failure) => return ctx.reply(request, Err(failure)),
         };
@@ -122,7 +122,7 @@ impl Unit {
         }
     }
 
-    fn may_fail_over(&self, ctx: &Ctx) -> Result<Fingerprint, Failure> {
+    fn may_fail_over(&self) -> Result<Fingerprint, Failure> {
         let name = &self.record.name;
         if self.failover.is_some() {
             let text = format!("{name}: a failover is under way here already");
@@ -142,7 +142,6 @@ impl Unit {
                         self.record.epoch.number
                     ),
                 };
-                let _ = ctx;
                 Err(Failure::refused(FailureCode::BadRequest, text))
             }
         }

@@ -22,6 +22,31 @@ pub(crate) struct DryRun {
     by: u64,
 }
 
+impl Cutover {
+    /// One that begins now, with nothing known yet.
+    fn new(kind: Kind, attempt: AttemptId, target: Fingerprint, phase: Phase, now_ms: u64) -> Self {
+        Self {
+            kind,
+            requests: Vec::new(),
+            attempt,
+            target,
+            phase,
+            since: now_ms,
+            begun: now_ms,
+            stopped_at: None,
+            lost_at: None,
+            parts: Vec::new(),
+            rounds: Vec::new(),
+            workload_wanted: false,
+            budget_ms: None,
+            predicted: None,
+            facts: PreflightFacts::default(),
+            coming_back: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
 impl Unit {
     pub(crate) fn migrate(
         &mut self,
@@ -73,23 +98,8 @@ impl Unit {
         let workload_wanted = self.record.workload.as_ref().is_some_and(|w| w.wanted);
         self.set_role(ctx, Role::Leaving { attempt, target });
         self.cutover = Some(Cutover {
-            kind,
-            requests: Vec::new(),
-            attempt,
-            target,
-            phase,
-            since: ctx.now.mono_ms,
-            begun: ctx.now.mono_ms,
-            stopped_at: None,
-            lost_at: None,
-            parts: Vec::new(),
-            rounds: Vec::new(),
             workload_wanted,
-            budget_ms: None,
-            predicted: None,
-            facts: PreflightFacts::default(),
-            coming_back: None,
-            notes: Vec::new(),
+            ..Cutover::new(kind, attempt, target, phase, ctx.now.mono_ms)
         });
     }
 
@@ -109,23 +119,10 @@ impl Unit {
             Role::HandedOver { attempt, target: to, .. } if to == target => {
                 let now = ctx.now.mono_ms;
                 self.cutover = Some(Cutover {
-                    kind: Kind::Move,
                     requests: vec![request],
-                    attempt,
-                    target,
-                    phase: Phase::Commit,
-                    since: now,
-                    begun: now,
-                    stopped_at: None,
-                    lost_at: None,
-                    parts: Vec::new(),
-                    rounds: Vec::new(),
                     workload_wanted: true,
-                    budget_ms: None,
-                    predicted: None,
-                    facts: PreflightFacts::default(),
-                    coming_back: None,
                     notes: vec!["the daemon was restarted on the way: parts are missing".into()],
+                    ..Cutover::new(Kind::Move, attempt, target, Phase::Commit, now)
                 });
                 true
             }
