@@ -127,3 +127,15 @@ pub(crate) const LEASE_WAIVED_MS: u64 = 10 * 365 * 24 * 3_600_000;
 
 /// For how long bookkeeping gives way to a change of primary in which nobody is served.
 pub(crate) const UPKEEP_WAITS_MS: u64 = 3_000;
+
+/// For how long bookkeeping leaves a store alone after a change of primary: what is destroyed then is
+/// paid for by the first answers of a database that has just come up.
+pub(crate) const CALM_MS: u64 = 1_500;
+
+/// Between two times of tidying: each hold, release and destroy makes the store write out all it has, and
+/// the database waits for that as for any snapshot. Rounds that follow upon each other faster share one.
+pub(crate) const TIDY_EVERY_MS: u64 = 10_000;
+
+/// For how long the new primary takes no snapshot after it came up, at most half of an RPO: until its
+/// first writes the old primary has all there is.
+pub(crate) const CALM_ROUND_MS: u64 = 500;

@@ -12,10 +12,10 @@ use crate::ctx::Ctx;
 use crate::failure::Failure;
 use crate::ids::{OpId, RequestId};
 use crate::io::{Action, MirrorState, Outcome, Reply};
-use crate::limits::{BACKOFF_LAST_MS, UPKEEP_WAITS_MS};
+use crate::limits::{BACKOFF_LAST_MS, CALM_MS, CALM_ROUND_MS, TIDY_EVERY_MS, UPKEEP_WAITS_MS};
 use crate::message::Body;
 use crate::node::PlantedBug;
-use crate::record::Role;
+use crate::record::{Policy, Role};
 use crate::unit::{Ending, Op, Unit};
 
 /// What is due, and what is under way.
@@ -25,10 +25,16 @@ pub(crate) struct Upkeep {
     pub(crate) mirror_due: bool,
     tidying: Option<Tidying>,
     mirroring: Option<OpId>,
+    /// Something may be released or destroyed, at the next time for it.
+    sweep_due: bool,
+    /// When that was last done.
+    swept_at: Option<u64>,
     /// After a failure, not before this.
     retry_at: u64,
     /// Since when a change of primary has been under way with nobody served.
     critical_since: Option<u64>,
+    /// When a change of primary ended here.
+    came_up_at: Option<u64>,
     /// Guids we know to be held by us.
     held: BTreeSet<Guid>,
 }
@@ -57,7 +63,8 @@ impl Unit {
         if ctx.now.mono_ms < self.upkeep_at() {
             return;
         }
-        if self.upkeep.tidy_due && self.upkeep.tidying.is_none() {
+        let sweep = self.upkeep.sweep_due && ctx.now.mono_ms >= self.sweep_at();
+        if (self.upkeep.tidy_due || sweep) && self.upkeep.tidying.is_none() {
             self.tidy(ctx);
         }
         if self.upkeep.mirror_due && self.upkeep.mirroring.is_none() {
@@ -75,15 +82,45 @@ impl Unit {
     }
 
     pub(crate) fn upkeep_timeout(&self) -> Option<u64> {
-        let due = (self.upkeep.tidy_due && self.upkeep.tidying.is_none())
+        let idle = self.upkeep.tidying.is_none();
+        let now = (self.upkeep.tidy_due && idle)
             || (self.upkeep.mirror_due && self.upkeep.mirroring.is_none());
-        due.then_some(self.upkeep_at())
+        let later = self.upkeep.sweep_due && idle;
+        if now { Some(self.upkeep_at()) } else { later.then(|| self.sweep_at()) }
+    }
+
+    /// What is held too much and what nobody needs is put off, what must be held is not.
+    fn sweep_at(&self) -> u64 {
+        let apart = self.upkeep.swept_at.map_or(0, |at| at + TIDY_EVERY_MS);
+        self.upkeep_at().max(apart)
     }
 
     /// Bookkeeping competes with what the clients wait for: it gives way for a while.
     fn upkeep_at(&self) -> u64 {
         let gives_way = self.upkeep.critical_since.map_or(0, |since| since + UPKEEP_WAITS_MS);
-        self.upkeep.retry_at.max(gives_way)
+        let calm = self.upkeep.came_up_at.map_or(0, |at| at + CALM_MS);
+        self.upkeep.retry_at.max(gives_way).max(calm)
+    }
+
+    /// A change of primary has ended: somebody serves again.
+    pub(crate) fn served_again(&mut self, ctx: &Ctx) {
+        self.upkeep.came_up_at = Some(ctx.now.mono_ms);
+    }
+
+    /// A new primary looks at its standbys and takes snapshots from then on, monotonic milliseconds:
+    /// first its clients are served.
+    pub(crate) fn replicates_from(&self) -> u64 {
+        if self.cutover.is_some() {
+            return 0;
+        }
+        if self.standby.announce.is_some() {
+            return self.upkeep.critical_since.map_or(0, |since| since + UPKEEP_WAITS_MS);
+        }
+        let calm = match self.record.policy {
+            Policy::Rpo(ms) => CALM_ROUND_MS.min(ms / 2),
+            Policy::Every(_) => CALM_ROUND_MS,
+        };
+        self.upkeep.came_up_at.map_or(0, |at| at + calm)
     }
 
     fn nobody_is_served(&self) -> bool {
@@ -94,6 +131,7 @@ impl Unit {
 
     fn tidy(&mut self, ctx: &mut Ctx) {
         self.upkeep.tidy_due = false;
+        self.upkeep.sweep_due = false;
         let open =
             self.failing_over() || self.record.step_back.is_some() || self.record.was_primary;
         if open || matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. }) {
@@ -126,8 +164,16 @@ impl Unit {
                 }
             }
         }
+        if ctx.now.mono_ms < self.sweep_at() {
+            self.upkeep.sweep_due = !(release.is_empty() && destroy.is_empty());
+            release.clear();
+            destroy.clear();
+        }
         if hold.is_empty() && release.is_empty() && destroy.is_empty() {
             return;
+        }
+        if !(release.is_empty() && destroy.is_empty()) {
+            self.upkeep.swept_at = Some(ctx.now.mono_ms);
         }
         let gone = destroy.iter().cloned().collect();
         let action = Action::Tidy { tag: self.tag(), hold, release, destroy };

@@ -1,6 +1,7 @@
 //! The figures of issue "One writer, always": what moves of PostgreSQL cost its clients, and what
 //! protection costs PostgreSQL. `flocker-bench-moves [MOVES [ROUNDS [SECONDS]]]`, by default 200 moves
-//! at 200 commits a second, then 5 rounds of pgbench of 20 s, each once protected and once not.
+//! at 200 commits a second, then 5 rounds of pgbench of 20 s, each once protected, once
+//! with as many bare snapshots and nothing else, and once left alone.
 //!
 //! Two nodes in network namespaces on zfs-fuse pools, all on this machine, over QUIC with encryption
 //! and hashing as always. Prints a table in Markdown, and one JSON object as its last line. A move of
@@ -9,7 +10,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use flocker_tests::e2e::database::{Kind, postgres_program};
 use flocker_tests::e2e::rig::{Options, Rig};
@@ -36,19 +38,27 @@ fn percentile(values: &[f64], percent: usize) -> f64 {
 /// One move, milliseconds.
 struct Move {
     gap: f64,
+    /// The longest gap in the two seconds behind the move, when replication goes on.
+    after: f64,
     parts: BTreeMap<String, f64>,
     total: f64,
     predicted: Option<f64>,
 }
 
 impl Move {
-    fn of(report: &Value, gap: f64) -> Option<Self> {
+    fn of(report: &Value, gap: f64, after: f64) -> Option<Self> {
         let mut parts = BTreeMap::new();
         for (part, ms) in report["downtime_ms"].as_object()? {
             parts.insert(part.clone(), ms.as_f64()?);
         }
         let total = parts.remove("total")?;
-        Some(Self { gap, parts, total, predicted: report["predicted"]["downtime_ms"].as_f64() })
+        Some(Self {
+            gap,
+            after,
+            parts,
+            total,
+            predicted: report["predicted"]["downtime_ms"].as_f64(),
+        })
     }
 
     fn part(&self, name: &str) -> f64 {
@@ -78,8 +88,12 @@ fn move_many(rig: &mut Rig, moves: u64) -> Vec<Move> {
         let begun = Instant::now();
         let report = rig.move_from(0, from, "bench");
         load.wait_more(60, "bench");
-        let gap = load.ledger().longest_gap(begun, Instant::now()).as_secs_f64() * 1e3;
-        match Move::of(&report, gap) {
+        let ended = Instant::now();
+        let gap = load.ledger().longest_gap(begun, ended).as_secs_f64() * 1e3;
+        // Moves do not follow upon each other in life: what is put off until clients are served is done.
+        load.wait_more(2 * COMMITS_PER_SECOND as usize, "bench");
+        let after = load.ledger().longest_gap(ended, Instant::now()).as_secs_f64() * 1e3;
+        match Move::of(&report, gap, after) {
             Some(one) => {
                 eprintln!("{number}: gap {gap:.0} ms, {}", report["downtime_ms"]);
                 done.push(one);
@@ -97,6 +111,7 @@ fn table(moves: &[Move]) -> Value {
         ("gap beyond stop and start".into(), moves.iter().map(Move::beyond).collect()),
         ("downtime as reported".into(), moves.iter().map(|m| m.total).collect()),
         ("own share".into(), moves.iter().map(Move::own).collect()),
+        ("longest gap in the 2 s after".into(), moves.iter().map(|m| m.after).collect()),
         (
             "own share, % of gap".into(),
             moves.iter().map(|m| 100.0 * m.own() / m.gap.max(1.0)).collect(),
@@ -148,7 +163,48 @@ fn pgbench(rig: &Rig, at: usize, seconds: u64, dir: &Path) -> (f64, f64) {
     (tps.unwrap_or_else(|| panic!("no tps in {text}")), percentile(&latencies, 99) / 1e3)
 }
 
+/// How PostgreSQL's volume is treated while pgbench runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Treatment {
+    /// Replication paused.
+    Alone,
+    /// Replication paused, and as many bare `zfs snapshot` and `zfs destroy` as replication makes: what
+    /// the store itself takes for it.
+    Bare,
+    /// Replicated.
+    Protected,
+}
+
+/// `zfs snapshot` every so often, the one before destroyed, until told to stop.
+fn snapshot_bare(dataset: &str, period: Duration, stop: &AtomicBool) {
+    let zfs = |args: [&str; 2]| {
+        let done = Command::new("zfs").args(args).status().expect("zfs runs");
+        assert!(done.success(), "zfs {args:?}");
+    };
+    let mut last: Option<String> = None;
+    let mut number = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let begun = Instant::now();
+        number += 1;
+        let name = format!("{dataset}@bare-{number}");
+        zfs(["snapshot", &name]);
+        if let Some(old) = last.replace(name) {
+            zfs(["destroy", &old]);
+        }
+        std::thread::sleep(period.saturating_sub(begun.elapsed()));
+    }
+    if let Some(old) = last {
+        zfs(["destroy", &old]);
+    }
+}
+
+fn rounds_done(rig: &Rig, at: usize) -> u64 {
+    let unit = rig.hosts[at].unit("postgres").expect("its status");
+    unit["standbys"][0]["rounds"].as_u64().unwrap_or_else(|| panic!("no rounds in {unit:#}"))
+}
+
 fn protection(rig: &Rig, rounds: u64, seconds: u64) -> Value {
+    use Treatment::{Alone, Bare, Protected};
     let at = rig.settle(0, "pgbench");
     let dir = tempfile::tempdir().expect("a folder");
     let output = Command::new("nsenter")
@@ -158,31 +214,60 @@ fn protection(rig: &Rig, rounds: u64, seconds: u64) -> Value {
         .output()
         .expect("pgbench runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut figures = [Vec::new(), Vec::new()];
+    let unit = rig.hosts[at].unit("postgres").expect("its status");
+    let dataset = unit["volumes"][0]["dataset"].as_str().expect("its dataset").to_owned();
+    let order = [Protected, Bare, Alone];
+    let mut figures: [Vec<(f64, f64)>; 3] = Default::default();
+    let mut period = Duration::from_secs(1);
     for round in 0..rounds {
-        // Whoever is first gains or loses by it: they take turns.
-        for turn in 0..2 {
-            let protected = (round + turn) % 2 == 0;
-            rig.hosts[at].ok(&[if protected { "resume" } else { "pause" }, "postgres"]);
-            if protected {
+        // Whoever is first gains or loses by it: they take turns, and then go backwards.
+        for turn in 0..order.len() {
+            let turn = if round % 2 == 0 { turn } else { order.len() - 1 - turn };
+            let treatment = order[turn];
+            rig.hosts[at]
+                .ok(&[if treatment == Protected { "resume" } else { "pause" }, "postgres"]);
+            if treatment == Protected {
                 rig.hosts[at].wait_in_step("postgres");
             }
-            let (tps, p99) = pgbench(rig, at, seconds, dir.path());
-            eprintln!("pgbench {round}, protected {protected}: {tps:.0} tps, p99 {p99:.1} ms");
-            figures[usize::from(protected)].push((tps, p99));
+            let before = rounds_done(rig, at);
+            let stop = AtomicBool::new(false);
+            let (tps, p99) = std::thread::scope(|scope| {
+                if treatment == Bare {
+                    scope.spawn(|| snapshot_bare(&dataset, period, &stop));
+                }
+                let figures = pgbench(rig, at, seconds, dir.path());
+                stop.store(true, Ordering::SeqCst);
+                figures
+            });
+            if treatment == Protected {
+                let done = (rounds_done(rig, at) - before).max(1);
+                period = Duration::from_millis(seconds * 1_000 / done);
+            }
+            eprintln!(
+                "pgbench {round}, {treatment:?}, each {period:?}: {tps:.0} tps, p99 {p99:.1} ms"
+            );
+            figures[turn].push((tps, p99));
         }
     }
     rig.hosts[at].ok(&["resume", "postgres"]);
     let median = |which: usize, what: fn(&(f64, f64)) -> f64| {
         percentile(&figures[which].iter().map(what).collect::<Vec<_>>(), 50)
     };
-    let [alone, with] = [0, 1].map(|which| (median(which, |f| f.0), median(which, |f| f.1)));
-    let (tps, p99) = (with.0 / alone.0, with.1 / alone.1);
-    println!("\n| pgbench, medians of {rounds} | unprotected | RPO 1 s | ratio |");
-    println!("| --- | ---: | ---: | ---: |");
-    println!("| tps | {:.0} | {:.0} | {tps:.2} |", alone.0, with.0);
-    println!("| p99, ms | {:.1} | {:.1} | {p99:.2} |", alone.1, with.1);
-    json!({"tps": [alone.0, with.0, tps], "p99_ms": [alone.1, with.1, p99]})
+    let [with, bare, alone] =
+        [0, 1, 2].map(|which| (median(which, |f| f.0), median(which, |f| f.1)));
+    println!(
+        "\n| pgbench, medians of {rounds} | unprotected | bare snapshots | RPO 1 s | to unprotected | to bare |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    for (name, pick) in [("tps", (|f| f.0) as fn((f64, f64)) -> f64), ("p99, ms", |f| f.1)] {
+        let [a, b, w] = [alone, bare, with].map(pick);
+        println!("| {name} | {a:.1} | {b:.1} | {w:.1} | {:.2} | {:.2} |", w / a, w / b);
+    }
+    json!({
+        "tps": {"unprotected": alone.0, "bare": bare.0, "protected": with.0},
+        "p99_ms": {"unprotected": alone.1, "bare": bare.1, "protected": with.1},
+        "bare_period_ms": period.as_millis() as u64,
+    })
 }
 
 fn main() {

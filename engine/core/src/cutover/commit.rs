@@ -183,6 +183,7 @@ impl Unit {
             clients: None,
             notes: std::mem::take(&mut c.notes),
         };
+        self.served_again(ctx);
         if matches!(kind, Kind::Move) && report.downtime_total_ms > 0 {
             self.learn_costs(ctx, target, costs);
         }

@@ -487,7 +487,8 @@ impl Unit {
         for peer in peers {
             self.advance_replica(ctx, peer);
         }
-        if self.may_replicate() && !self.stopping_for_cutover() {
+        let calm = ctx.now.mono_ms < self.replicates_from();
+        if self.may_replicate() && !self.stopping_for_cutover() && !calm {
             if self.must_look_again() && ctx.now.mono_ms >= self.snapshotting.retry_at {
                 self.look(ctx);
             }
@@ -505,6 +506,7 @@ impl Unit {
     fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         self.answer_protection(ctx, peer);
         let now = ctx.now.mono_ms;
+        let calm = now < self.replicates_from();
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
@@ -524,7 +526,7 @@ impl Unit {
                 let body = Body::StepBack { question: *question, bases: bases.clone() };
                 self.say(ctx, peer, body);
             }
-            State::Surveying { ask_at, question, theirs, .. } => {
+            State::Surveying { ask_at, question, theirs, .. } if !calm => {
                 let question = *question;
                 let ask = theirs.is_none() && now >= *ask_at;
                 let compare = theirs.is_some() && self.local.inventories.is_some();
@@ -615,12 +617,15 @@ impl Unit {
         if !self.record.role.is_primary() {
             return None;
         }
+        let from = self.replicates_from();
         let states = self.replicas.values().flat_map(|r| {
             let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
             let state = match &r.state {
                 State::Introducing { ask_at } => Some(*ask_at),
-                State::Surveying { ask_at, theirs: None, .. }
-                | State::SteppingBack { ask_at, .. } => Some(*ask_at),
+                State::Surveying { ask_at, theirs: None, .. } => Some((*ask_at).max(from)),
+                // Both are known, or nobody looks: it only waits for its time.
+                State::Surveying { .. } if self.local.looking.is_none() => Some(from),
+                State::SteppingBack { ask_at, .. } => Some(*ask_at),
                 State::Round(round) => match round.step.word_by {
                     Some(by) => Some(by),
                     None => (!round.step.accepted).then_some(round.step.ask_at),
@@ -635,7 +640,8 @@ impl Unit {
                 true => Some(self.snapshotting.retry_at),
                 false => self.next_due(),
             })
-            .flatten();
+            .flatten()
+            .map(|at| at.max(from));
         states.flatten().chain(snapshots).min()
     }
 

@@ -277,7 +277,9 @@ impl Unit {
                 self.service = Service::Up { paths, mount_ms };
                 self.local.inventories = None;
                 self.local.looking = None;
-                self.look(ctx);
+                if self.standby.announce.is_none() {
+                    self.look(ctx);
+                }
                 self.join_replicas(ctx);
             }
             Ok(_) => unreachable!("an activation is answered by paths"),
@@ -398,6 +400,7 @@ impl Unit {
         };
         if self.fully_up() && self.network_up() {
             self.standby.announce = None;
+            self.served_again(ctx);
             self.standby.last_times = Some(self.activation_times());
             self.standby.announced = Some((attempt, self.activation_times()));
             self.clear_alarm(ctx);
