@@ -65,7 +65,7 @@ impl ZfsStore {
             (self.zfs_patiently(&words, About::dataset(dataset)), asked.join())
         });
         let as_expected = matches!(&properties, Ok(Ok(now))
-            if now["canmount"].value == "noauto" && now["readonly"].value == "off");
+            if now["canmount"].value == "noauto" && now["readonly"].is_set_to("off"));
         if mounted.is_err() || (as_expected && self.check_mounted(dataset, path).is_ok()) {
             return Ok(mounted.is_ok());
         }
@@ -86,7 +86,7 @@ impl ZfsStore {
         match now["mountpoint"].value.as_str() {
             path if path.starts_with('/') => {
                 refuse_taken_path(dataset, Path::new(path))?;
-                if now["canmount"].value == "noauto" && now["readonly"].value == "off" {
+                if now["canmount"].value == "noauto" && now["readonly"].is_set_to("off") {
                     self.note_path(dataset, path.into(), watch);
                 }
                 Ok(())
@@ -102,8 +102,12 @@ impl ZfsStore {
             self.remember(dataset, WAS_CANMOUNT, &now["canmount"])?;
             self.set_words(dataset, &["canmount=noauto".to_owned()])?;
         }
-        if now["readonly"].value != "off" {
-            self.remember(dataset, WAS_READONLY, &now["readonly"])?;
+        if !now["readonly"].is_set_to("off") {
+            // zfs-fuse still shows what the last mount said for a moment after it is gone; then nobody knows
+            // what is set, and what was remembered before stays.
+            if !now["readonly"].temporary {
+                self.remember(dataset, WAS_READONLY, &now["readonly"])?;
+            }
             self.set_and_ignore_status(dataset, "readonly=off")?;
         }
         Ok(())

@@ -31,6 +31,15 @@ pub const MAX_PROPERTY_NAME_BYTES: usize = 255;
 pub(crate) struct Native {
     pub(crate) value: String,
     pub(crate) source: PropertySource,
+    /// A mount overrides what is set (source `temporary`): the value says nothing of that.
+    pub(crate) temporary: bool,
+}
+
+impl Native {
+    /// Whether this is what is set, and not only what a mount says.
+    pub(crate) fn is_set_to(&self, value: &str) -> bool {
+        self.value == value && !self.temporary
+    }
 }
 
 impl ZfsStore {
@@ -45,7 +54,11 @@ impl ZfsStore {
         let finished = self.zfs(&args, About::dataset(dataset))?;
         let mut found = BTreeMap::new();
         for row in parse::rows(&finished, 3)? {
-            let native = Native { value: row.str(1).to_owned(), source: parse::source(row.str(2)) };
+            let native = Native {
+                value: row.str(1).to_owned(),
+                source: parse::source(row.str(2)),
+                temporary: row.str(2) == "temporary",
+            };
             found.insert(row.str(0).to_owned(), native);
         }
         if let Some(missing) = names.iter().find(|name| !found.contains_key(**name)) {

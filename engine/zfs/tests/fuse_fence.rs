@@ -453,7 +453,6 @@ fn what_a_mount_by_hand_wrote_after_the_final_snapshot_is_found() {
 }
 
 #[test]
-#[ignore = "zfs-fuse: after readonly=on set by hand between fence and activation the mount is now and then read-only"]
 fn what_somebody_changed_between_a_fence_and_an_activation_counts() {
     let _alone = alone();
     let Some(pair) = Pair::new("change", "what_somebody_changed_between") else {
