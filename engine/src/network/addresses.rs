@@ -77,16 +77,18 @@ fn put_on(now: &Interfaces, record: &AddressRecord) -> Result<(), Failure> {
             format!("{address} cannot be put on {device}: there is no such interface here"),
         ));
     };
+    let held = now.holds(*address);
+    if let Some(found) = held.filter(|found| found.device != *device) {
+        return Err(elsewhere(record, &found.device));
+    }
     if !link.up {
         return Err(operator(
             FailureCode::Other,
             format!("{address} cannot be put on {device}: it is down (`ip link set {device} up`)"),
         ));
     }
-    match now.holds(*address) {
-        Some(found) if found.device == *device => return Ok(()),
-        Some(found) => return Err(elsewhere(record, &found.device)),
-        None => {}
+    if held.is_some() {
+        return Ok(());
     }
     let whole = format!("{address}/{prefix}");
     let mut args = vec!["addr", "add", &whole, "dev", device];
