@@ -3,16 +3,18 @@
 //! Owns: [`host`] (a node in a folder of its own, in a network namespace if wanted), [`ledger`]
 //! (a client that knows which records were acknowledged), [`netns`] (hosts on one machine),
 //! [`database`] (PostgreSQL and Redis with a ledger outside of them), [`rig`] (two nodes that serve
-//! them), [`kills`] (daemons killed during a move), [`proxy`] and [`partitions`] (links cut during a move). Leaves to `tests/tests/`: the scenarios.
+//! them), [`pair`] (two nodes with vaults, each in its own namespace), [`watch`] (two writers at once), [`kills`] (daemons killed during a move), [`proxy`] and [`partitions`] (links cut during a move). Leaves to `tests/tests/`: the scenarios.
 
 pub mod database;
 pub mod host;
 pub mod kills;
 pub mod ledger;
 pub mod netns;
+pub mod pair;
 pub mod partitions;
 pub mod proxy;
 pub mod rig;
+pub mod watch;
 
 pub use host::{Host, World};
 pub use ledger::{Ledger, Verdict};

@@ -8,9 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
@@ -20,6 +17,7 @@ use super::database::{self, Damage, Kind, Ledger, Load, Plan, Transaction, Writt
 use super::host::PATIENCE;
 use super::netns::Wire;
 use super::proxy::{self, Proxy};
+use super::watch::Watch;
 use super::{Host, World, skip};
 
 /// Where the nodes listen.
@@ -155,13 +153,18 @@ impl Rig {
 
     /// Says what serves the database on this node.
     pub fn set_workload(&self, which: usize, end: usize) {
+        self.set_workload_with(which, end, &[]);
+    }
+
+    /// The same with further options of `run`.
+    pub fn set_workload_with(&self, which: usize, end: usize, options: &[&str]) {
         let Served { kind, addresses, .. } = &self.databases[which];
         let host = &self.hosts[end];
         let command = kind.command(&host.name, addresses[end]);
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         let health = format!("tcp:{}", addresses[end]);
         let run = ["run", kind.name(), "--stop-limit", "60s", "--stop-signal", kind.stop_signal()];
-        host.ok(&[&run[..], &["--health", &health, "--"], &words].concat());
+        host.ok(&[&run[..], &["--health", &health], options, &["--"], &words].concat());
     }
 
     /// `kill -9` of the database on this node, until nothing of it is left.
@@ -360,61 +363,7 @@ impl Rig {
 
     /// Looks all the time whether two servers of a database run at once.
     pub fn watch(&self, which: usize) -> Watch {
-        Watch::start(self.databases[which].kind, self.databases[which].addresses)
-    }
-}
-
-/// A thread that looks for two servers at once.
-#[derive(Debug)]
-pub struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Option<String>>>,
-}
-
-fn start_time(pid: u32) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = &text[text.rfind(')')? + 2..];
-    let fields: Vec<&str> = rest.split(' ').collect();
-    // A zombie writes nothing.
-    (fields.first() != Some(&"Z")).then(|| fields.get(19).map(|f| (*f).to_owned()))?
-}
-
-impl Watch {
-    fn start(kind: Kind, addresses: [SocketAddr; 2]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                let begun: Vec<_> =
-                    kind.servers(addresses[0]).iter().map(|pid| (*pid, start_time(*pid))).collect();
-                let others = kind.servers(addresses[1]);
-                // Whoever of the first was there before and after the others were seen, was there
-                // at the same time.
-                for (pid, time) in begun {
-                    if time.is_some() && !others.is_empty() && start_time(pid) == time {
-                        return Some(format!("{} on a ({pid}) and on b ({others:?})", kind.name()));
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            None
-        });
-        Self { stop, thread: Some(thread) }
-    }
-
-    /// Ends it.
-    ///
-    /// # Panics
-    /// When two servers were seen at the same time.
-    pub fn end(mut self, context: &str) {
-        self.stop.store(true, Ordering::SeqCst);
-        let seen = self.thread.take().and_then(|thread| thread.join().ok()).flatten();
-        assert_eq!(seen, None, "{context}: two servers at once");
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        let (kind, addresses) = (self.databases[which].kind, self.databases[which].addresses);
+        Watch::start(kind.name(), move |end| kind.servers(addresses[end]))
     }
 }
