@@ -70,11 +70,12 @@ impl Move {
         self.gap - self.part("quiesce") - self.part("start")
     }
 
-    /// What is neither the database's nor the store's: our messages, records, waits. The unmount is a
-    /// part of `fence`, which is not counted to us here; see `fence` beside it.
-    fn own(&self) -> f64 {
-        let others = ["quiesce", "start", "snapshot", "transfer", "mount", "fence"];
-        self.total - others.iter().map(|part| self.part(part)).sum::<f64>()
+    /// What is neither the database's nor the store's: our messages, records, waits, and of the fence all
+    /// but the unmount, which is taken for what a bare `zfs unmount` takes here.
+    fn own(&self, unmount: f64) -> f64 {
+        let others = ["quiesce", "start", "snapshot", "transfer", "mount"];
+        let store = others.iter().map(|part| self.part(part)).sum::<f64>();
+        self.total - store - unmount.min(self.part("fence"))
     }
 }
 
@@ -105,16 +106,35 @@ fn move_many(rig: &mut Rig, moves: u64) -> Vec<Move> {
     done
 }
 
-fn table(moves: &[Move]) -> Value {
+/// What a bare `zfs unmount` takes, the median of 15, milliseconds.
+fn bare_unmount(rig: &Rig) -> f64 {
+    let dataset = format!("{}/floor", rig.pool(0));
+    let zfs = |args: &[&str]| {
+        let begun = Instant::now();
+        let done = Command::new("zfs").args(args).status().expect("zfs runs");
+        assert!(done.success(), "zfs {args:?}");
+        begun.elapsed().as_secs_f64() * 1e3
+    };
+    zfs(&["create", &dataset]);
+    let mut taken = Vec::new();
+    for _ in 0..15 {
+        taken.push(zfs(&["unmount", &dataset]));
+        zfs(&["mount", &dataset]);
+    }
+    zfs(&["destroy", &dataset]);
+    percentile(&taken, 50)
+}
+
+fn table(moves: &[Move], unmount: f64) -> Value {
     let mut rows: Vec<(String, Vec<f64>)> = vec![
         ("client's longest gap".into(), moves.iter().map(|m| m.gap).collect()),
         ("gap beyond stop and start".into(), moves.iter().map(Move::beyond).collect()),
         ("downtime as reported".into(), moves.iter().map(|m| m.total).collect()),
-        ("own share".into(), moves.iter().map(Move::own).collect()),
+        ("own share".into(), moves.iter().map(|m| m.own(unmount)).collect()),
         ("longest gap in the 2 s after".into(), moves.iter().map(|m| m.after).collect()),
         (
             "own share, % of gap".into(),
-            moves.iter().map(|m| 100.0 * m.own() / m.gap.max(1.0)).collect(),
+            moves.iter().map(|m| 100.0 * m.own(unmount) / m.gap.max(1.0)).collect(),
         ),
     ];
     let names = [
@@ -282,8 +302,11 @@ fn main() {
     let Some(mut rig) = Rig::build(&options) else { std::process::exit(2) };
     let mut figures = json!({});
     if moves > 0 {
+        let unmount = bare_unmount(&rig);
+        println!("a bare zfs unmount: {unmount:.1} ms\n");
         let done = move_many(&mut rig, moves);
-        figures["moves"] = table(&done);
+        figures["moves"] = table(&done, unmount);
+        figures["bare_unmount_ms"] = json!(unmount);
     }
     if rounds > 0 {
         figures["pgbench"] = protection(&rig, rounds, seconds);

@@ -195,8 +195,11 @@ impl Unit {
 }
 
 fn outrun_words(name: &str, prediction: &Prediction) -> String {
-    let rate =
-        |r: Option<u64>| r.map_or_else(|| "an unknown rate".into(), |r| format!("{r} bytes/s"));
+    let rate = |r: Option<u64>| match r {
+        None => "an unknown rate".to_owned(),
+        Some(r) if r < 100_000 => format!("{:.1} kB/s", r as f64 / 1e3),
+        Some(r) => format!("{:.1} MB/s", r as f64 / 1e6),
+    };
     format!(
         "{name} is written faster than the link carries it away: {} written, {} carried",
         rate(prediction.written_per_second),
@@ -207,9 +210,11 @@ fn outrun_words(name: &str, prediction: &Prediction) -> String {
 fn over_budget(name: &str, budget_ms: Option<u64>, prediction: &Prediction, why: &str) -> Failure {
     let budget = budget_ms.unwrap_or(0);
     let text = format!(
-        "{name} would be down for about {} ms ({} ms fixed, {} bytes to send), and the budget is \
+        "{name} would be down for about {} ms ({} ms fixed, {} kB to send), and the budget is \
          {budget} ms: {why}; give a larger --budget, or write less meanwhile",
-        prediction.downtime_ms, prediction.fixed_ms, prediction.delta_bytes
+        prediction.downtime_ms,
+        prediction.fixed_ms,
+        prediction.delta_bytes.div_ceil(1000)
     );
     Failure::refused(FailureCode::OverBudget, text)
 }
