@@ -77,6 +77,12 @@ fn a_failover_in_a_migration_leaves_one_writer_an_epoch_and_loses_nothing() {
     search_up_to(40_000, "one failover", "0001001", 32);
 }
 
+/// Each with each is too much for every run; this pair has found what neither does alone.
+#[test]
+fn a_crash_and_a_failover_in_a_migration_leave_one_writer() {
+    search_up_to(150_000, "a crash and a failover", "1001000", 64);
+}
+
 #[test]
 fn a_migration_with_an_action_that_does_not_end_has_one_writer_and_ends() {
     search_up_to(40_000, "one action held", "0000010", 32);
@@ -122,6 +128,7 @@ fn each_bug_that_was_put_in_is_found() {
         (SkipFence, "1000001", "which is live"),
         (NoFinalSnapshotAfterFence, "0000001", "acknowledged"),
         (ForgetTombstone, "0001001", "two nodes can write"),
+        (SettleFromBeforeRestart, "1001000", "two nodes can write"),
         (StartWithoutAsking, "1001000", "two nodes can write"),
         (FailoverWithoutProof, "0001000", "two nodes can write"),
     ];

@@ -169,6 +169,16 @@ pub enum Body {
     Settle {
         /// The attempt.
         attempt: AttemptId,
+        /// Said once more because the target asked for it.
+        question: Option<QuestionId>,
+    },
+    /// Target → source, after a restart behind its promise: that `Settle` may have been said before the
+    /// restart, to a node that was then declared dead. Say it once more, if it still holds.
+    Confirm {
+        /// The attempt.
+        attempt: AttemptId,
+        /// To be said with it.
+        question: QuestionId,
     },
     /// Target → source: durable before it is said.
     SettleReply {

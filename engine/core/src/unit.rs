@@ -249,8 +249,8 @@ impl Unit {
         }
         // The settling of an attempt crosses epochs by its nature, so it comes before the rule.
         match message.body {
-            Body::Settle { attempt } => {
-                return self.on_settle(ctx, peer, attempt, message.epoch);
+            Body::Settle { attempt, question } => {
+                return self.on_settle(ctx, peer, attempt, question, message.epoch);
             }
             Body::SettleReply { attempt, answer, incarnation } => {
                 if answer == crate::record::Answer::Refused
@@ -337,6 +337,7 @@ impl Unit {
             Body::YieldRefused { attempt, failure } => {
                 self.on_yield_refused(ctx, peer, attempt, failure);
             }
+            Body::Confirm { attempt, question } => self.on_confirm(ctx, peer, attempt, question),
             Body::StepBack { question, bases } => self.on_step_back(ctx, peer, question, bases),
             Body::StepBackReply { question, answer } => {
                 self.on_step_back_reply(ctx, peer, question, answer);
@@ -614,6 +615,7 @@ fn is_question(body: &Body) -> bool {
         | Body::Yield { .. }
         | Body::StepBack { .. }
         | Body::Lease { .. }
+        | Body::Confirm { .. }
         | Body::Claim
         | Body::Drop => true,
         Body::IntroReply(_)

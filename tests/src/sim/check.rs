@@ -269,7 +269,7 @@ impl World {
                     self.violate(Rule::DurableFirst, text);
                 }
             }
-            Body::Settle { attempt } => {
+            Body::Settle { attempt, .. } => {
                 let committed = record.as_ref().is_some_and(|r| match &r.role {
                     // Settled already, and asked once more to hear how the activation went.
                     Role::Following { .. } | Role::Ready { .. } => r.epoch.attempt == *attempt,

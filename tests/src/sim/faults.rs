@@ -193,7 +193,7 @@ impl World {
                     continue;
                 }
                 self.coverage.fault("refused attempt asked again");
-                let body = Body::Settle { attempt };
+                let body = Body::Settle { attempt, question: None };
                 let message = Message { unit: record.id, epoch: record.epoch, body };
                 self.input(node, Input::Message { peer: issuer, message });
             }

@@ -3,7 +3,7 @@
 use super::{Cutover, Kind, Phase};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation};
+use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, QuestionId};
 use crate::io::{EventKind, MigrationReport, Reply};
 use crate::limits::{RESEND_MS, SETTLE_ALARM_MS};
 use crate::message::{ActivationTimes, Body};
@@ -22,7 +22,7 @@ impl Unit {
             return;
         }
         self.settle_at = now + RESEND_MS;
-        self.say(ctx, target, Body::Settle { attempt });
+        self.say(ctx, target, Body::Settle { attempt, question: None });
         if now >= self.handed_over_at + SETTLE_ALARM_MS {
             if ctx.config.planted(PlantedBug::ResumeWithoutRefusal) {
                 return self.refused_by_target(ctx);
@@ -37,6 +37,22 @@ impl Unit {
                 let code = FailureCode::ConnectionLost;
                 self.raise(ctx, Failure::new(Remedy::Operator, code, text));
             }
+        }
+    }
+
+    /// The target came back from a restart and wants the commit said to it as it is now.
+    pub(crate) fn on_confirm(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        asked: AttemptId,
+        question: QuestionId,
+    ) {
+        if let Role::HandedOver { attempt, target, .. } = self.record.role
+            && attempt == asked
+            && target == peer
+        {
+            self.say(ctx, peer, Body::Settle { attempt, question: Some(question) });
         }
     }
 

@@ -399,7 +399,7 @@ impl Unit {
             Phase::Activating { ask_at } if now >= *ask_at => {
                 // Taken is known; asking again brings the word that it runs, should it be lost.
                 *ask_at = now + RESEND_MS;
-                self.say(ctx, target, Body::Settle { attempt });
+                self.say(ctx, target, Body::Settle { attempt, question: None });
             }
             Phase::Undo { .. } if fully_up => self.undo_finished(ctx, None),
             _ => {}

@@ -38,6 +38,8 @@ pub enum PlantedBug {
     IgnoreIncarnation,
     /// The target takes an attempt that it has refused.
     ForgetTombstone,
+    /// A commit that was said before this node's restart is taken like one said after it.
+    SettleFromBeforeRestart,
     /// `Ready` is said before it is durable.
     PersistAfterSend,
     /// The final snapshot is taken without a fence.
@@ -313,6 +315,7 @@ impl Node {
             | Body::PreflightReply { .. }
             | Body::PrepareReply { .. }
             | Body::SettleReply { .. }
+            | Body::Confirm { .. }
             | Body::Abandon { .. }
             | Body::Activated { .. }
             | Body::ActivationFailed { .. }

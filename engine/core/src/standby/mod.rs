@@ -38,6 +38,10 @@ pub(crate) struct StandbyView {
     /// Looks for whoever asked; void once a receive has begun.
     surveying: BTreeMap<Fingerprint, (OpId, QuestionId)>,
     preparing: Option<Preparing>,
+    /// The promise was made since our start: whoever settles it speaks to us.
+    promised: Option<AttemptId>,
+    /// Otherwise the primary is asked to say it once more, by this question.
+    confirming: Option<QuestionId>,
     preflighting: Option<(OpId, Fingerprint, QuestionId)>,
     pub(crate) stepping_back: stepback::SteppingBack,
     /// What the attempt that brought this unit here ended with.

@@ -202,6 +202,7 @@ impl Unit {
         }
         self.tombstone_if_ready();
         let role = Role::Ready { source: peer, attempt, next, finals, workload_wanted };
+        self.standby.promised = Some(attempt);
         self.set_role(ctx, role);
         self.say(ctx, peer, Body::PrepareReply { attempt, answer });
     }
@@ -232,6 +233,7 @@ impl Unit {
         ctx: &mut Ctx,
         peer: Fingerprint,
         attempt: AttemptId,
+        question: Option<QuestionId>,
         theirs: Epoch,
     ) {
         let incarnation = ctx.config.incarnation;
@@ -248,6 +250,13 @@ impl Unit {
             Role::Ready { source, attempt: ready, next, workload_wanted, finals }
                 if ready == attempt && source == peer =>
             {
+                let to_us = self.standby.promised == Some(attempt)
+                    || question.is_some() && question == self.standby.confirming;
+                if !to_us && !ctx.config.planted(PlantedBug::SettleFromBeforeRestart) {
+                    let question =
+                        *self.standby.confirming.get_or_insert_with(|| ctx.new_question());
+                    return self.say(ctx, peer, Body::Confirm { attempt, question });
+                }
                 self.standby.arrived = Some((attempt, finals));
                 self.standby.answered = false;
                 self.take(ctx, source, attempt, next, workload_wanted);
