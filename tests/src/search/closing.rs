@@ -130,7 +130,7 @@ impl Closing<'_> {
         if stepped.could_write
             && other.can_write
             && other.epoch == before
-            && (owned || !self.forked)
+            && ((owned && other.owner) || !self.forked)
         {
             return Err("two nodes can write".into());
         }
