@@ -7,6 +7,8 @@
 //! --test machine` accepts it.
 
 mod pair;
+#[path = "machine/upkeep.rs"]
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

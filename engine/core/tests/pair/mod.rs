@@ -64,6 +64,8 @@ pub(crate) struct Pair {
     pub(crate) pending: VecDeque<Item>,
     pub(crate) clock_ms: u64,
     pub(crate) starts_fail_at: Option<usize>,
+    /// The workload writes all the time.
+    pub(crate) written: bool,
     next_guid: u64,
 }
 
@@ -91,7 +93,7 @@ fn config(index: usize, boots: u64) -> NodeConfig {
 }
 
 impl Side {
-    fn new(index: usize, now: Now) -> Self {
+    fn new(index: usize, policy: Policy, now: Now) -> Self {
         let (me, other) = (print_of(index), print_of(1 - index));
         let primary = index == 0;
         let name = if primary { "n0/db" } else { "n1/in/db" };
@@ -101,7 +103,6 @@ impl Side {
         let owner = print_of(0);
         let epoch = Epoch { number: 1, owner, attempt: AttemptId { issuer: owner, number: 0 } };
         let role = if primary { Role::Serving } else { Role::Following { source: other } };
-        let policy = Policy::Every(86_400_000);
         let mut record = UnitRecord::new(UNIT, "db".into(), vec![volume], policy, epoch, role);
         record.workload = Some(WorkloadRecord::process(vec!["db".into()]));
         record.own = primary;
@@ -158,13 +159,19 @@ impl Side {
 impl Pair {
     /// In step: 0 is primary, and its workload runs.
     pub(crate) fn in_step() -> Self {
+        Self::in_step_with(Policy::Every(86_400_000))
+    }
+
+    /// The same, under this promise.
+    pub(crate) fn in_step_with(policy: Policy) -> Self {
         let clock_ms = 10_000;
         let now = at(clock_ms);
         let mut pair = Self {
-            sides: [Side::new(0, now), Side::new(1, now)],
+            sides: [0, 1].map(|index| Side::new(index, policy, now)),
             pending: VecDeque::new(),
             clock_ms,
             starts_fail_at: None,
+            written: false,
             next_guid: 100,
         };
         for side in 0..2 {
@@ -344,6 +351,9 @@ impl Pair {
                 side.snapshots.push(new.clone());
                 Outcome::Snapshots { snapshots: vec![new], frozen_ms: 0 }
             }
+            Action::Changed { .. } if self.written => {
+                Outcome::Changed(Change::Changed { bytes: 1 })
+            }
             Action::Changed { .. } => Outcome::Changed(Change::Unchanged),
             Action::ProbeWorkload => Outcome::Probed { running: side.runs },
             Action::StartWorkload { .. } if fails => {
@@ -368,8 +378,11 @@ impl Pair {
             Action::Activate { .. } => {
                 Outcome::Activated { paths: vec![Some(PathBuf::from("/db"))] }
             }
-            Action::Tidy { .. }
-            | Action::Rehearse { look: false, .. }
+            Action::Tidy { destroy, .. } => {
+                side.snapshots.retain(|s| !destroy.contains(&s.name));
+                Outcome::Nothing
+            }
+            Action::Rehearse { look: false, .. }
             | Action::Network { .. }
             | Action::Fence { .. }
             | Action::VerifyUnwritten { .. }
