@@ -60,7 +60,7 @@ pub enum Action {
         datasets: Vec<DatasetName>,
         /// The path of each volume; the first is the working directory.
         paths: Vec<PathBuf>,
-        /// See [`Effect::Lease`].
+        /// See [`Effect::Lease`](super::Effect::Lease).
         lease_until_ms: Option<u64>,
     },
     /// Stop it, and prove that nothing of it is left. → [`Outcome::Nothing`]
