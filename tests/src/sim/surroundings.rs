@@ -259,11 +259,13 @@ impl World {
         if !self.units[model].two_lines {
             return false;
         }
-        let Some(mine) = self.hosts[node].record(unit) else { return false };
+        let mine = self.hosts[node].record(unit);
+        // A journal that was lost after the false word knows no epoch: any is newer.
+        let known = mine.map_or(0, |r| r.epoch.number);
         let newer = (0..self.hosts.len()).filter(|n| *n != node).any(|n| {
             let other = self.hosts[n].record(unit);
-            other.is_some_and(|r| r.role.is_primary() && r.epoch.number > mine.epoch.number)
+            other.is_some_and(|r| r.role.is_primary() && r.epoch.number > known)
         });
-        newer || (mine.was_primary && mine.role.is_standby())
+        newer || mine.is_some_and(|r| r.was_primary && r.role.is_standby())
     }
 }

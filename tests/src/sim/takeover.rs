@@ -5,6 +5,7 @@ use flocker_core::ids::UnitId;
 use flocker_core::record::{Proof, Role, UnitRecord};
 
 use super::check::Rule;
+use super::host::index_of;
 use super::scenario::ModelBug;
 use super::world::{Ev, World};
 
@@ -48,7 +49,8 @@ impl World {
         }) else {
             return;
         };
-        let mut primary_is_down = self.others_are_down(node, id);
+        let mut primary_is_down =
+            self.others_are_down(node, id) && !self.another_may_serve(node, id);
         let dry_run = self.rng.one_in(10);
         if !primary_is_down && !dry_run && self.scenario.false_words && self.rng.one_in(3) {
             self.coverage.fault("false word");
@@ -70,6 +72,23 @@ impl World {
         (0..self.hosts.len()).filter(|n| *n != node).all(|n| {
             let host = &self.hosts[n];
             host.life.is_none() && !host.workloads.contains_key(&unit)
+        })
+    }
+
+    /// A node that the asked one does not take for the primary is it, or may become it when it comes
+    /// back: a move left the asked node behind, and a word about the old primary would be false.
+    fn another_may_serve(&self, asked: usize, unit: UnitId) -> bool {
+        let Some(record) = self.hosts[asked].record(unit) else { return true };
+        let believed = index_of(record.epoch.owner);
+        (0..self.hosts.len()).filter(|n| *n != asked).any(|n| {
+            let role = self.hosts[n].record(unit).map(|r| &r.role);
+            match role {
+                None | Some(Role::Following { .. }) => false,
+                Some(Role::HandedOver { target, .. }) => index_of(*target) != Some(asked),
+                Some(Role::Serving | Role::Leaving { .. } | Role::Ready { .. }) => {
+                    believed != Some(n)
+                }
+            }
         })
     }
 
