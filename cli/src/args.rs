@@ -45,7 +45,7 @@ Exit codes:
   1  failed: the message says what, where and what to do
   2  the command line makes no sense
   3  the daemon is not running (start it with `flocker-repl serve`)
-  4  refused, and nothing was changed: not granted, wrong code, no such dataset, conflict, no proof
+  4  refused, and nothing was changed: not granted, wrong code, no such dataset, conflict, no room, no proof
   5  it ran, and the answer is no: the verdict of `demo`, a drill that did not come up, a damaged stream
 
 Configuration: --config FILE, else /etc/flocker-repl/config.toml, else config.toml in the folder \

@@ -72,9 +72,9 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::NoBase
         | FailureCode::OverBudget
         | FailureCode::NoProof
+        | FailureCode::NoSpace
         | FailureCode::Busy => Exit::Refused,
-        FailureCode::NoSpace
-        | FailureCode::BadStream
+        FailureCode::BadStream
         | FailureCode::ConnectionLost
         | FailureCode::TimedOut
         | FailureCode::Workload
@@ -245,7 +245,8 @@ mod tests {
     #[test]
     fn each_kind_of_error_has_its_exit_code() {
         assert_eq!(of_error(&refused(FailureCode::NotGranted)), Exit::Refused);
-        assert_eq!(of_error(&refused(FailureCode::NoSpace)), Exit::Failed);
+        assert_eq!(of_error(&refused(FailureCode::NoSpace)), Exit::Refused);
+        assert_eq!(of_error(&refused(FailureCode::TimedOut)), Exit::Failed);
         assert_eq!(of_error(&Negative("x".into()).into()), Exit::Negative);
         assert_eq!(of_error(&anyhow::anyhow!("x")), Exit::Failed);
         let not_running = ClientError::NotRunning {

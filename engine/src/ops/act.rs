@@ -10,7 +10,7 @@ use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
     Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec,
-    StoreError,
+    Store, StoreError,
 };
 
 use rustix::process::Signal;
@@ -117,13 +117,24 @@ fn preflight(tools: &Tools, unit: UnitId, datasets: &[DatasetName]) -> Result<Ou
 
 fn room(tools: &Tools, root: &DatasetName) -> Result<Outcome, Failure> {
     let space = tools.store.space(root).map_err(failure)?;
-    // Of a root that is not there yet, the space is its parent's: others use that.
+    // Of a root that is not there, the space is its parent's, which others use too: what counts is what
+    // is below it, as a vault allows.
     let used_bytes = match tools.store.dataset(root) {
         Ok(_) => space.used_bytes,
-        Err(StoreError::NoDataset { .. }) => 0,
+        Err(StoreError::NoDataset { .. }) => {
+            used_below(tools.store.as_ref(), root).map_err(failure)?
+        }
         Err(other) => return Err(failure(other)),
     };
     Ok(Outcome::Room { used_bytes, available_bytes: space.available_bytes })
+}
+
+/// What datasets below a name use that is none itself: of each the uppermost, whose space has the others'.
+fn used_below(store: &dyn Store, root: &DatasetName) -> Result<u64, StoreError> {
+    let all = store.datasets()?;
+    let below: Vec<_> = all.iter().map(|info| &info.name).filter(|n| n.is_within(root)).collect();
+    let uppermost = |name: &DatasetName| !below.iter().any(|o| *o != name && name.is_within(o));
+    below.iter().filter(|n| uppermost(n)).map(|n| Ok(store.space(n)?.used_bytes)).sum()
 }
 
 /// Takes snapshots. In a store that cannot snapshot what is being written, a snapshot is only a

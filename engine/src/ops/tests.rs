@@ -139,6 +139,23 @@ fn what_does_not_exist_is_inspected_as_nothing_and_has_used_nothing() {
     }
 }
 
+/// A quota once counted nothing in a vault, where what a grant names need not be a dataset.
+#[test]
+fn what_is_below_a_name_that_is_no_dataset_has_used_what_all_of_it_uses() {
+    let here = Here::new();
+    for name in ["recv/b/db", "recv/b/wal", "recv/bb"] {
+        here.volume(name);
+        here.take(&format!("vault/{name}@s1"), false, true);
+    }
+    let used = |root: &str| match here.act(Action::Room { root: dataset(root) }).unwrap() {
+        Outcome::Room { used_bytes, .. } => used_bytes,
+        other => panic!("{other:?}"),
+    };
+    let (db, wal) = (used("recv/b/db"), used("recv/b/wal"));
+    assert!(db > 0 && wal > 0, "{db} and {wal}");
+    assert_eq!(used("recv/b"), db + wal);
+}
+
 #[test]
 fn a_mirror_is_read_back_and_does_not_follow_a_dataset_with_another_guid() {
     let here = Here::new();

@@ -139,6 +139,12 @@ impl Unit {
         let refuse = |code, text: String| Err(Failure::refused(code, text));
         let (name, to) = (&self.record.name, ctx.peer_name(target));
         if let Some(c) = &self.cutover {
+            if matches!(c.phase, Phase::Undo { .. }) {
+                let to = ctx.peer_name(c.target);
+                let text =
+                    format!("{name}: the migration to {to} is being taken back; wait for its end");
+                return refuse(FailureCode::Busy, text);
+            }
             let text = format!(
                 "{name} is under way to {} already ({}); wait for its end, or take it back with \
                  `flocker-repl migrate {name} --cancel`",

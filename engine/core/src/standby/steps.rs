@@ -111,8 +111,8 @@ impl Unit {
             return Ok(());
         }
         let text = format!(
-            "{} lies outside what {} may receive into on this node",
-            dataset,
+            "{dataset} lies outside what {0} may receive into on this node: run `flocker-repl grant {0} \
+             --receive …` here",
             ctx.peer_name(peer)
         );
         Err(Failure::new(Remedy::Operator, FailureCode::NotGranted, text))
