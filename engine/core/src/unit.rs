@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use flocker_store::{Inventory, Snapshot, SnapshotName};
+use flocker_store::{Inventory, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::cutover::{Cutover, DryRun};
@@ -164,10 +164,6 @@ impl Unit {
     /// What the short names of our snapshots of this unit begin with.
     pub(crate) fn prefix(&self) -> String {
         format!("flocker_{}_", self.record.id.short())
-    }
-
-    pub(crate) fn is_ours(&self, name: &SnapshotName) -> bool {
-        name.short().starts_with(&self.prefix())
     }
 
     pub(crate) fn message(&self, body: Body) -> Message {

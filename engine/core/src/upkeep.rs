@@ -142,33 +142,38 @@ impl Unit {
         let Some(inventories) = &self.local.inventories else {
             return;
         };
+        // Before its time nobody looks what could be taken away: after each round that would cost
+        // more than the round, and there may be hundreds of snapshots.
+        let sweeps = ctx.now.mono_ms >= self.sweep_at();
+        let prefix = self.prefix();
         let (mut hold, mut release, mut destroy, mut held_now) = (vec![], vec![], vec![], vec![]);
         for (at, inventory) in inventories.iter().enumerate() {
-            let needed = self.needed_here(ctx, at);
             let bases = self.held_here(at);
+            let is_new = |guid: &Guid| bases.contains(guid) && !self.upkeep.held.contains(guid);
+            if ctx.config.store.holds && bases.iter().any(is_new) {
+                for snapshot in inventory.snapshots.iter().filter(|s| is_new(&s.guid)) {
+                    hold.push(snapshot.name.clone());
+                    held_now.push(snapshot.guid);
+                }
+            }
+            if !sweeps {
+                continue;
+            }
+            let needed = self.needed_here(ctx, at);
             for snapshot in &inventory.snapshots {
                 let (name, guid) = (&snapshot.name, snapshot.guid);
-                if bases.contains(&guid) {
-                    if ctx.config.store.holds && !self.upkeep.held.contains(&guid) {
-                        hold.push(name.clone());
-                        held_now.push(guid);
-                    }
-                } else if !unsure && (snapshot.holds > 0 || self.upkeep.held.contains(&guid)) {
-                    // Somebody else's hold keeps its own tag; releasing ours harms nobody.
-                    if !ctx.config.planted(PlantedBug::LeakHold) {
-                        release.push(name.clone());
-                    }
+                let held = snapshot.holds > 0 || self.upkeep.held.contains(&guid);
+                // Somebody else's hold keeps its own tag; releasing ours harms nobody.
+                let too_much = held && !unsure && !bases.contains(&guid);
+                if too_much && !ctx.config.planted(PlantedBug::LeakHold) {
+                    release.push(name.clone());
                 }
-                if self.is_ours(name) && !needed.contains(&guid) {
+                if name.short().starts_with(&prefix) && !needed.contains(&guid) {
                     destroy.push(name.clone());
                 }
             }
         }
-        if ctx.now.mono_ms < self.sweep_at() {
-            self.upkeep.sweep_due = !(release.is_empty() && destroy.is_empty());
-            release.clear();
-            destroy.clear();
-        }
+        self.upkeep.sweep_due = !sweeps;
         if hold.is_empty() && release.is_empty() && destroy.is_empty() {
             return;
         }
