@@ -121,7 +121,10 @@ impl Unit {
                     left.join(", ")
                 ));
             }
-            if c.attempt == epoch.attempt {
+            if matches!(c.kind, Kind::Yield { .. }) && c.attempt == epoch.attempt {
+                // Whoever failed over says how that went; nobody here waits for it.
+                self.end_cutover(ctx, Ok(Reply::Done));
+            } else if c.attempt == epoch.attempt {
                 self.enter(ctx, Phase::Activating { ask_at: ctx.now.mono_ms + RESEND_MS });
             } else {
                 let text = format!(
