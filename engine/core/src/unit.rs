@@ -93,6 +93,8 @@ pub(crate) struct Unit {
     /// When `Settle` is due again, while the role is `HandedOver`.
     pub(crate) settle_at: u64,
     pub(crate) handed_over_at: u64,
+    /// When that was by the wall clock, if it was since our start: until then the target has all there is.
+    pub(crate) handed_over_wall_ms: Option<i64>,
     pub(crate) standby: StandbyView,
     pub(crate) upkeep: Upkeep,
     pub(crate) ending: Option<Ending>,
@@ -118,6 +120,7 @@ impl Unit {
             network: Network::default(),
             settle_at: 0,
             handed_over_at: 0,
+            handed_over_wall_ms: None,
             standby: StandbyView::default(),
             upkeep: Upkeep::default(),
             ending: None,

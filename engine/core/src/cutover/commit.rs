@@ -111,8 +111,10 @@ impl Unit {
         self.set_role(ctx, Role::Following { source: target });
         self.clear_alarm(ctx);
         self.local.inventories = None;
-        // What was yielded goes on from an older instance: then nothing equals it yet.
-        self.standby.equal_wall_ms = (!self.record.was_primary).then_some(ctx.now.wall_ms);
+        // The target may have gone on long before its answer came. What was yielded goes on from an older
+        // instance: then nothing equals it yet.
+        let handed_over = self.handed_over_wall_ms.take();
+        self.standby.equal_wall_ms = handed_over.filter(|_| !self.record.was_primary);
         self.lease_ends();
         if let Some(c) = &mut self.cutover {
             if !left.is_empty() {

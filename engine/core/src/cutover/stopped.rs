@@ -212,6 +212,7 @@ impl Unit {
         self.drop_other_replicas(ctx);
         self.set_role(ctx, Role::HandedOver { attempt, target, incarnation, next });
         self.handed_over_at = ctx.now.mono_ms;
+        self.handed_over_wall_ms = Some(ctx.now.wall_ms);
         self.settle_at = ctx.now.mono_ms;
         self.enter(ctx, Phase::Commit);
     }
