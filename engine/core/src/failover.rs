@@ -255,25 +255,23 @@ impl Unit {
             .map(|s| s.creation_unix_s)
             .min()
             .unwrap_or(0);
-        let equal_wall_ms = self.standby.equal_wall_ms.filter(|_| newest_here);
+        // Handed over, and not answered: the target may have taken it at once, and served since.
+        let equal_wall_ms = match self.record.role {
+            Role::HandedOver { .. } => self.handed_over_wall_ms,
+            _ => self.standby.equal_wall_ms.filter(|_| newest_here),
+        };
         let since = equal_wall_ms.unwrap_or(taken_unix_s.saturating_mul(1000));
         let lease_left_ms = self.lease_left_ms(ctx);
         let Some(f) = &self.failover else {
             return;
         };
-        let handed_over = matches!(self.record.role, Role::HandedOver { .. });
         let plan = FailoverPlan {
             name: self.record.name.clone(),
             primary: f.primary,
             primary_connected: ctx.connected(f.primary),
             instance: short,
             taken_unix_s,
-            // What was handed over is all there is: nothing was written since.
-            age_ms: if handed_over {
-                0
-            } else {
-                u64::try_from(ctx.now.wall_ms - since).unwrap_or(0)
-            },
+            age_ms: u64::try_from(ctx.now.wall_ms - since).unwrap_or(0),
             receiving: self.standby.is_busy(),
             proofs: self.possible_proofs(ctx, f.primary),
             lease_left_ms: lease_left_ms.filter(|left| *left > 0),
@@ -318,6 +316,16 @@ impl Unit {
         let contradicted = ctx.connected(primary)
             && self.record.role.is_standby()
             && untried(&Proof::PrimaryFenced);
+        let waits = matches!(self.record.role, Role::HandedOver { .. });
+        if f.word && waits && ctx.connected(primary) {
+            // It is there, and what it answers to the commit is all that counts.
+            let words = format!("{} is connected, so it is not down", ctx.peer_name(primary));
+            if let Some(f) = &mut self.failover {
+                f.word = false;
+                f.tried.push((Proof::OperatorsWord, words));
+            }
+            return self.prove(ctx);
+        }
         if f.word && !contradicted {
             return self.proven(ctx, Proof::OperatorsWord);
         }
@@ -351,10 +359,22 @@ impl Unit {
         let tried =
             if tried.is_empty() { String::new() } else { format!(" ({})", tried.join("; ")) };
         let text = format!(
-            "{0}: nothing proves that {1} does not write it any more{tried}. If you know that {1} is down: \
-             flocker-repl failover {0} --primary-is-down; or configure `[fencing]`, or protect it with --lease",
+            "{0}: nothing proves that {1} does not write it any more{tried}. {2}; or configure `[fencing]`, or \
+             protect it with --lease",
             self.record.name,
-            ctx.peer_name(f.primary)
+            ctx.peer_name(f.primary),
+            match f.tried.iter().any(|(_, words)| words.contains("it is not down")) {
+                true => format!(
+                    "Move it from there (flocker-repl migrate {0}), or switch that host off and \
+                                 ask again",
+                    self.record.name
+                ),
+                false => format!(
+                    "If you know that {1} is down: flocker-repl failover {0} --primary-is-down",
+                    self.record.name,
+                    ctx.peer_name(f.primary)
+                ),
+            }
         );
         self.end_failover(ctx, Err(Failure::refused(FailureCode::NoProof, text)));
     }
@@ -412,13 +432,20 @@ impl Unit {
         attempt: AttemptId,
         failure: Failure,
     ) {
-        let Some(f) = &self.failover else {
+        let Some(f) = &mut self.failover else {
             return;
         };
         let asked = matches!(f.phase, Phase::AskPrimary { attempt: mine, .. } if mine == attempt);
         if asked && f.primary == peer {
+            // Whoever answers is not down: the word was given too soon, or of something else.
+            let word = f.word;
+            f.word &= !word;
+            let words = match word {
+                true => format!("it answers, so it is not down: {}", failure.message),
+                false => failure.message,
+            };
             self.bury(ctx, attempt);
-            self.in_vain(ctx, Proof::PrimaryFenced, failure.message);
+            self.in_vain(ctx, Proof::PrimaryFenced, words);
         }
     }
 

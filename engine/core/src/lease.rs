@@ -92,7 +92,8 @@ impl Unit {
         self.lease = Lease::default();
     }
 
-    fn say_lease(&self, ctx: &mut Ctx) {
+    /// Tells the supervisor.
+    pub(crate) fn say_lease(&self, ctx: &mut Ctx) {
         let until_ms = self.lease_until(ctx.now.mono_ms);
         ctx.push(Effect::Lease { unit: self.id(), until_ms });
     }
@@ -117,7 +118,9 @@ impl Unit {
             let question = ctx.new_question();
             self.lease.asked = Some((question, now));
             self.lease.ask_at = now + length / LEASE_RENEW_PART;
-            self.say(ctx, peer, Body::Lease { question });
+            // A workload that is being started was told what held when it was asked for.
+            let bound = !self.lease.waived && !matches!(self.work, Work::Starting { .. });
+            self.say(ctx, peer, Body::Lease { question, bound });
         }
         let lost = self.lease_stop_at().is_some_and(|at| now >= at);
         if lost && !ctx.config.planted(PlantedBug::LeaseNotStopped) {
@@ -146,7 +149,13 @@ impl Unit {
         self.halt_within(ctx, left);
     }
 
-    pub(crate) fn on_lease(&mut self, ctx: &mut Ctx, peer: Fingerprint, question: QuestionId) {
+    pub(crate) fn on_lease(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        question: QuestionId,
+        bound: bool,
+    ) {
         let following = matches!(self.record.role, Role::Following { .. } | Role::Ready { .. });
         let (true, true, None) = (following, self.follows(peer), &self.failover) else {
             return;
@@ -154,6 +163,10 @@ impl Unit {
         let Some(length) = self.record.lease_ms else {
             return;
         };
+        if !bound {
+            // It goes on without one until this answer arrives, if it does: nothing can be counted on yet.
+            return self.say(ctx, peer, Body::LeaseReply { question });
+        }
         let until = ctx.now.mono_ms + waited_ms(length);
         if self.record.leased_epoch != Some(self.record.epoch.number) {
             // After a restart it must be known that one was given.

@@ -244,6 +244,9 @@ pub enum Body {
     Lease {
         /// To be named in the answer.
         question: QuestionId,
+        /// It is held to one already: its supervisor ends the workload when that runs out. Otherwise it goes
+        /// on without one by somebody's word, and the standby may not count on it yet.
+        bound: bool,
     },
     /// Standby → primary: you have it, from the moment you asked on.
     LeaseReply {
@@ -251,9 +254,14 @@ pub enum Body {
         question: QuestionId,
     },
     /// Starting owner → standby: do you know a newer epoch?
-    Claim,
+    Claim {
+        /// To be named in the answer: one to an earlier start says nothing of what was since.
+        question: QuestionId,
+    },
     /// Standby → starting owner: the epoch in the envelope is what I know; `false`: I know no such unit.
     ClaimReply {
+        /// What was asked.
+        question: QuestionId,
         /// Whether the unit is known here.
         known: bool,
     },

@@ -341,14 +341,16 @@ impl Unit {
             Body::StepBackReply { question, answer } => {
                 self.on_step_back_reply(ctx, peer, question, answer);
             }
-            Body::Lease { question } => self.on_lease(ctx, peer, question),
+            Body::Lease { question, bound } => self.on_lease(ctx, peer, question, bound),
             Body::LeaseReply { question } => self.on_lease_reply(ctx, peer, question),
             // Whoever is about to take over does not say that nobody has.
-            Body::Claim
+            Body::Claim { .. }
                 if self.failing_over()
                     && !ctx.config.planted(crate::node::PlantedBug::AnswerClaimInFailover) => {}
-            Body::Claim => self.say(ctx, peer, Body::ClaimReply { known: true }),
-            Body::ClaimReply { known: _ } => self.on_claim_reply(ctx, peer),
+            Body::Claim { question } => {
+                self.say(ctx, peer, Body::ClaimReply { question, known: true });
+            }
+            Body::ClaimReply { question, known: _ } => self.on_claim_reply(ctx, peer, question),
             Body::Drop => self.on_drop(ctx, peer),
             // Routed before the epoch rule.
             Body::Settle { .. } | Body::SettleReply { .. } | Body::Stale | Body::Unknown => {}
@@ -380,6 +382,14 @@ impl Unit {
                     self.standby.source_changed();
                     self.lease_ends();
                     self.set_role(ctx, Role::Following { source: peer });
+                    // What was proven of the old epoch proves nothing of this one.
+                    let text = format!(
+                        "{}: {} owns it since epoch {}",
+                        self.record.name,
+                        ctx.peer_name(peer),
+                        theirs.number
+                    );
+                    self.end_failover(ctx, Err(Failure::refused(FailureCode::Cancelled, text)));
                 } else {
                     self.raise_unexpected(ctx, peer);
                 }
@@ -615,7 +625,7 @@ fn is_question(body: &Body) -> bool {
         | Body::StepBack { .. }
         | Body::Lease { .. }
         | Body::Confirm { .. }
-        | Body::Claim
+        | Body::Claim { .. }
         | Body::Drop => true,
         Body::IntroReply(_)
         | Body::SurveyReply { .. }

@@ -6,6 +6,8 @@
 //! protocol shows up as a difference of the snapshot: `INSTA_UPDATE=always cargo test -p flocker-core
 //! --test machine` accepts it.
 
+#[path = "machine/late.rs"]
+mod late;
 mod pair;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
@@ -173,7 +175,7 @@ fn bodies(pair: &Pair, side: usize, attempt: AttemptId) -> Vec<Body> {
         Body::ActivationFailed { attempt, failure: failure.clone(), handing_back: true },
         Body::Yield { attempt, next: next(print_of(1 - side)), incarnation: promised },
         Body::YieldRefused { attempt, failure },
-        Body::Claim,
+        Body::Claim { question },
         Body::Stale,
         Body::Unknown,
     ]

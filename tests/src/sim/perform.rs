@@ -200,7 +200,9 @@ impl World {
             return;
         };
         let Some(outcome) = state.outcome else {
-            unreachable!("an action is applied before it is answered");
+            // A stopped host does both when it goes on: an action is applied before it is answered.
+            life.ops.insert(op, state);
+            return self.after(1, Ev::OpDone { node, boot, op });
         };
         let mut next = None;
         if let Some(lane) = life.lanes.get_mut(&state.unit)

@@ -293,8 +293,16 @@ impl Node {
                     }
                 }
             }
-            Body::Claim => {
-                let body = Body::ClaimReply { known: false };
+            Body::Claim { question } => {
+                // This journal was lost: what its datasets say may be newer, and may have been served.
+                let forgotten = self.orphans.values().any(|m| {
+                    m.unit == message.unit
+                        && (m.epoch.number > message.epoch.number || m.state != "following")
+                });
+                if forgotten {
+                    return;
+                }
+                let body = Body::ClaimReply { question: *question, known: false };
                 ctx.send(peer, Message { body, ..message });
             }
             Body::Survey { .. }

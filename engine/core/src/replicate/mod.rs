@@ -407,8 +407,6 @@ impl Unit {
             replica.cancel_round(ctx, self.record.id);
             replica.up();
         }
-        // A standby that knows nothing of the unit knows no newer epoch either.
-        self.on_claim_reply(ctx, peer);
     }
 
     pub(crate) fn on_survey_reply(

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Fingerprint, OpId};
+use crate::ids::{AttemptId, Fingerprint, OpId, QuestionId};
 use crate::io::{Action, Outcome};
 use crate::limits::{BACKOFF_LAST_MS, CLAIM_ALARM_MS, RESEND_MS, RETRY_MS};
 use crate::message::{ActivationTimes, Body};
@@ -43,7 +43,7 @@ pub(crate) enum Service {
     /// A lease is needed, and not held yet.
     AwaitLease,
     /// Asking the standbys whether they know better.
-    Claiming { since: u64, ask_at: u64, answered: BTreeSet<Fingerprint> },
+    Claiming { question: QuestionId, since: u64, ask_at: u64, answered: BTreeSet<Fingerprint> },
     /// Making the volumes reachable.
     Activating { op: OpId, since: u64 },
     /// Writable here.
@@ -209,7 +209,9 @@ impl Unit {
 
     fn begin_claiming(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
-        self.service = Service::Claiming { since: now, ask_at: now, answered: BTreeSet::new() };
+        let question = ctx.new_question();
+        let answered = BTreeSet::new();
+        self.service = Service::Claiming { question, since: now, ask_at: now, answered };
     }
 
     /// Nobody knows a newer epoch: this node may serve.
@@ -231,10 +233,13 @@ impl Unit {
         }
     }
 
-    pub(crate) fn on_claim_reply(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
-        let Service::Claiming { answered, .. } = &mut self.service else {
+    pub(crate) fn on_claim_reply(&mut self, ctx: &mut Ctx, peer: Fingerprint, answers: QuestionId) {
+        let Service::Claiming { question, answered, .. } = &mut self.service else {
             return;
         };
+        if *question != answers {
+            return;
+        }
         answered.insert(peer);
         if self.record.standbys.iter().all(|s| answered.contains(s)) {
             self.claims_settled(ctx);
@@ -246,7 +251,8 @@ impl Unit {
             *ask_at = ctx.now.mono_ms;
         } else if self.record.role.is_primary() && self.record.standbys.contains(&peer) {
             // A workload that was adopted while the standby was away: does it know better?
-            self.say(ctx, peer, Body::Claim);
+            let question = ctx.new_question();
+            self.say(ctx, peer, Body::Claim { question });
         }
     }
 
@@ -347,15 +353,15 @@ impl Unit {
         let now = ctx.now.mono_ms;
         let leased = self.lease_allows(now);
         match &mut self.service {
-            Service::Claiming { since, ask_at, answered } => {
-                let (since, due) = (*since, now >= *ask_at);
+            Service::Claiming { question, since, ask_at, answered } => {
+                let (question, since, due) = (*question, *since, now >= *ask_at);
                 if due {
                     *ask_at = now + RESEND_MS;
                     let silent: Vec<_> = (self.record.standbys.iter().copied())
                         .filter(|s| !answered.contains(s))
                         .collect();
                     for peer in &silent {
-                        self.say(ctx, *peer, Body::Claim);
+                        self.say(ctx, *peer, Body::Claim { question });
                     }
                     if now >= since + CLAIM_ALARM_MS {
                         self.alarm_unanswered(ctx, &silent);

@@ -168,6 +168,10 @@ impl Unit {
                 } else {
                     let start_ms = ctx.now.mono_ms - since;
                     self.work = Work::Running { start_ms, restarts };
+                    if self.record.lease_ms.is_some() {
+                        // It was told what held when it was asked for.
+                        self.say_lease(ctx);
+                    }
                     // Where it has addresses, clients find it only once they are on.
                     self.standby.answered |= self.network_action(true).is_none();
                 }

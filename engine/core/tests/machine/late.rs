@@ -1,0 +1,108 @@
+//! What comes too late, or was said too soon, and must not count.
+
+use flocker_core::ids::{AttemptId, QuestionId};
+use flocker_core::{Action, Body, Command, Input, Message};
+
+use crate::pair::{Item, Pair, UNIT, failed, print_of};
+
+/// The host goes down and comes up again, with nobody's words under way to it.
+fn reboot(pair: &mut Pair, side: usize) {
+    let now = pair.now();
+    pair.pending.clear();
+    pair.sides[side].runs = false;
+    pair.sides[side].restart(side, now);
+    pair.drain(side);
+    pair.connect(side);
+}
+
+/// Answers what this side does with its workload until nothing of that is under way.
+fn probe(pair: &mut Pair, side: usize) {
+    while let Some(at) = pair.pending.iter().position(
+        |i| matches!(i, Item::Op { at, action: Action::ProbeWorkload, .. } if *at == side),
+    ) {
+        let Some(Item::Op { op, action, .. }) = pair.pending.remove(at) else { unreachable!() };
+        let outcome = pair.perform(side, &action);
+        pair.input(side, Input::Done { op, outcome });
+    }
+}
+
+fn hear(pair: &mut Pair, side: usize, body: Body) -> Vec<String> {
+    let message = Message { unit: UNIT, epoch: pair.sides[side].record.epoch, body };
+    let now = pair.now();
+    pair.sides[side].node.handle(now, Input::Message { peer: print_of(1 - side), message });
+    pair.drain(side)
+}
+
+fn claimed(pair: &Pair) -> QuestionId {
+    let claim = pair.pending.iter().rev().find_map(|item| match item {
+        Item::Message { to: 1, message: Message { body: Body::Claim { question }, .. } } => {
+            Some(*question)
+        }
+        _ => None,
+    });
+    claim.expect("it asks its standby")
+}
+
+#[test]
+fn an_answer_to_an_earlier_start_lets_nobody_serve() {
+    let mut pair = Pair::in_step();
+    reboot(&mut pair, 0);
+    probe(&mut pair, 0);
+    let earlier = claimed(&pair);
+    reboot(&mut pair, 0);
+    probe(&mut pair, 0);
+    let now = claimed(&pair);
+    assert_ne!(earlier, now);
+    let after = hear(&mut pair, 0, Body::ClaimReply { question: earlier, known: true });
+    assert_eq!(after, Vec::<String>::new(), "meanwhile the standby may have taken over");
+    let after = hear(&mut pair, 0, Body::ClaimReply { question: now, known: true });
+    assert!(after.contains(&"run Activate".to_owned()), "{after:?}");
+}
+
+#[test]
+fn a_lease_counts_from_when_the_primary_is_bound_by_one() {
+    let mut pair = Pair::in_step();
+    for side in 0..2 {
+        pair.sides[side].record.lease_ms = Some(5_000);
+    }
+    reboot(&mut pair, 1);
+    pair.settle(|_, _| {});
+    reboot(&mut pair, 1);
+    let question = QuestionId { boot: 7, number: 7 };
+    let left = |pair: &Pair| pair.sides[1].node.status(pair.now()).units[0].lease_left_ms;
+    let before = left(&pair);
+    let after = hear(&mut pair, 1, Body::Lease { question, bound: false });
+    assert_eq!(after, ["say LeaseReply"], "it may have it");
+    assert_eq!(left(&pair), before, "and goes on without one until it has heard so");
+    let after = hear(&mut pair, 1, Body::Lease { question, bound: true });
+    assert!(after.contains(&"say LeaseReply".to_owned()), "{after:?}");
+    assert!(left(&pair) > before, "now it can be waited for");
+}
+
+#[test]
+fn a_word_that_the_primary_itself_refutes_is_no_proof() {
+    let mut pair = Pair::in_step();
+    pair.command(1, Command::Failover { name: "db".into(), primary_is_down: true, dry_run: false });
+    let mut asked: Option<AttemptId> = None;
+    let mut steps = 0;
+    while asked.is_none() {
+        steps += 1;
+        assert!(steps < 20, "the primary is connected: it is asked");
+        asked = pair.pending.iter().find_map(|item| match item {
+            Item::Message { to: 0, message: Message { body: Body::Yield { attempt, .. }, .. } } => {
+                Some(*attempt)
+            }
+            _ => None,
+        });
+        if asked.is_none()
+            && let Some(Item::Op { at: 1, op, action }) = pair.pending.pop_front()
+        {
+            let outcome = pair.perform(1, &action);
+            pair.input(1, Input::Done { op, outcome });
+        }
+    }
+    let attempt = asked.expect("seen above");
+    let after = hear(&mut pair, 1, Body::YieldRefused { attempt, failure: failed() });
+    assert!(after.contains(&"answer no: NoProof".to_owned()), "{after:?}");
+    assert!(pair.sides[1].record.role.is_standby());
+}
