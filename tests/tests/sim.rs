@@ -13,7 +13,7 @@ use flocker_tests::sim::scenario::ModelBug;
 use flocker_tests::sim::{self, Coverage, Outcome, Rule, Scenario, Trace};
 
 /// How many seeds every test run takes.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 480;
 
 fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

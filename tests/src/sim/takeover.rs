@@ -222,14 +222,19 @@ impl World {
         if self.is_superseded(node, model) {
             return true;
         }
+        // Told to serve without its standby's answer, which had taken over: it stops once it hears of that.
+        let stops = self.hosts[node].record(unit).is_some_and(|r| r.was_primary);
+        if self.units[model].told_alone && stops {
+            return true;
+        }
         if !self.units[model].left_behind.contains(&node) {
             return false;
         }
-        if !writable || self.hosts[node].workloads.contains_key(&unit) {
+        if !writable {
             self.units[model].left_behind.remove(&node);
             return false;
         }
-        true
+        !self.hosts[node].workloads.contains_key(&unit)
     }
 
     /// Whether this change of role is a failover's.
