@@ -34,6 +34,10 @@ impl Unit {
         bases: Vec<(VolumeId, Guid)>,
     ) {
         let answer = |answer| Body::StepBackReply { question, answer };
+        if self.failing_over() {
+            // It goes on from what is here now, and has said from what.
+            return;
+        }
         if !self.follows(peer) {
             let failure = self.not_following(ctx, peer);
             return self.say(ctx, peer, answer(Err(failure)));
