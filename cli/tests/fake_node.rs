@@ -132,7 +132,9 @@ fn refusing(code: FailureCode) -> FakeNode {
 
 #[test]
 fn a_refusal_ends_with_4_and_a_failure_with_1_both_in_the_nodes_own_words() {
-    for (code, exit) in [(FailureCode::NotGranted, 4), (FailureCode::NoSpace, 1)] {
+    let codes =
+        [(FailureCode::NotGranted, 4), (FailureCode::NoSpace, 4), (FailureCode::BadStream, 1)];
+    for (code, exit) in codes {
         let node = refusing(code);
         let words = ["migrate", "db", "--to", "b"];
         let run = node.run(&words).fails_with(exit);

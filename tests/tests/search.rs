@@ -127,7 +127,7 @@ fn each_bug_that_was_put_in_is_found() {
         (PersistAfterSend, "0000000", "said before it is durable"),
         (SkipFence, "1000001", "which is live"),
         (NoFinalSnapshotAfterFence, "0000001", "acknowledged"),
-        (ForgetTombstone, "0001001", "two nodes can write"),
+        (ForgetTombstone, "0001001", "serves again, and nobody has refused it"),
         (SettleFromBeforeRestart, "1001000", "two nodes can write"),
         (StartWithoutAsking, "1001000", "two nodes can write"),
         (FailoverWithoutProof, "0001000", "two nodes can write"),
