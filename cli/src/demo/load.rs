@@ -300,6 +300,9 @@ mod tests {
                 (&stream).write_all(format!("OK {number}\n").as_bytes()).unwrap();
             }
         }
+        // Closed with something unread, the connection would be reset, and the answers with it.
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        lines.for_each(drop);
         numbers
     }
 
