@@ -330,6 +330,7 @@ impl Unit {
         self.cancel_receiving(ctx);
         self.nobody_waits_for_work(ctx);
         let over = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
+        self.refuse_dry_runs(ctx, &over);
         self.end_cutover(ctx, Err(over.clone()));
         self.end_failover(ctx, Err(over));
         self.ending = Some(Ending { op: None, keep_newest, request, refusal });

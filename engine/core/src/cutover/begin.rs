@@ -205,6 +205,13 @@ impl Unit {
 
     // ---- dry runs -----------------------------------------------------------------------------
 
+    /// The unit goes: whoever waits for a preflight hears so.
+    pub(crate) fn refuse_dry_runs(&mut self, ctx: &mut Ctx, failure: &Failure) {
+        for dry_run in std::mem::take(&mut self.dry_runs) {
+            ctx.reply(dry_run.request, Err(failure.clone()));
+        }
+    }
+
     pub(crate) fn advance_dry_runs(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
         let kind = self.workload_kind();
