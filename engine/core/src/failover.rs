@@ -40,6 +40,8 @@ pub(crate) struct Failover {
     request: Option<RequestId>,
     primary: Fingerprint,
     word: bool,
+    /// The word was given, and the primary itself says otherwise.
+    refuted: bool,
     dry_run: bool,
     phase: Phase,
     since: u64,
@@ -106,6 +108,7 @@ impl Unit {
             primary,
             word,
             dry_run,
+            refuted: false,
             phase: Phase::Drain,
             since: now,
             begun: now,
@@ -321,7 +324,7 @@ impl Unit {
             // It is there, and what it answers to the commit is all that counts.
             let words = format!("{} is connected, so it is not down", ctx.peer_name(primary));
             if let Some(f) = &mut self.failover {
-                f.word = false;
+                (f.word, f.refuted) = (false, true);
                 f.tried.push((Proof::OperatorsWord, words));
             }
             return self.prove(ctx);
@@ -363,7 +366,7 @@ impl Unit {
              protect it with --lease",
             self.record.name,
             ctx.peer_name(f.primary),
-            match f.tried.iter().any(|(_, words)| words.contains("it is not down")) {
+            match f.refuted {
                 true => format!(
                     "Move it from there (flocker-repl migrate {0}), or switch that host off and \
                                  ask again",
@@ -438,9 +441,8 @@ impl Unit {
         let asked = matches!(f.phase, Phase::AskPrimary { attempt: mine, .. } if mine == attempt);
         if asked && f.primary == peer {
             // Whoever answers is not down: the word was given too soon, or of something else.
-            let word = f.word;
-            f.word &= !word;
-            let words = match word {
+            f.refuted |= std::mem::take(&mut f.word);
+            let words = match f.refuted {
                 true => format!("it answers, so it is not down: {}", failure.message),
                 false => failure.message,
             };

@@ -146,16 +146,7 @@ impl Kill {
             host.wait_up();
         }
         let _ = command.wait_with_output();
-        let end = rig.settle(which, &context);
-        load.wait_more(20, &context);
-        let gap = load.ledger().longest_gap(begun, Instant::now());
-        // Asked again it is done; and what was done can be done again.
-        rig.move_from(which, end, &context);
-        assert_eq!(rig.settle(which, &context), 1 - end, "{context}: the plain move");
-        load.wait_more(20, &context);
-        watch.end(&context);
-        rig.check(which, Some(load), &context);
-        (end != from, gap)
+        rig.see_through(which, from, begun, load, watch, &context)
     }
 
     /// Gives the command and kills; returns the command, which may have ended or not.

@@ -72,15 +72,7 @@ impl Partition {
         std::thread::sleep(self.lasts);
         rig.proxy().heal();
         let _ = command.wait_with_output();
-        let end = rig.settle(which, &context);
-        load.wait_more(20, &context);
-        let gap = load.ledger().longest_gap(begun, Instant::now());
-        rig.move_from(which, end, &context);
-        assert_eq!(rig.settle(which, &context), 1 - end, "{context}: the plain move");
-        load.wait_more(20, &context);
-        watch.end(&context);
-        rig.check(which, Some(load), &context);
-        (end != from, gap)
+        rig.see_through(which, from, begun, load, watch, &context)
     }
 
     /// Gives the command, until a move came to the phase, and cuts there.

@@ -353,6 +353,33 @@ impl Rig {
         assert_eq!(damage, Damage::default(), "{context}: the database against its ledger");
     }
 
+    /// After a move that was disturbed: it settles, goes on under load, is moved back plainly, and all
+    /// holds. Returns whether the unit had left `from`, and the longest time without an answer since
+    /// `begun`.
+    ///
+    /// # Panics
+    /// With what does not hold.
+    pub fn see_through(
+        &mut self,
+        which: usize,
+        from: usize,
+        begun: Instant,
+        load: Load,
+        watch: Watch,
+        context: &str,
+    ) -> (bool, Duration) {
+        let end = self.settle(which, context);
+        load.wait_more(20, context);
+        let gap = load.ledger().longest_gap(begun, Instant::now());
+        // Asked again it is done; and what was done can be done again.
+        self.move_from(which, end, context);
+        assert_eq!(self.settle(which, context), 1 - end, "{context}: the plain move");
+        load.wait_more(20, context);
+        watch.end(context);
+        self.check(which, Some(load), context);
+        (end != from, gap)
+    }
+
     fn add_ledger(&mut self, which: usize, load: Load) {
         let ledger = load.stop();
         let all = &mut self.databases[which].ledger;
