@@ -53,6 +53,8 @@ pub struct StepOffer {
     pub estimate_bytes: Option<u64>,
     /// The snapshot is fuzzy: see `flocker_store::Snapshot::fuzzy`.
     pub fuzzy: bool,
+    /// The source is stopped and fenced: what comes after this is the change of primary.
+    pub last: bool,
 }
 
 /// What a standby reports of one volume.

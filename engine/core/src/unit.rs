@@ -41,6 +41,8 @@ pub(crate) enum Op {
     Survey { peer: Fingerprint },
     Room,
     Prepare,
+    /// Its outcome is not looked at.
+    Ahead,
     Preflight,
     Network,
     StepBack,
@@ -472,8 +474,8 @@ impl Unit {
             Op::StepBack => self.step_back_done(ctx, op, outcome),
             Op::Failover => self.failover_done(ctx, op, outcome),
             Op::Drill => self.drill_done(ctx, op, outcome),
-            // Both end in the node, which owns the set of units.
-            Op::GiveBack | Op::NodeIntro { .. } | Op::NodeProtect { .. } => {}
+            // The others end in the node, which owns the set of units.
+            Op::GiveBack | Op::NodeIntro { .. } | Op::NodeProtect { .. } | Op::Ahead => {}
         }
     }
 

@@ -76,6 +76,12 @@ impl ZfsStore {
 
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
+        if self.dialect.fuse
+            && let Some(path) = self.quiet_path(dataset)
+        {
+            // Rehearsed a moment ago. What its properties say is asked again when it is mounted.
+            return refuse_taken_path(dataset, &path);
+        }
         let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
         let mounted = mounts::own()?.iter().any(|mount| mount.is_live_of(dataset));
         if now["type"].value != "filesystem" || mounted {

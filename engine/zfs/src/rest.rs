@@ -115,6 +115,13 @@ impl ZfsStore {
         lock(&self.rests).paths.insert(dataset.clone(), (path, watch));
     }
 
+    /// Where it is going to be mounted, if nobody can have mounted it since that was found.
+    pub(crate) fn quiet_path(&self, dataset: &DatasetName) -> Option<PathBuf> {
+        let mut rests = lock(&self.rests);
+        let (path, watch) = rests.paths.get_mut(dataset)?;
+        watch.is_quiet().then(|| path.clone())
+    }
+
     /// Where it is going to be mounted, and whether nobody can have mounted it since that was found; known
     /// once.
     pub(crate) fn take_path(&self, dataset: &DatasetName) -> Option<(PathBuf, bool)> {

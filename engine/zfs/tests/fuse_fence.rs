@@ -273,7 +273,10 @@ fn activation_refuses_a_path_that_is_taken_and_changes_nothing_of_it() {
     };
     let (dataset, path) = pair.live("v");
     pair.from.fence(&dataset).unwrap();
+    pair.from.rehearse(&dataset).unwrap();
     fs::write(path.join("in the way"), "x").unwrap();
+    let error = pair.from.rehearse(&dataset).unwrap_err();
+    assert!(error.to_string().contains("is not empty"), "{error}");
     let error = pair.from.activate(&dataset).unwrap_err();
     assert!(error.to_string().contains("is not empty"), "{error}");
     assert_eq!(fs::read(path.join("in the way")).unwrap(), b"x");
@@ -466,11 +469,21 @@ fn what_somebody_changed_between_a_fence_and_an_activation_counts() {
         "readonly=on".to_owned(),
         format!("mountpoint={}", elsewhere.path().join("at").display()),
     ];
-    for word in words {
+    for (word, rehearsed) in words.iter().flat_map(|word| [(word, false), (word, true)]) {
         pair.from.fence(&dataset).unwrap();
-        common::zfs(&["set", &word, dataset.as_str()]);
+        if word.starts_with("mountpoint") {
+            let back = format!("mountpoint={}", path.display());
+            common::zfs(&["set", &back, dataset.as_str()]);
+        }
+        if rehearsed {
+            pair.from.rehearse(&dataset).unwrap();
+        }
+        common::zfs(&["set", word, dataset.as_str()]);
         if pair.from.dataset(&dataset).unwrap().mounted_at.is_some() {
             common::zfs(&["unmount", dataset.as_str()]);
+        }
+        if rehearsed {
+            pair.from.rehearse(&dataset).unwrap();
         }
         let now = pair.from.activate(&dataset).unwrap().unwrap();
         assert_eq!(fs::read(now.join("f")).unwrap(), b"x", "{word}");

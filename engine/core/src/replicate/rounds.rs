@@ -28,7 +28,7 @@ impl Unit {
         replica.last_begun = ctx.now.mono_ms;
         let skipped = self.snapshotting.taken_since_round.saturating_sub(1);
         self.snapshotting.taken_since_round = 0;
-        let first = self.plan_step(ctx, peer, &targets, 0, taken);
+        let first = self.plan_step(ctx, peer, &targets, 0, taken, is_final);
         match first {
             Ok(None) => self.round_done(ctx, peer, taken, None),
             Ok(Some((volume, step))) => {
@@ -62,6 +62,7 @@ impl Unit {
         targets: &[Snapshot],
         first: usize,
         taken: Now,
+        last: bool,
     ) -> Result<Option<(usize, Step)>, Failure> {
         let lost = || Failure::new(Remedy::Replan, FailureCode::NoBase, "the inventory is stale");
         let bases = self.replicas.get(&peer).and_then(|r| r.bases.as_ref()).ok_or_else(lost)?;
@@ -94,6 +95,7 @@ impl Unit {
                 taken_wall_ms: taken.wall_ms,
                 estimate_bytes: None,
                 fuzzy: to.fuzzy,
+                last,
             };
             let step = Step {
                 offer,
@@ -228,13 +230,14 @@ impl Unit {
             return;
         };
         let (volume, taken, targets) = (round.volume, round.taken, round.targets.clone());
+        let last = round.is_final;
         if let Some(mut bases) = replica.bases.take() {
             if let Some(base) = bases.get_mut(volume) {
                 *base = Some(guid);
             }
             replica.heard(bases);
         }
-        match self.plan_step(ctx, peer, &targets, volume + 1, taken) {
+        match self.plan_step(ctx, peer, &targets, volume + 1, taken, last) {
             Ok(Some((volume, step))) => {
                 if let Some(Replica { state: State::Round(round), .. }) =
                     self.replicas.get_mut(&peer)

@@ -169,7 +169,7 @@ impl Unit {
         let Some(Receiving { peer, offer, .. }) = &self.standby.receiving else {
             return;
         };
-        let (peer, transfer) = (*peer, offer.transfer);
+        let (peer, transfer, last) = (*peer, offer.transfer, offer.last);
         let volume = self.record.volumes.iter().find(|v| v.id == offer.volume);
         let name = volume.and_then(|v| Some((v, v.dataset.snapshot(&offer.to_short).ok()?)));
         let Some((volume, snapshot)) = name else {
@@ -189,6 +189,13 @@ impl Unit {
         ctx.out.transfers.insert(transfer, unit);
         ctx.push(Effect::StartReceive { transfer, peer, unit, spec, limit_bytes });
         self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
+        if last && !ctx.config.store.freeze_for_snapshot {
+            // What can be found out ahead costs the stopped workload no time of its own. (Where live data is
+            // made of what arrives, nothing can.) What counts is the rehearsal before the promise: this
+            // one's outcome is not looked at.
+            let datasets = self.datasets();
+            ctx.run(unit, Op::Ahead, Action::Rehearse { datasets, look: false });
+        }
     }
 
     /// Ends a receive; its end is heard of later.

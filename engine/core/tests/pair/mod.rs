@@ -52,7 +52,7 @@ pub(crate) struct Side {
     pub(crate) runs: bool,
     pub(crate) up: bool,
     boots: u64,
-    expected: BTreeMap<TransferId, ReceiveSpec>,
+    pub(crate) expected: BTreeMap<TransferId, ReceiveSpec>,
     /// The last question that it asked in a preflight.
     pub(crate) asked: Option<QuestionId>,
 }
