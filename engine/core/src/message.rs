@@ -259,6 +259,8 @@ pub enum Body {
     Claim {
         /// To be named in the answer: one to an earlier start says nothing of what was since.
         question: QuestionId,
+        /// A workload of it runs there already, from before the start.
+        serves: bool,
     },
     /// Standby → starting owner: the epoch in the envelope is what I know; `false`: I know no such unit.
     ClaimReply {

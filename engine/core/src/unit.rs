@@ -38,7 +38,9 @@ pub(crate) enum Op {
     CutoverVerify,
     Tidy,
     Mirror,
-    Survey { peer: Fingerprint },
+    Survey {
+        peer: Fingerprint,
+    },
     Room,
     Prepare,
     /// Its outcome is not looked at.
@@ -49,8 +51,14 @@ pub(crate) enum Op {
     Failover,
     Drill,
     GiveBack,
-    NodeIntro { peer: Fingerprint, message: Box<Message> },
-    NodeProtect { request: RequestId, command: Box<crate::io::Command> },
+    NodeIntro {
+        peer: Fingerprint,
+        message: Box<Message>,
+    },
+    NodeProtect {
+        request: RequestId,
+        command: Box<crate::io::Command>,
+    },
 }
 
 /// A unit that is being let go.
@@ -272,9 +280,22 @@ impl Unit {
                 self.on_body(ctx, peer, message.body);
             }
             EpochOrder::Stale => {
-                if is_question(&message.body) {
-                    self.say(ctx, peer, Body::Stale);
+                if !is_question(&message.body) {
+                    return;
                 }
+                // Whoever only asks whether it may serve tells nobody to stop.
+                let body = match self.service {
+                    Service::Claiming { question, .. } => Body::Claim { question, serves: false },
+                    _ => Body::Stale,
+                };
+                self.say(ctx, peer, body);
+            }
+            EpochOrder::Newer
+                if matches!(message.body, Body::Claim { serves: false, .. })
+                    && message.epoch.owner == peer
+                    && self.outranks_claims() =>
+            {
+                self.outrank(ctx, peer, message.epoch);
             }
             EpochOrder::Newer => {
                 self.on_newer(ctx, peer, &message);
@@ -349,7 +370,7 @@ impl Unit {
             Body::Claim { .. }
                 if self.failing_over()
                     && !ctx.config.planted(crate::node::PlantedBug::AnswerClaimInFailover) => {}
-            Body::Claim { question } => {
+            Body::Claim { question, .. } => {
                 self.say(ctx, peer, Body::ClaimReply { question, known: true });
             }
             Body::ClaimReply { question, known: _ } => self.on_claim_reply(ctx, peer, question),

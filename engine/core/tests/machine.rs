@@ -177,7 +177,7 @@ fn bodies(pair: &Pair, side: usize, attempt: AttemptId) -> Vec<Body> {
         Body::ActivationFailed { attempt, failure: failure.clone(), handing_back: true },
         Body::Yield { attempt, next: next(print_of(1 - side)), incarnation: promised },
         Body::YieldRefused { attempt, failure },
-        Body::Claim { question },
+        Body::Claim { question, serves: false },
         Body::Stale,
         Body::Unknown,
     ]

@@ -285,6 +285,8 @@ impl World {
         for unit in units {
             if let Some(model) = self.unit_index(unit) {
                 self.units[model].tainted = true;
+                // What was mounted stays so until it is this node's to fence again.
+                self.units[model].left_behind.insert(node);
             }
         }
         let durable = &mut self.hosts[node].durable;

@@ -234,7 +234,9 @@ impl World {
             self.units[model].left_behind.remove(&node);
             return false;
         }
-        !self.hosts[node].workloads.contains_key(&unit)
+        // A false word, and a journal lost since: it stops its workload once it is told whose it is.
+        let forgot = self.units[model].two_lines && self.units[model].tainted;
+        forgot || !self.hosts[node].workloads.contains_key(&unit)
     }
 
     /// Whether this change of role is a failover's.

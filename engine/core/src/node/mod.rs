@@ -293,7 +293,7 @@ impl Node {
                     }
                 }
             }
-            Body::Claim { question } => {
+            Body::Claim { question, .. } => {
                 // This journal was lost: what its datasets say may be newer, and may have been served.
                 let forgotten = self.orphans.values().any(|m| {
                     m.unit == message.unit

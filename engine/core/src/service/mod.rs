@@ -252,7 +252,7 @@ impl Unit {
         } else if self.record.role.is_primary() && self.record.standbys.contains(&peer) {
             // A workload that was adopted while the standby was away: does it know better?
             let question = ctx.new_question();
-            self.say(ctx, peer, Body::Claim { question });
+            self.say(ctx, peer, Body::Claim { question, serves: true });
         }
     }
 
@@ -361,7 +361,7 @@ impl Unit {
                         .filter(|s| !answered.contains(s))
                         .collect();
                     for peer in &silent {
-                        self.say(ctx, *peer, Body::Claim { question });
+                        self.say(ctx, *peer, Body::Claim { question, serves: false });
                     }
                     if now >= since + CLAIM_ALARM_MS {
                         self.alarm_unanswered(ctx, &silent);

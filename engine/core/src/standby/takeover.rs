@@ -280,6 +280,10 @@ impl Unit {
                 } else if attempt.issuer != peer {
                     return;
                 }
+                if self.failing_over() && !ctx.config.planted(PlantedBug::AnswerClaimInFailover) {
+                    // Whoever is about to take over does not say that the other may go on.
+                    return;
+                }
                 let newer = self.record.epoch.judge(&theirs) == EpochOrder::Stale;
                 if newer && self.record.role.is_primary() {
                     // This node owns a newer epoch: it has not left the old one to anybody.

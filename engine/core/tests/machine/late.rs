@@ -35,7 +35,7 @@ fn hear(pair: &mut Pair, side: usize, body: Body) -> Vec<String> {
 
 fn claimed(pair: &Pair) -> QuestionId {
     let claim = pair.pending.iter().rev().find_map(|item| match item {
-        Item::Message { to: 1, message: Message { body: Body::Claim { question }, .. } } => {
+        Item::Message { to: 1, message: Message { body: Body::Claim { question, .. }, .. } } => {
             Some(*question)
         }
         _ => None,

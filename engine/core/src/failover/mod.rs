@@ -18,6 +18,8 @@
 //! | lease | the primary's supervisor has killed the workload before the lease ended by its clock |
 //! | operator's word | none but the word; a false one is detected as soon as the two meet: the older epoch stops, and what only it had is set aside |
 
+mod proof;
+
 use flocker_store::{DatasetName, Guid, Inventory, SnapshotName};
 
 use crate::ctx::Ctx;
@@ -26,7 +28,6 @@ use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, RequestId, VolumeId};
 use crate::io::{Action, EventKind, FailoverPlan, FailoverReport, Outcome, Reply};
 use crate::limits::{ACTIVATION_LIMIT_MS, DRAIN_LIMIT_MS, RESEND_MS, YIELD_LIMIT_MS};
 use crate::message::Body;
-use crate::node::PlantedBug;
 use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
@@ -302,153 +303,6 @@ impl Unit {
             proofs.push(Proof::FencingHook);
         }
         proofs
-    }
-
-    // ---- proofs -------------------------------------------------------------------------------
-
-    fn prove(&mut self, ctx: &mut Ctx) {
-        let Some(f) = &self.failover else {
-            return;
-        };
-        if ctx.config.planted(PlantedBug::FailoverWithoutProof) {
-            return self.proven(ctx, Proof::FencingHook);
-        }
-        let (primary, now) = (f.primary, ctx.now.mono_ms);
-        let untried = |p: &Proof| !f.tried.iter().any(|(t, _)| t == p);
-        // A primary that is said to be down, and is connected: it is asked first.
-        let contradicted = ctx.connected(primary)
-            && self.record.role.is_standby()
-            && untried(&Proof::PrimaryFenced);
-        let waits = matches!(self.record.role, Role::HandedOver { .. });
-        if f.word && waits && ctx.connected(primary) {
-            // It is there, and what it answers to the commit is all that counts.
-            let words = format!("{} is connected, so it is not down", ctx.peer_name(primary));
-            if let Some(f) = &mut self.failover {
-                (f.word, f.refuted) = (false, true);
-                f.tried.push((Proof::OperatorsWord, words));
-            }
-            return self.prove(ctx);
-        }
-        if f.word && !contradicted {
-            return self.proven(ctx, Proof::OperatorsWord);
-        }
-        match self.possible_proofs(ctx, primary).into_iter().find(untried) {
-            Some(Proof::PrimaryFenced) => {
-                self.record.last_attempt += 1;
-                let number = self.record.last_attempt;
-                let attempt = AttemptId { issuer: ctx.config.fingerprint, number };
-                self.persist(ctx);
-                self.enter_failover(ctx, Phase::AskPrimary { attempt, ask_at: now });
-            }
-            Some(Proof::LeaseRanOut) => {
-                let at = now + self.lease_left_ms(ctx).unwrap_or(0);
-                self.enter_failover(ctx, Phase::AwaitLease { at });
-            }
-            Some(Proof::FencingHook) => {
-                let peer_name = ctx.peer_name(primary);
-                let action = Action::FencingHook { peer: primary, peer_name };
-                let op = ctx.run(self.id(), Op::Failover, action);
-                self.enter_failover(ctx, Phase::Hook { op });
-            }
-            Some(Proof::OperatorsWord) | None => self.no_proof(ctx),
-        }
-    }
-
-    fn no_proof(&mut self, ctx: &mut Ctx) {
-        let Some(f) = &self.failover else {
-            return;
-        };
-        let tried: Vec<_> = f.tried.iter().map(|(_, words)| words.as_str()).collect();
-        let tried =
-            if tried.is_empty() { String::new() } else { format!(" ({})", tried.join("; ")) };
-        let text = format!(
-            "{0}: nothing proves that {1} does not write it any more{tried}. {2}; or configure `[fencing]`, or \
-             protect it with --lease",
-            self.record.name,
-            ctx.peer_name(f.primary),
-            match f.refuted {
-                true => format!(
-                    "Move it from there (flocker-repl migrate {0}), or switch that host off and \
-                                 ask again",
-                    self.record.name
-                ),
-                false => format!(
-                    "If you know that {1} is down: flocker-repl failover {0} --primary-is-down",
-                    self.record.name,
-                    ctx.peer_name(f.primary)
-                ),
-            }
-        );
-        self.end_failover(ctx, Err(Failure::refused(FailureCode::NoProof, text)));
-    }
-
-    fn in_vain(&mut self, ctx: &mut Ctx, proof: Proof, words: String) {
-        if let Some(f) = &mut self.failover {
-            f.tried.push((proof, words));
-        }
-        self.prove(ctx);
-    }
-
-    fn proven(&mut self, ctx: &mut Ctx, proof: Proof) {
-        let wall_ms = ctx.now.wall_ms;
-        let tag = self.tag();
-        let id = self.id();
-        let Some(f) = &mut self.failover else {
-            return;
-        };
-        f.proof = Some(proof);
-        if matches!(self.record.role, Role::HandedOver { .. }) {
-            // It is fenced with all that it has: there is nothing to set back.
-            return self.take_over(ctx);
-        }
-        let keep = f.instance.iter().map(|(_, name, _)| name.clone()).collect();
-        let op = ctx.run(id, Op::Failover, Action::SetAside { keep, tag, wall_ms });
-        let attempt = match f.phase {
-            Phase::AskPrimary { attempt, .. } => Some(attempt),
-            _ => None,
-        };
-        self.enter_failover(ctx, Phase::SetBack { op });
-        if let Some(f) = &mut self.failover {
-            f.yielded = attempt;
-        }
-    }
-
-    /// The primary has stopped, fenced, and durably handed over to this attempt of ours: it asks whether
-    /// we take it. `true`: the answer comes later.
-    pub(crate) fn yielded_to(&mut self, ctx: &mut Ctx, attempt: AttemptId) -> bool {
-        let Some(f) = &self.failover else {
-            return false;
-        };
-        match f.phase {
-            Phase::AskPrimary { attempt: mine, .. } if mine == attempt => {
-                self.proven(ctx, Proof::PrimaryFenced);
-                true
-            }
-            _ => f.yielded == Some(attempt),
-        }
-    }
-
-    pub(crate) fn on_yield_refused(
-        &mut self,
-        ctx: &mut Ctx,
-        peer: Fingerprint,
-        attempt: AttemptId,
-        failure: Failure,
-    ) {
-        let Some(f) = &mut self.failover else {
-            return;
-        };
-        let asked = matches!(f.phase, Phase::AskPrimary { attempt: mine, .. } if mine == attempt);
-        if asked && f.primary == peer {
-            // Whoever answers is not down: the word was given too soon, or of something else.
-            f.refuted |= std::mem::take(&mut f.word);
-            let words = match f.refuted {
-                true => format!("it answers, so it is not down: {}", failure.message),
-                false => failure.message,
-            };
-            self.bury(ctx, attempt);
-            self.in_vain(ctx, Proof::PrimaryFenced, words);
-        }
     }
 
     // ---- taking over --------------------------------------------------------------------------

@@ -1,0 +1,190 @@
+//! What lets a node take over: which proofs are possible, one after another, and what each comes to.
+
+use super::Phase;
+use crate::ctx::Ctx;
+use crate::failure::{Failure, FailureCode};
+use crate::ids::{AttemptId, Epoch, Fingerprint};
+use crate::io::Action;
+use crate::message::Body;
+use crate::node::PlantedBug;
+use crate::record::{Proof, Role};
+use crate::service::Service;
+use crate::unit::{Op, Unit};
+
+impl Unit {
+    pub(super) fn prove(&mut self, ctx: &mut Ctx) {
+        let Some(f) = &self.failover else {
+            return;
+        };
+        if ctx.config.planted(PlantedBug::FailoverWithoutProof) {
+            return self.proven(ctx, Proof::FencingHook);
+        }
+        let (primary, now) = (f.primary, ctx.now.mono_ms);
+        let untried = |p: &Proof| !f.tried.iter().any(|(t, _)| t == p);
+        // A primary that is said to be down, and is connected: it is asked first.
+        let contradicted = ctx.connected(primary)
+            && self.record.role.is_standby()
+            && untried(&Proof::PrimaryFenced);
+        let waits = matches!(self.record.role, Role::HandedOver { .. });
+        if f.word && waits && ctx.connected(primary) {
+            // It is there, and what it answers to the commit is all that counts.
+            let words = format!("{} is connected, so it is not down", ctx.peer_name(primary));
+            if let Some(f) = &mut self.failover {
+                (f.word, f.refuted) = (false, true);
+                f.tried.push((Proof::OperatorsWord, words));
+            }
+            return self.prove(ctx);
+        }
+        if f.word && !contradicted {
+            return self.proven(ctx, Proof::OperatorsWord);
+        }
+        match self.possible_proofs(ctx, primary).into_iter().find(untried) {
+            Some(Proof::PrimaryFenced) => {
+                self.record.last_attempt += 1;
+                let number = self.record.last_attempt;
+                let attempt = AttemptId { issuer: ctx.config.fingerprint, number };
+                self.persist(ctx);
+                self.enter_failover(ctx, Phase::AskPrimary { attempt, ask_at: now });
+            }
+            Some(Proof::LeaseRanOut) => {
+                let at = now + self.lease_left_ms(ctx).unwrap_or(0);
+                self.enter_failover(ctx, Phase::AwaitLease { at });
+            }
+            Some(Proof::FencingHook) => {
+                let peer_name = ctx.peer_name(primary);
+                let action = Action::FencingHook { peer: primary, peer_name };
+                let op = ctx.run(self.id(), Op::Failover, action);
+                self.enter_failover(ctx, Phase::Hook { op });
+            }
+            Some(Proof::OperatorsWord) | None => self.no_proof(ctx),
+        }
+    }
+
+    fn no_proof(&mut self, ctx: &mut Ctx) {
+        let Some(f) = &self.failover else {
+            return;
+        };
+        let tried: Vec<_> = f.tried.iter().map(|(_, words)| words.as_str()).collect();
+        let tried =
+            if tried.is_empty() { String::new() } else { format!(" ({})", tried.join("; ")) };
+        let text = format!(
+            "{0}: nothing proves that {1} does not write it any more{tried}. {2}; or configure `[fencing]`, or \
+             protect it with --lease",
+            self.record.name,
+            ctx.peer_name(f.primary),
+            match f.refuted {
+                true => format!(
+                    "Move it from there (flocker-repl migrate {0}), or switch that host off and \
+                                 ask again",
+                    self.record.name
+                ),
+                false => format!(
+                    "If you know that {1} is down: flocker-repl failover {0} --primary-is-down",
+                    self.record.name,
+                    ctx.peer_name(f.primary)
+                ),
+            }
+        );
+        self.end_failover(ctx, Err(Failure::refused(FailureCode::NoProof, text)));
+    }
+
+    pub(super) fn in_vain(&mut self, ctx: &mut Ctx, proof: Proof, words: String) {
+        if let Some(f) = &mut self.failover {
+            f.tried.push((proof, words));
+        }
+        self.prove(ctx);
+    }
+
+    pub(super) fn proven(&mut self, ctx: &mut Ctx, proof: Proof) {
+        let wall_ms = ctx.now.wall_ms;
+        let tag = self.tag();
+        let id = self.id();
+        let Some(f) = &mut self.failover else {
+            return;
+        };
+        f.proof = Some(proof);
+        if matches!(self.record.role, Role::HandedOver { .. }) {
+            // It is fenced with all that it has: there is nothing to set back.
+            return self.take_over(ctx);
+        }
+        let keep = f.instance.iter().map(|(_, name, _)| name.clone()).collect();
+        let op = ctx.run(id, Op::Failover, Action::SetAside { keep, tag, wall_ms });
+        let attempt = match f.phase {
+            Phase::AskPrimary { attempt, .. } => Some(attempt),
+            _ => None,
+        };
+        self.enter_failover(ctx, Phase::SetBack { op });
+        if let Some(f) = &mut self.failover {
+            f.yielded = attempt;
+        }
+    }
+
+    /// The primary has stopped, fenced, and durably handed over to this attempt of ours: it asks whether
+    /// we take it. `true`: the answer comes later.
+    pub(crate) fn yielded_to(&mut self, ctx: &mut Ctx, attempt: AttemptId) -> bool {
+        let Some(f) = &self.failover else {
+            return false;
+        };
+        match f.phase {
+            Phase::AskPrimary { attempt: mine, .. } if mine == attempt => {
+                self.proven(ctx, Proof::PrimaryFenced);
+                true
+            }
+            _ => f.yielded == Some(attempt),
+        }
+    }
+
+    pub(crate) fn on_yield_refused(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        attempt: AttemptId,
+        failure: Failure,
+    ) {
+        let Some(f) = &mut self.failover else {
+            return;
+        };
+        let asked = matches!(f.phase, Phase::AskPrimary { attempt: mine, .. } if mine == attempt);
+        if asked && f.primary == peer {
+            // Whoever answers is not down: the word was given too soon, or of something else.
+            f.refuted |= std::mem::take(&mut f.word);
+            let words = match f.refuted {
+                true => format!("it answers, so it is not down: {}", failure.message),
+                false => failure.message,
+            };
+            self.bury(ctx, attempt);
+            self.in_vain(ctx, Proof::PrimaryFenced, words);
+        }
+    }
+
+    /// This node serves by a failover's proof, and can say so to an owner of a newer epoch that only asks
+    /// whether it may serve: that one took it back, or took it over, before it was proven not to serve any
+    /// more. The later decision counts, and clients are here.
+    pub(crate) fn outranks_claims(&self) -> bool {
+        let by_proof =
+            self.record.failover.as_ref().is_some_and(|f| f.epoch == self.record.epoch.number);
+        by_proof
+            && self.record.role == Role::Serving
+            && self.cutover.is_none()
+            && matches!(self.service, Service::Activating { .. } | Service::Up { .. })
+    }
+
+    /// Goes on under a number above `theirs`, which its owner does not serve under.
+    pub(crate) fn outrank(&mut self, ctx: &mut Ctx, peer: Fingerprint, theirs: Epoch) {
+        let number = theirs.number + 1;
+        self.record.epoch.number = number;
+        if let Some(failover) = &mut self.record.failover {
+            failover.epoch = number;
+        }
+        self.persist(ctx);
+        self.upkeep.mirror_due = true;
+        let text = format!(
+            "{} asks whether it may serve epoch {}, from before the failover to this node; it may not, this \
+             node goes on as epoch {number}",
+            ctx.peer_name(peer),
+            theirs.number
+        );
+        self.note(ctx, text);
+        self.say(ctx, peer, Body::Stale);
+    }
+}
