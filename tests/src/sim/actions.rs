@@ -412,8 +412,11 @@ impl World {
                 self.check_write(node, unit, dataset);
             }
             let written_at = &mut self.units[model].written_at;
-            if !superseded && (written_at.len() as u64) < next {
-                written_at.push(self.now_ms);
+            match written_at.get_mut((next - 1) as usize) {
+                // Sent again: what was written before is where nobody serves it any more.
+                Some(at) if !superseded => *at = self.now_ms,
+                None if !superseded => written_at.push(self.now_ms),
+                _ => {}
             }
         }
         // Where an address moves with the workload, clients find it only there.

@@ -181,6 +181,15 @@ impl World {
                 false => self.check_taken(node, old, new),
             }
         }
+        let gave_way = old.role.is_primary() && new.role.is_standby() && new.was_primary;
+        let alone = |m: usize| self.units[m].told_alone && !self.units[m].two_lines;
+        if gave_way
+            && self.unit_index(new.id).is_some_and(alone)
+            && let Some(owner) = index_of(new.epoch.owner)
+        {
+            // Told to serve without asking whoever had taken over: clients go on from what that one has.
+            self.count_losses(owner, &[node], new);
+        }
         let ours_now = new.role.is_primary() && !old.role.is_primary();
         if ours_now && let Some(life) = &mut self.hosts[node].life {
             life.satisfied.insert(new.id);

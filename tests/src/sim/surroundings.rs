@@ -266,6 +266,8 @@ impl World {
             let other = self.hosts[n].record(unit);
             other.is_some_and(|r| r.role.is_primary() && r.epoch.number > known)
         });
-        newer || mine.is_some_and(|r| r.was_primary && r.role.is_standby())
+        // It stops its workload once it is told whose it is.
+        let forgot = self.units[model].tainted && self.units[model].left_behind.contains(&node);
+        newer || mine.is_some_and(|r| r.role.is_standby() && (r.was_primary || forgot))
     }
 }

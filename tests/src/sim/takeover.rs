@@ -165,7 +165,7 @@ impl World {
     }
 
     /// Clients go on from what the new primary has; the rest must be kept where it was written.
-    fn count_losses(&mut self, node: usize, others: &[usize], new: &UnitRecord) {
+    pub(super) fn count_losses(&mut self, node: usize, others: &[usize], new: &UnitRecord) {
         let Some(model) = self.unit_index(new.id) else { return };
         let Some(dataset) = self.dataset_of(node, new.id) else {
             let text = format!("n{node} takes over without a replica");
@@ -219,7 +219,11 @@ impl World {
     /// be mounted there, with nobody to write them.
     pub(super) fn is_left_behind(&mut self, model: usize, node: usize, writable: bool) -> bool {
         let unit = self.units[model].id;
-        if self.is_superseded(node, model) {
+        let superseded = self.is_superseded(node, model);
+        if !writable {
+            self.units[model].left_behind.remove(&node);
+        }
+        if superseded {
             return true;
         }
         // Told to serve without its standby's answer, which had taken over: it stops once it hears of that.
@@ -230,13 +234,7 @@ impl World {
         if !self.units[model].left_behind.contains(&node) {
             return false;
         }
-        if !writable {
-            self.units[model].left_behind.remove(&node);
-            return false;
-        }
-        // A false word, and a journal lost since: it stops its workload once it is told whose it is.
-        let forgot = self.units[model].two_lines && self.units[model].tainted;
-        forgot || !self.hosts[node].workloads.contains_key(&unit)
+        !self.hosts[node].workloads.contains_key(&unit)
     }
 
     /// Whether this change of role is a failover's.

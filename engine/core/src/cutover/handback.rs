@@ -86,7 +86,12 @@ impl Unit {
             return self.say(ctx, peer, Body::YieldRefused { attempt, failure });
         }
         let op = ctx.run(self.id(), crate::unit::Op::Cutover, self.stop_action());
-        let kind = Kind::Yield { incarnation, next };
+        let was_up = self.service.may_write();
+        if !was_up {
+            // Whatever it still wanted to know before it serves, it asks anew if this is taken back.
+            self.service = Service::Stopped;
+        }
+        let kind = Kind::Yield { incarnation, next, was_up };
         self.begin_cutover(ctx, kind, attempt, peer, Phase::Quiesce { op });
         if let Some(c) = &mut self.cutover {
             c.stopped_at = Some(ctx.now.mono_ms);

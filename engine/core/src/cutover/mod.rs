@@ -101,7 +101,8 @@ enum Kind {
     /// It came here and could not be brought up.
     HandBack { finals: Vec<(VolumeId, Guid)> },
     /// A standby fails over.
-    Yield { incarnation: Incarnation, next: Epoch },
+    /// `was_up`: it was known by then that nothing else runs it, and that nobody knows better.
+    Yield { incarnation: Incarnation, next: Epoch, was_up: bool },
 }
 
 #[derive(Debug, Clone)]
@@ -287,8 +288,17 @@ impl Unit {
             false => Body::Abandon { attempt },
         };
         self.say(ctx, target, body);
+        let never_up = self
+            .cutover
+            .as_ref()
+            .is_some_and(|c| matches!(c.kind, Kind::Yield { was_up: false, .. }));
         self.enter(ctx, Phase::Undo { reason, from });
-        if stopped {
+        if never_up {
+            self.enter_role(ctx);
+            let text = "it was not before either";
+            let trouble = Failure::new(Remedy::Retry, FailureCode::Busy, text);
+            self.undo_finished(ctx, Some(&trouble));
+        } else if stopped {
             // Actions of a unit are performed in order, so whatever is still being stopped or
             // fenced ends before this begins. No standby can have taken anything.
             self.work_has_stopped(ctx);
@@ -307,7 +317,7 @@ impl Unit {
         reason.message = match trouble {
             None => format!("{}; taken back, {} runs here", reason.message, self.record.name),
             Some(trouble) => format!(
-                "{}; taken back, but {} is not up again yet: {}",
+                "{}; taken back, but {} is not up yet: {}",
                 reason.message, self.record.name, trouble.message
             ),
         };

@@ -68,7 +68,7 @@ impl Unit {
                 let finals = finals.clone();
                 self.enter(ctx, Phase::Prepare { finals, ask_at: ctx.now.mono_ms });
             }
-            Kind::Yield { incarnation, next } => {
+            Kind::Yield { incarnation, next, .. } => {
                 let (incarnation, next) = (*incarnation, *next);
                 // What the standby goes on from is older than what is here.
                 self.record.was_primary = true;
