@@ -13,7 +13,7 @@ use flocker_tests::sim::scenario::ModelBug;
 use flocker_tests::sim::{self, Coverage, Outcome, Rule, Scenario, Trace};
 
 /// How many seeds every test run takes.
-const SEEDS: u64 = 480;
+const SEEDS: u64 = 10_000;
 
 fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -23,10 +23,11 @@ fn nodes() -> usize {
     from_env("FLOCKER_SIM_NODES").map_or(2, |n| n as usize)
 }
 
-/// Runs seeds on all processors; returns their counters and the failed ones, by seed.
-fn run_seeds(first: u64, count: u64, nodes: usize) -> (Coverage, Vec<Outcome>) {
+/// Runs seeds on all processors; returns their counters, the failed ones, and the seeds in which no
+/// node took over by a move, but for those that lost a journal; by seed.
+fn run_seeds(first: u64, count: u64, nodes: usize) -> (Coverage, Vec<Outcome>, Vec<u64>) {
     let next = AtomicU64::new(first);
-    let shared = Mutex::new((Coverage::default(), Vec::new()));
+    let shared = Mutex::new((Coverage::default(), Vec::new(), Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -41,14 +42,19 @@ fn run_seeds(first: u64, count: u64, nodes: usize) -> (Coverage, Vec<Outcome>) {
                     shared.0.add(&outcome.coverage);
                     if outcome.violation.is_some() {
                         shared.1.push(outcome);
+                    } else if outcome.coverage.migrations.taken == 0
+                        && outcome.coverage.tainted == 0
+                    {
+                        shared.2.push(seed);
                     }
                 }
             });
         }
     });
-    let (coverage, mut failed) = shared.into_inner().unwrap();
+    let (coverage, mut failed, mut unmoved) = shared.into_inner().unwrap();
     failed.sort_by_key(|o| o.seed);
-    (coverage, failed)
+    unmoved.sort_unstable();
+    (coverage, failed, unmoved)
 }
 
 #[test]
@@ -63,12 +69,13 @@ fn sim_seeds() {
     }
     let first = from_env("FLOCKER_SIM_FIRST").unwrap_or(0);
     let count = from_env("FLOCKER_SIM_SEEDS").unwrap_or(SEEDS);
-    let (coverage, failed) = run_seeds(first, count, nodes());
+    let (coverage, failed, unmoved) = run_seeds(first, count, nodes());
     println!("{count} seeds: {coverage}");
     for outcome in &failed {
         println!("seed {}: {}", outcome.seed, outcome.violation.as_ref().unwrap());
     }
     assert!(failed.is_empty(), "{} of {count} seeds failed; {}", failed.len(), failed[0].explain());
+    assert!(unmoved.is_empty(), "no move in seeds {unmoved:?}");
     if count >= SEEDS {
         check_coverage(&coverage, count);
     }
@@ -126,7 +133,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn three_nodes_never_have_two_writers() {
-    let (coverage, failed) = run_seeds(0, 60, 3);
+    let (coverage, failed, _) = run_seeds(0, 60, 3);
     assert!(failed.is_empty(), "{}", failed[0].explain());
     assert!(coverage.migrations.taken > 60, "{coverage}");
 }

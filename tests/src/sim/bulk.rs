@@ -147,7 +147,10 @@ impl World {
             let words = lost("the connection was lost before the last acknowledgement");
             let outcome = if !self.healing && self.rng.one_in(40) { Err(words) } else { Ok(None) };
             let after = self.rng.range(1, 20);
-            self.after(after, Ev::SideEnds { node: from, boot, transfer, outcome });
+            self.after(
+                after,
+                Ev::SideEnds { node: from, boot, transfer, outcome: Box::new(outcome) },
+            );
         }
         if receiver.is_some() {
             let after = self.rng.range(1, 40);
@@ -167,7 +170,10 @@ impl World {
         let (to, receiver) = (bulk.to, bulk.receiver);
         if let Some(boot) = receiver {
             let after = self.rng.range(1, 10);
-            self.after(after, Ev::SideEnds { node: to, boot, transfer, outcome });
+            self.after(
+                after,
+                Ev::SideEnds { node: to, boot, transfer, outcome: Box::new(outcome) },
+            );
         }
     }
 
@@ -329,7 +335,7 @@ impl World {
         within_ms: u64,
     ) {
         let after = self.rng.range(1, 2 + within_ms);
-        self.after(after, Ev::SideEnds { node, boot, transfer, outcome });
+        self.after(after, Ev::SideEnds { node, boot, transfer, outcome: Box::new(outcome) });
     }
 
     /// One side of a transfer ends. The first end counts, later ones are of no interest.

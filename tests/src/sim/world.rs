@@ -78,7 +78,8 @@ pub(super) enum Ev {
         node: usize,
         boot: u64,
         transfer: TransferId,
-        outcome: Result<Option<Snapshot>, Failure>,
+        /// Boxed: events are moved about a lot.
+        outcome: Box<Result<Option<Snapshot>, Failure>>,
     },
     ReceiveTimeout {
         node: usize,
@@ -301,7 +302,7 @@ impl World {
             Ev::BulkWhole { transfer } => self.on_bulk_whole(transfer),
             Ev::BulkCommit { transfer } => self.on_bulk_commit(transfer),
             Ev::SideEnds { node, boot, transfer, outcome } => {
-                self.on_side_ends(node, boot, transfer, outcome);
+                self.on_side_ends(node, boot, transfer, *outcome);
             }
             Ev::ReceiveTimeout { node, boot, transfer } => {
                 self.on_receive_timeout(node, boot, transfer);
