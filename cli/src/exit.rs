@@ -101,7 +101,8 @@ pub(crate) fn of_error(error: &anyhow::Error) -> Exit {
         if let Some(Refusal(failure)) = cause.downcast_ref() {
             return of_failure(failure);
         }
-        if let Some(InitError::Exists { .. }) = cause.downcast_ref() {
+        if let Some(InitError::Exists { .. } | InitError::AnotherNode { .. }) = cause.downcast_ref()
+        {
             return Exit::Refused;
         }
         if cause.is::<Negative>() {
@@ -151,7 +152,8 @@ fn kind_of(error: &anyhow::Error, exit: Exit) -> (FailureCode, Remedy) {
             }
             Some(ClientError::Answer { .. } | ClientError::Refused(_)) | None => {}
         }
-        if let Some(InitError::Exists { .. }) = cause.downcast_ref() {
+        if let Some(InitError::Exists { .. } | InitError::AnotherNode { .. }) = cause.downcast_ref()
+        {
             return (FailureCode::Exists, Remedy::Operator);
         }
         if cause.is::<ConfigError>() {

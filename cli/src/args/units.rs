@@ -258,8 +258,9 @@ After a start an owner first asks its standbys whether one of them has taken ove
 they do not answer. This command goes on without their answer. A unit with a lease goes on without it until \
 its standby is there again.
 
-The risk is yours: if the unit runs on a standby, it will run twice. Both sides' data are then kept, but \
-somebody has to choose between them. Make sure first that it runs nowhere else.")]
+The risk is yours: if the unit runs on a standby, it will run twice until the two meet; then this side \
+stops, and what only it had is set aside. If a standby had taken over and does not run, this side goes on, and \
+what only the standby had is set aside there. Make sure first that it runs nowhere else.")]
 pub(crate) struct StartAloneArgs {
     /// The unit
     pub(crate) name: String,

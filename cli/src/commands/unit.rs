@@ -159,8 +159,8 @@ pub(super) fn unprotect(context: &Context<'_>, name: String) -> anyhow::Result<E
 pub(super) fn start_alone(context: &Context<'_>, args: StartAloneArgs) -> anyhow::Result<Exit> {
     let name = args.name;
     let sentence = format!(
-        "{name} starts here without its standbys' word; if one of them runs it too, both sides' data are \
-         kept and somebody has to choose"
+        "{name} starts here without its standbys' word; if one of them had taken over, the side that does \
+         not run then is set aside when they meet, and kept"
     );
     context.simple(&Request::StartAlone { name }, sentence)
 }

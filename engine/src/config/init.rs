@@ -72,6 +72,18 @@ pub enum InitError {
         /// The directory.
         path: PathBuf,
     },
+    /// The state directory is another node's.
+    #[error(
+        "{} is the state of node {name}: give this node a place of its own with --state, or make that \
+         node's configuration anew with --name {name}",
+        path.display()
+    )]
+    AnotherNode {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        name: String,
+    },
     /// A file or directory could not be made.
     #[error("{}: {source}", path.display())]
     Io {
@@ -133,7 +145,10 @@ impl Config {
     fn make_journal(&self) -> Result<(), InitError> {
         let path = self.journal_path();
         if path.exists() {
-            Journal::open(&path)?.contents()?;
+            let name = Journal::open(&path)?.contents()?.name;
+            if name != self.node.name.as_str() {
+                return Err(InitError::AnotherNode { path: self.node.state.clone(), name });
+            }
             return Ok(());
         }
         let mut bytes = [0u8; 8];

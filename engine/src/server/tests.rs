@@ -251,6 +251,23 @@ fn a_directory_that_others_use_is_not_taken_for_the_state() {
 }
 
 #[test]
+fn the_state_of_one_node_is_not_taken_for_that_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    Config::init(options(dir.path(), "a")).unwrap();
+    let second = |name: &str| {
+        let mut wanted = options(dir.path(), name);
+        wanted.path = Some(dir.path().join(format!("{name} again.toml")));
+        wanted.store = StoreUri::Vault(dir.path().join(format!("vault of {name}")));
+        Config::init(wanted)
+    };
+    let error = second("b").unwrap_err();
+    assert!(matches!(&error, InitError::AnotherNode { name, .. } if name == "a"), "{error}");
+    assert!(error.to_string().contains("--state"), "{error}");
+    assert!(!dir.path().join("b again.toml").exists() && !dir.path().join("vault of b").exists());
+    second("a").expect("its configuration was lost, say");
+}
+
+#[test]
 fn a_second_daemon_and_a_stopped_one_are_errors_that_say_what_to_do() {
     let mut node = TestNode::new("a");
     let error = serve(node.config.clone(), ServeOptions::default()).unwrap_err().to_string();

@@ -6,7 +6,7 @@
 
 use flocker_core::failure::Remedy;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
-use flocker_core::{Failure, FailureCode, Input};
+use flocker_core::{Action, Failure, FailureCode, Input};
 use flocker_store::{Guid, SendSpec, Snapshot, SnapshotName};
 
 use super::check::Rule;
@@ -413,6 +413,17 @@ impl World {
         };
         let unit = record.id;
         let followed = record.standbys.clone();
+        // One that became a standby after the destroy was asked for may have been left behind before.
+        let asked_for = |standby: &Fingerprint| {
+            self.hosts[node].life.as_ref().is_none_or(|life| {
+                life.ops.values().any(|op| {
+                    matches!(op.action, Action::Tidy { .. })
+                        && op.unit == unit
+                        && op.standbys.contains(standby)
+                })
+            })
+        };
+        let followed: Vec<_> = followed.into_iter().filter(asked_for).collect();
         for standby in followed.iter().filter_map(|s| index_of(*s)) {
             let follows = self.hosts[standby].record(unit).is_some_and(|r| r.role.is_standby());
             let newest = self.dataset_of(standby, unit).and_then(|d| d.snapshots.last());

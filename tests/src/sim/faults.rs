@@ -288,6 +288,8 @@ impl World {
                 // What was mounted stays so until it is this node's to fence again.
                 self.units[model].left_behind.insert(node);
             }
+            // A new replica is begun beside what is there.
+            self.memory.confirmed.remove(&(unit, node));
         }
         let durable = &mut self.hosts[node].durable;
         durable.incarnation = incarnation;

@@ -75,6 +75,8 @@ pub struct OpState {
     pub mishap: Option<Mishap>,
     /// It has begun: it does not wait for another one.
     pub begun: bool,
+    /// The unit's standbys when it was asked for.
+    pub standbys: Vec<Fingerprint>,
     /// How it ended, once it did.
     pub outcome: Option<Result<Outcome, Failure>>,
 }

@@ -151,6 +151,8 @@ impl World {
         } else {
             Some(Mishap::DoneYetReported)
         };
+        let standbys = self.hosts[node].record(unit).map(|r| r.standbys.clone());
+        let standbys = standbys.unwrap_or_default();
         let Some(life) = &mut self.hosts[node].life else {
             return;
         };
@@ -160,7 +162,7 @@ impl World {
         }
         life.last_op = Some(op);
         let waits = takes_turns(&action);
-        let state = OpState { unit, action, mishap, begun: false, outcome: None };
+        let state = OpState { unit, action, mishap, begun: false, standbys, outcome: None };
         life.ops.insert(op, state);
         if waits {
             let lane = life.lanes.entry(unit).or_default();

@@ -7,6 +7,7 @@ use crate::ids::{AttemptId, Fingerprint, QuestionId, RequestId};
 use crate::io::{MigrationPlan, Reply};
 use crate::limits::{ANSWER_LIMIT_MS, RESEND_MS, ROOM_MARGIN_BYTES};
 use crate::message::{Body, PreflightFacts};
+use crate::node::PlantedBug;
 use crate::record::{Role, WorkloadKind};
 use crate::service::Service;
 use crate::unit::Unit;
@@ -320,6 +321,12 @@ impl Unit {
             _ if c.phase.before_commit() => {
                 let text = format!("{name}: the migration to {target} was cancelled");
                 self.undo(ctx, Failure::refused(FailureCode::Cancelled, text));
+                Ok(())
+            }
+            Phase::Commit if ctx.config.planted(PlantedBug::CancelAfterCommit) => {
+                self.set_role(ctx, Role::Serving);
+                self.work_has_stopped(ctx);
+                self.activate(ctx);
                 Ok(())
             }
             _ => refuse(

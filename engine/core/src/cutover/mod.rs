@@ -61,6 +61,7 @@ use crate::limits::{
     STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
+use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::service::Service;
 use crate::unit::Unit;
@@ -282,6 +283,9 @@ impl Unit {
             // Its issuer goes on to another number; this one is never begun here again.
             self.refuse(attempt);
         }
+        if ctx.config.planted(PlantedBug::ReuseAttempt) && !yielding {
+            self.record.last_attempt -= 1;
+        }
         self.set_role(ctx, Role::Serving);
         let body = match yielding {
             true => Body::YieldRefused { attempt, failure: reason.clone() },
@@ -337,7 +341,9 @@ impl Unit {
             let kind = EventKind::MigrationFailed { attempt, phase: phase.into(), failure };
             ctx.report(self.record.id, &self.record.name, kind);
         }
-        for request in cutover.requests {
+        let first_only = ctx.config.planted(PlantedBug::AnswerFirstOnly);
+        let answered = if first_only { 1 } else { usize::MAX };
+        for request in cutover.requests.into_iter().take(answered) {
             ctx.reply(request, answer.clone());
         }
     }

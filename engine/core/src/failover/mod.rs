@@ -28,6 +28,7 @@ use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, RequestId, VolumeId};
 use crate::io::{Action, EventKind, FailoverPlan, FailoverReport, Outcome, Reply};
 use crate::limits::{ACTIVATION_LIMIT_MS, DRAIN_LIMIT_MS, RESEND_MS, YIELD_LIMIT_MS};
 use crate::message::Body;
+use crate::node::PlantedBug;
 use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
@@ -227,6 +228,8 @@ impl Unit {
                 if let Some(f) = &mut self.failover {
                     f.aside = aside.into_iter().flatten().collect();
                 }
+                // Whether or not this goes on: it may be further back than it was.
+                self.standby.equal_wall_ms = None;
                 self.take_over(ctx);
             }
             (Phase::Look { op: mine } | Phase::SetBack { op: mine }, Err(failure))
@@ -262,7 +265,10 @@ impl Unit {
         // Handed over, and not answered: the target may have taken it at once, and served since.
         let equal_wall_ms = match self.record.role {
             Role::HandedOver { .. } => self.handed_over_wall_ms,
-            _ => self.standby.equal_wall_ms.filter(|_| newest_here),
+            _ => {
+                let any = ctx.config.planted(PlantedBug::ForetellTooLittle);
+                self.standby.equal_wall_ms.filter(|_| newest_here || any)
+            }
         };
         let since = equal_wall_ms.unwrap_or(taken_unix_s.saturating_mul(1000));
         let lease_left_ms = self.lease_left_ms(ctx);
@@ -385,10 +391,13 @@ impl Unit {
                     let failure = Failure::new(Remedy::Retry, FailureCode::TimedOut, text);
                     return self.end_failover(ctx, Err(failure));
                 }
-                self.cancel_receiving(ctx);
+                let keeps = ctx.config.planted(PlantedBug::FailoverKeepsReceiving);
+                if !keeps {
+                    self.cancel_receiving(ctx);
+                }
                 let halted =
                     matches!(self.service, Service::Halted) && self.record.step_back.is_none();
-                if halted && !self.standby.is_busy() {
+                if halted && (keeps || !self.standby.is_busy()) {
                     self.look_for_instance(ctx);
                 }
             }

@@ -157,13 +157,14 @@ impl Unit {
         }
     }
 
-    /// This node serves by a failover's proof, and can say so to an owner of a newer epoch that only asks
-    /// whether it may serve: that one took it back, or took it over, before it was proven not to serve any
-    /// more. The later decision counts, and clients are here.
+    /// This node serves by somebody's decision, a failover or the word to start alone, and can say so to an
+    /// owner of a newer epoch that only asks whether it may serve. That one took it over, or back, before it
+    /// was decided that it does not serve any more: the later decision counts, and clients are here.
     pub(crate) fn outranks_claims(&self) -> bool {
-        let by_proof =
-            self.record.failover.as_ref().is_some_and(|f| f.epoch == self.record.epoch.number);
-        by_proof
+        let epoch = self.record.epoch.number;
+        let decided = self.record.failover.as_ref().is_some_and(|f| f.epoch == epoch)
+            || self.record.alone_epoch == Some(epoch);
+        decided
             && self.record.role == Role::Serving
             && self.cutover.is_none()
             && matches!(self.service, Service::Activating { .. } | Service::Up { .. })
@@ -171,16 +172,17 @@ impl Unit {
 
     /// Goes on under a number above `theirs`, which its owner does not serve under.
     pub(crate) fn outrank(&mut self, ctx: &mut Ctx, peer: Fingerprint, theirs: Epoch) {
-        let number = theirs.number + 1;
+        let (before, number) = (self.record.epoch.number, theirs.number + 1);
         self.record.epoch.number = number;
-        if let Some(failover) = &mut self.record.failover {
-            failover.epoch = number;
-        }
+        // The decision stays what it was.
+        let renumber = |epoch: &mut u64| *epoch = if *epoch == before { number } else { *epoch };
+        self.record.failover.iter_mut().for_each(|f| renumber(&mut f.epoch));
+        self.record.alone_epoch.iter_mut().for_each(renumber);
         self.persist(ctx);
         self.upkeep.mirror_due = true;
         let text = format!(
-            "{} asks whether it may serve epoch {}, from before the failover to this node; it may not, this \
-             node goes on as epoch {number}",
+            "{} asks whether it may serve epoch {}, of which this node did not know when it was told to serve; \
+             it may not, this node goes on as epoch {number}",
             ctx.peer_name(peer),
             theirs.number
         );

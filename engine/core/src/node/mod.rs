@@ -66,6 +66,20 @@ pub enum PlantedBug {
     LeaseNotStopped,
     /// A standby takes its lease for run out as soon as nobody renews it.
     LeaseTakenEarly,
+    /// A migration is taken back after its commit.
+    CancelAfterCommit,
+    /// The number of an attempt that was taken back is used again.
+    ReuseAttempt,
+    /// A standby takes over while a receive is under way.
+    FailoverKeepsReceiving,
+    /// A failover says of an older moment what holds of the newest snapshot.
+    ForetellTooLittle,
+    /// A step is confirmed when it begins.
+    ConfirmTooEarly,
+    /// A round that failed is not tried again.
+    RoundNotRetried,
+    /// Of several who asked for one migration only the first is answered.
+    AnswerFirstOnly,
 }
 
 /// Who this node is.

@@ -7,6 +7,7 @@ use crate::ids::{Fingerprint, Now, TransferId};
 use crate::io::{Effect, EventKind, RoundReport};
 use crate::limits::{CAUSE_MS, RESEND_MS, WORD_MS};
 use crate::message::{Body, StepOffer};
+use crate::node::PlantedBug;
 use crate::plan::{self};
 use crate::unit::Unit;
 use flocker_store::{Guid, SendSpec, Snapshot};
@@ -317,6 +318,9 @@ impl Unit {
         let was_final = replica.in_final_round();
         replica.cancel_round(ctx, unit);
         replica.wait(ctx.now, failure.clone());
+        if ctx.config.planted(PlantedBug::RoundNotRetried) {
+            replica.state = State::Waiting { until: u64::MAX };
+        }
         self.local.inventories = None;
         if self.cutover_target() == Some(peer) {
             self.cutover_round_failed(ctx, was_final, failure);

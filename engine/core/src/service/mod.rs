@@ -270,6 +270,8 @@ impl Unit {
             ));
         }
         self.note(ctx, "made writable on the operator's word, without the standbys' answer");
+        self.record.alone_epoch = Some(self.record.epoch.number);
+        self.persist(ctx);
         self.waive_lease(ctx);
         self.claims_settled(ctx);
         Ok(())

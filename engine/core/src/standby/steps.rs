@@ -7,9 +7,10 @@ use crate::ids::{Fingerprint, OpId, TransferId};
 use crate::io::{Action, Effect, Outcome};
 use crate::limits::{BOOTS_KEPT, ROOM_CHECK_BYTES};
 use crate::message::{Body, StepOffer};
+use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::unit::{Op, Unit};
-use flocker_store::{Guid, ReceiveSpec, Snapshot};
+use flocker_store::{Guid, Inventory, ReceiveSpec, Snapshot};
 
 impl Unit {
     pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
@@ -23,7 +24,7 @@ impl Unit {
                 self.say(ctx, peer, Body::StepReply { transfer, outcome });
             }
             Judgement::Have => {
-                self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
+                self.is_at(ctx, &offer);
                 self.say(ctx, peer, Body::StepReply { transfer, outcome: Ok(offer.to) });
             }
             Judgement::Refuse(failure) => {
@@ -185,10 +186,14 @@ impl Unit {
             from_guid: offer.from,
             resumable: false,
         };
-        let unit = self.record.id;
+        let (unit, spec_guid) = (self.record.id, spec.to_guid);
         ctx.out.transfers.insert(transfer, unit);
         ctx.push(Effect::StartReceive { transfer, peer, unit, spec, limit_bytes });
         self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
+        if ctx.config.planted(PlantedBug::ConfirmTooEarly) {
+            let outcome = Ok(spec_guid);
+            self.say(ctx, peer, Body::StepReply { transfer, outcome });
+        }
         if last && !ctx.config.store.freeze_for_snapshot {
             // What can be found out ahead costs the stopped workload no time of its own. (Where live data is
             // made of what arrives, nothing can.) What counts is the rehearsal before the promise: this
@@ -223,8 +228,8 @@ impl Unit {
                 let guid = snapshot.guid;
                 self.standby.received += 1;
                 self.standby.fuzzy.insert(offer.volume, snapshot.fuzzy || offer.fuzzy);
-                self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
                 self.received(&offer, snapshot);
+                self.is_at(ctx, &offer);
                 Ok(guid)
             }
             Ok(None) => {
@@ -246,6 +251,16 @@ impl Unit {
             }
         }
         self.say(ctx, peer, Body::StepReply { transfer, outcome });
+    }
+
+    /// A volume is at the target of this step. The replica equals that moment once every volume is.
+    fn is_at(&mut self, ctx: &Ctx, offer: &StepOffer) {
+        let inventories = self.local.inventories.as_deref().unwrap_or_default();
+        let at = |i: &Inventory| i.latest().is_some_and(|s| s.name.short() == offer.to_short);
+        let whole = inventories.len() == self.record.volumes.len() && inventories.iter().all(at);
+        if whole || ctx.config.planted(PlantedBug::ForetellTooLittle) {
+            self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
+        }
     }
 
     pub(super) fn received(&mut self, offer: &StepOffer, snapshot: Snapshot) {

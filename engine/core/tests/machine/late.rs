@@ -1,6 +1,7 @@
 //! What comes too late, or was said too soon, and must not count.
 
-use flocker_core::ids::{AttemptId, QuestionId};
+use flocker_core::ids::{AttemptId, Epoch, Incarnation, QuestionId};
+use flocker_core::record::{FailoverRecord, Proof, Role};
 use flocker_core::{Action, Body, Command, Input, Message};
 
 use crate::pair::{Item, Pair, UNIT, failed, print_of};
@@ -105,4 +106,112 @@ fn a_word_that_the_primary_itself_refutes_is_no_proof() {
     let after = hear(&mut pair, 1, Body::YieldRefused { attempt, failure: failed() });
     assert!(after.contains(&"answer no: NoProof".to_owned()), "{after:?}");
     assert!(pair.sides[1].record.role.is_standby());
+}
+
+/// Side 1 serves epoch 2 by a failover; side 0, as far as side 1 knows, was proven not to serve epoch 1.
+fn failed_over() -> Pair {
+    let mut pair = Pair::in_step();
+    let record = &mut pair.sides[1].record;
+    let (me, other) = (print_of(1), print_of(0));
+    record.epoch = Epoch { number: 2, owner: me, attempt: AttemptId { issuer: me, number: 1 } };
+    record.role = Role::Serving;
+    record.standbys = vec![other];
+    record.failover = Some(FailoverRecord {
+        epoch: 2,
+        proof: Proof::FencingHook,
+        wall_ms: 0,
+        instance: "flocker_1".into(),
+    });
+    reboot(&mut pair, 1);
+    pair.sides[1].runs = true;
+    probe(&mut pair, 1);
+    pair
+}
+
+/// Side 0 took it back in the meantime, which side 1 does not know.
+fn hear_newer_owner(pair: &mut Pair, serves: bool) -> Vec<String> {
+    let owner = print_of(0);
+    let epoch = Epoch { number: 3, owner, attempt: AttemptId { issuer: owner, number: 9 } };
+    let question = QuestionId { boot: 7, number: 7 };
+    let message = Message { unit: UNIT, epoch, body: Body::Claim { question, serves } };
+    let now = pair.now();
+    pair.sides[1].node.handle(now, Input::Message { peer: owner, message });
+    pair.drain(1)
+}
+
+#[test]
+fn whoever_serves_by_a_failover_outranks_an_owner_that_only_asks() {
+    let mut pair = failed_over();
+    let after = hear_newer_owner(&mut pair, false);
+    assert!(after.contains(&"say Stale".to_owned()), "{after:?}");
+    let record = &pair.sides[1].record;
+    assert_eq!((record.epoch.number, record.epoch.owner), (4, print_of(1)));
+    assert_eq!(record.role, Role::Serving);
+    assert_eq!(record.failover.as_ref().map(|f| f.epoch), Some(4), "it is still that failover's");
+}
+
+#[test]
+fn whoever_serves_by_a_failover_gives_way_to_a_newer_owner_that_serves() {
+    let mut pair = failed_over();
+    hear_newer_owner(&mut pair, true);
+    let record = &pair.sides[1].record;
+    assert_eq!((record.epoch.number, record.was_primary), (3, true));
+    assert_eq!(record.role, Role::Following { source: print_of(0) });
+}
+
+#[test]
+fn a_word_to_start_alone_counts_until_its_owner_gives_way() {
+    let mut pair = Pair::in_step();
+    reboot(&mut pair, 0);
+    probe(&mut pair, 0);
+    pair.command(0, Command::StartAlone { name: "db".into() });
+    let owner = print_of(1);
+    let epoch = Epoch { number: 2, owner, attempt: AttemptId { issuer: owner, number: 9 } };
+    let question = QuestionId { boot: 7, number: 7 };
+    let message = Message { unit: UNIT, epoch, body: Body::Claim { question, serves: false } };
+    pair.input(0, Input::Message { peer: owner, message });
+    let record = &pair.sides[0].record;
+    assert_eq!((record.epoch.number, record.alone_epoch), (3, Some(3)));
+    assert_eq!(record.role, Role::Serving);
+}
+
+#[test]
+fn whoever_is_taking_over_does_not_let_the_primary_go_on() {
+    let mut pair = Pair::in_step();
+    pair.command(
+        1,
+        Command::Failover { name: "db".into(), primary_is_down: false, dry_run: false },
+    );
+    let attempt = AttemptId { issuer: print_of(0), number: 1 };
+    let after = hear(&mut pair, 1, Body::Settle { attempt, question: None });
+    assert_eq!(after, Vec::<String>::new(), "asked again, it is answered when that is decided");
+}
+
+#[test]
+fn a_yield_taken_back_before_the_unit_was_up_begins_with_the_questions_of_a_start() {
+    let mut pair = Pair::in_step();
+    reboot(&mut pair, 0);
+    let issuer = print_of(1);
+    let attempt = AttemptId { issuer, number: 1 };
+    let next = Epoch { number: 2, owner: issuer, attempt };
+    let incarnation = Incarnation(1);
+    let after = hear(&mut pair, 0, Body::Yield { attempt, next, incarnation });
+    assert!(after.contains(&"run StopWorkload".to_owned()), "{after:?}");
+    let at = pair
+        .pending
+        .iter()
+        .position(|i| matches!(i, Item::Op { at: 0, action: Action::StopWorkload { .. }, .. }));
+    let Some(Item::Op { op, .. }) = at.and_then(|at| pair.pending.remove(at)) else {
+        panic!("seen above")
+    };
+    pair.input(0, Input::Done { op, outcome: Err(failed()) });
+    let asked = pair
+        .pending
+        .iter()
+        .any(|i| matches!(i, Item::Op { at: 0, action: Action::ProbeWorkload, .. }));
+    let started = pair
+        .pending
+        .iter()
+        .any(|i| matches!(i, Item::Op { at: 0, action: Action::Activate { .. }, .. }));
+    assert!(asked && !started, "{:?}", pair.pending);
 }
