@@ -43,10 +43,12 @@ struct Move {
     parts: BTreeMap<String, f64>,
     total: f64,
     predicted: Option<f64>,
+    /// What PostgreSQL's own log says of its stop and its start.
+    database: Option<(f64, f64)>,
 }
 
 impl Move {
-    fn of(report: &Value, gap: f64, after: f64) -> Option<Self> {
+    fn of(report: &Value, gap: f64, after: f64, database: Option<(f64, f64)>) -> Option<Self> {
         let mut parts = BTreeMap::new();
         for (part, ms) in report["downtime_ms"].as_object()? {
             parts.insert(part.clone(), ms.as_f64()?);
@@ -58,6 +60,7 @@ impl Move {
             parts,
             total,
             predicted: report["predicted"]["downtime_ms"].as_f64(),
+            database,
         })
     }
 
@@ -65,8 +68,14 @@ impl Move {
         self.parts.get(name).copied().unwrap_or(0.0)
     }
 
-    /// What the client waited beyond the database's own stop and start.
-    fn beyond(&self) -> f64 {
+    /// What the client waited beyond the database's own stop and start, as its log has them.
+    fn beyond(&self) -> Option<f64> {
+        self.database.map(|(stop, start)| self.gap - stop - start)
+    }
+
+    /// The same beyond our parts of these names. They have the supervisor and the looks at processes in
+    /// them, but of the start only what comes before the database says anything.
+    fn beyond_parts(&self) -> f64 {
         self.gap - self.part("quiesce") - self.part("start")
     }
 
@@ -77,6 +86,31 @@ impl Move {
         let store = others.iter().map(|part| self.part(part)).sum::<f64>();
         self.total - store - unmount.min(self.part("fence"))
     }
+}
+
+/// Milliseconds from one line of a log of PostgreSQL to another, both with these words, the last ones
+/// there are: `2026-11-26 19:45:11.123 UTC [1] LOG:  starting PostgreSQL …`.
+fn between(log: &str, first: &str, second: &str) -> Option<f64> {
+    let at = |words: &str| {
+        let line = log.lines().rev().find(|line| line.contains(words))?;
+        let mut time = line.split(' ').nth(1)?.split(':');
+        let mut next = || time.next()?.parse::<f64>().ok();
+        Some(((next()? * 60.0 + next()?) * 60.0 + next()?) * 1e3)
+    };
+    let day = 86_400_000.0;
+    Some((at(second)? - at(first)?).rem_euclid(day)).filter(|ms| *ms < day / 2.0)
+}
+
+/// What the logs on both nodes say of the stop and the start of the move that has just been.
+fn database_says(rig: &Rig, from: usize) -> Option<(f64, f64)> {
+    let log = |at: usize| {
+        let id = rig.hosts[at].unit("postgres")?["id"].as_str()?.to_owned();
+        std::fs::read_to_string(rig.hosts[at].state().join("logs").join(format!("{id}.log"))).ok()
+    };
+    let stop =
+        between(&log(from)?, "received fast shutdown request", "database system is shut down")?;
+    let start = between(&log(1 - from)?, "starting PostgreSQL", "ready to accept connections")?;
+    Some((stop, start))
 }
 
 fn move_many(rig: &mut Rig, moves: u64) -> Vec<Move> {
@@ -94,7 +128,7 @@ fn move_many(rig: &mut Rig, moves: u64) -> Vec<Move> {
         // Moves do not follow upon each other in life: what is put off until clients are served is done.
         load.wait_more(2 * COMMITS_PER_SECOND as usize, "bench");
         let after = load.ledger().longest_gap(ended, Instant::now()).as_secs_f64() * 1e3;
-        match Move::of(&report, gap, after) {
+        match Move::of(&report, gap, after, database_says(rig, from)) {
             Some(one) => {
                 eprintln!("{number}: gap {gap:.0} ms, {}", report["downtime_ms"]);
                 done.push(one);
@@ -128,7 +162,22 @@ fn bare_unmount(rig: &Rig) -> f64 {
 fn table(moves: &[Move], unmount: f64) -> Value {
     let mut rows: Vec<(String, Vec<f64>)> = vec![
         ("client's longest gap".into(), moves.iter().map(|m| m.gap).collect()),
-        ("gap beyond stop and start".into(), moves.iter().map(Move::beyond).collect()),
+        (
+            "gap beyond the database's own stop and start".into(),
+            moves.iter().filter_map(Move::beyond).collect(),
+        ),
+        (
+            "the database's own stop, its log".into(),
+            moves.iter().filter_map(|m| Some(m.database?.0)).collect(),
+        ),
+        (
+            "the database's own start, its log".into(),
+            moves.iter().filter_map(|m| Some(m.database?.1)).collect(),
+        ),
+        (
+            "gap beyond the parts quiesce and start".into(),
+            moves.iter().map(Move::beyond_parts).collect(),
+        ),
         ("downtime as reported".into(), moves.iter().map(|m| m.total).collect()),
         ("own share".into(), moves.iter().map(|m| m.own(unmount)).collect()),
         ("longest gap in the 2 s after".into(), moves.iter().map(|m| m.after).collect()),

@@ -124,6 +124,11 @@ impl Host {
         Self::init_with(world, name, store, listen, netns, &[])
     }
 
+    /// Where it keeps its state.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     /// Runs `init` with further options.
     ///
     /// # Panics
@@ -148,7 +153,7 @@ impl Host {
             child: None,
             starts: 0,
         };
-        let state = host.dir.join("state").display().to_string();
+        let state = host.state().display().to_string();
         let init =
             ["init", "--name", name, "--store", store, "--listen", listen, "--state", &state];
         host.ok(&[&init, options].concat());
@@ -480,7 +485,7 @@ impl Drop for Host {
             eprintln!("--- {}: {}", self.name, self.log_tail());
         }
         // What a unit runs may outlive its daemon by design; not a test.
-        let state = self.dir.join("state/run");
+        let state = self.state().join("run");
         self.kill();
         for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();

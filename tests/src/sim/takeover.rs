@@ -228,13 +228,25 @@ impl World {
         }
         // Told to serve without its standby's answer, which had taken over: it stops once it hears of that.
         let stops = self.hosts[node].record(unit).is_some_and(|r| r.was_primary);
-        if self.units[model].told_alone && stops {
+        if self.units[model].told_alone && (stops || self.is_alone(node, unit)) {
             return true;
         }
         if !self.units[model].left_behind.contains(&node) {
             return false;
         }
         !self.hosts[node].workloads.contains_key(&unit)
+    }
+
+    /// It serves on the word to start alone, and does not know of a newer primary.
+    fn is_alone(&self, node: usize, unit: UnitId) -> bool {
+        let Some(record) = self.hosts[node].record(unit) else { return false };
+        let newer = |n: usize| {
+            let other = self.hosts[n].record(unit);
+            other.is_some_and(|o| o.role.is_primary() && o.epoch.number > record.epoch.number)
+        };
+        record.role.is_primary()
+            && record.alone_epoch == Some(record.epoch.number)
+            && (0..self.hosts.len()).any(newer)
     }
 
     /// Whether this change of role is a failover's.
