@@ -126,6 +126,7 @@ impl Unit {
     fn nobody_is_served(&self) -> bool {
         self.stopping_for_cutover()
             || matches!(self.record.role, Role::HandedOver { .. } | Role::Ready { .. })
+            || self.standby.source_waits
             || self.standby.announce.is_some()
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flocker_core::ids::UnitId;
 use flocker_core::io::{Inspected, MirrorState};
@@ -254,9 +254,17 @@ fn changed(tools: &Tools, since: &[SnapshotName]) -> Result<Outcome, Failure> {
     Ok(Outcome::Changed(all))
 }
 
+/// For how long what an activation has read back is not looked at once more.
+const JUST_NOW: Duration = Duration::from_millis(100);
+
 /// A workload that was started beside its volume would write where nothing is replicated.
 fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Result<(), Failure> {
     for (dataset, path) in datasets.iter().zip(paths) {
+        // In a move the start comes right behind the activation, which has just read all that back.
+        let known = tools.paths.lock().unwrap_or_else(|p| p.into_inner()).get(dataset).cloned();
+        if known.is_some_and(|(known, at)| known == *path && at.elapsed() < JUST_NOW) {
+            continue;
+        }
         let info = tools.store.dataset(dataset).map_err(failure)?;
         if info.mounted_at.as_ref() == Some(path) && info.writable && path.is_dir() {
             continue;
@@ -342,7 +350,7 @@ fn activate(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure>
         let path = tools.store.activate(dataset).map_err(failure)?;
         if let Some(path) = &path {
             let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
-            paths.insert(dataset.clone(), path.clone());
+            paths.insert(dataset.clone(), (path.clone(), Instant::now()));
         }
         all.push(path);
     }

@@ -77,29 +77,47 @@ impl ZfsStore {
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
         if self.dialect.fuse
-            && let Some(path) = self.quiet_path(dataset)
+            && let Some((path, nobody)) = self.known_path(dataset)
         {
-            // Rehearsed a moment ago. What its properties say is asked again when it is mounted.
-            return refuse_taken_path(dataset, &path);
+            // What its properties say is asked again when it is mounted.
+            return match nobody {
+                true => refuse_taken_path(dataset, &path),
+                false => self.rehearse_at(dataset, path),
+            };
         }
         let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
-        let mounted = mounts::own()?.iter().any(|mount| mount.is_live_of(dataset));
-        if now["type"].value != "filesystem" || mounted {
+        if now["type"].value != "filesystem" {
             return Ok(());
         }
-        let watch = Watch::new();
-        self.refuse_if_held(dataset)?;
         match now["mountpoint"].value.as_str() {
             path if path.starts_with('/') => {
-                refuse_taken_path(dataset, Path::new(path))?;
+                let path = PathBuf::from(path);
                 if now["canmount"].value == "noauto" && now["readonly"].is_set_to("off") {
-                    self.note_path(dataset, path.into(), watch);
+                    return self.rehearse_at(dataset, path);
+                }
+                if self.mounted_here(dataset)?.is_none() {
+                    self.refuse_if_held(dataset)?;
+                    refuse_taken_path(dataset, &path)?;
                 }
                 Ok(())
             }
             // Where it would go is said by the options; `activate` looks there.
-            _ => Ok(()),
+            _ if self.mounted_here(dataset)?.is_some() => Ok(()),
+            _ => self.refuse_if_held(dataset),
         }
+    }
+
+    /// Looks for holders, and remembers the path with a watch that was there before.
+    fn rehearse_at(&self, dataset: &DatasetName, path: PathBuf) -> Result<()> {
+        let watch = Watch::new();
+        if self.mounted_here(dataset)?.is_some() {
+            self.forget_rest(dataset);
+            return Ok(());
+        }
+        self.refuse_if_held(dataset)?;
+        refuse_taken_path(dataset, &path)?;
+        self.note_path(dataset, path, watch);
+        Ok(())
     }
 
     /// `canmount=noauto` and writable, remembering what was.

@@ -115,15 +115,14 @@ impl ZfsStore {
         lock(&self.rests).paths.insert(dataset.clone(), (path, watch));
     }
 
-    /// Where it is going to be mounted, if nobody can have mounted it since that was found.
-    pub(crate) fn quiet_path(&self, dataset: &DatasetName) -> Option<PathBuf> {
+    /// Where it is going to be mounted, and whether nobody can have mounted it since that was found.
+    pub(crate) fn known_path(&self, dataset: &DatasetName) -> Option<(PathBuf, bool)> {
         let mut rests = lock(&self.rests);
         let (path, watch) = rests.paths.get_mut(dataset)?;
-        watch.is_quiet().then(|| path.clone())
+        Some((path.clone(), watch.is_quiet()))
     }
 
-    /// Where it is going to be mounted, and whether nobody can have mounted it since that was found; known
-    /// once.
+    /// The same, and from then on it is not known any more.
     pub(crate) fn take_path(&self, dataset: &DatasetName) -> Option<(PathBuf, bool)> {
         let (path, mut watch) = lock(&self.rests).paths.remove(dataset)?;
         Some((path, watch.is_quiet()))

@@ -43,7 +43,7 @@ struct Move {
     parts: BTreeMap<String, f64>,
     total: f64,
     predicted: Option<f64>,
-    /// What PostgreSQL's own log says of its stop and its start.
+    /// PostgreSQL's own stop and start: see [`database_says`].
     database: Option<(f64, f64)>,
 }
 
@@ -68,15 +68,9 @@ impl Move {
         self.parts.get(name).copied().unwrap_or(0.0)
     }
 
-    /// What the client waited beyond the database's own stop and start, as its log has them.
+    /// What the client waited beyond the database's own stop and start.
     fn beyond(&self) -> Option<f64> {
         self.database.map(|(stop, start)| self.gap - stop - start)
-    }
-
-    /// The same beyond our parts of these names. They have the supervisor and the looks at processes in
-    /// them, but of the start only what comes before the database says anything.
-    fn beyond_parts(&self) -> f64 {
-        self.gap - self.part("quiesce") - self.part("start")
     }
 
     /// What is neither the database's nor the store's: our messages, records, waits, and of the fence all
@@ -88,29 +82,44 @@ impl Move {
     }
 }
 
-/// Milliseconds from one line of a log of PostgreSQL to another, both with these words, the last ones
-/// there are: `2026-11-26 19:45:11.123 UTC [1] LOG:  starting PostgreSQL …`.
-fn between(log: &str, first: &str, second: &str) -> Option<f64> {
-    let at = |words: &str| {
-        let line = log.lines().rev().find(|line| line.contains(words))?;
-        let mut time = line.split(' ').nth(1)?.split(':');
-        let mut next = || time.next()?.parse::<f64>().ok();
-        Some(((next()? * 60.0 + next()?) * 60.0 + next()?) * 1e3)
-    };
-    let day = 86_400_000.0;
-    Some((at(second)? - at(first)?).rem_euclid(day)).filter(|ms| *ms < day / 2.0)
+const DAY_MS: f64 = 86_400_000.0;
+
+/// When the last line with these words was written to a log of PostgreSQL, milliseconds of the day in UTC:
+/// `2026-11-26 19:45:11.123 UTC [1] LOG:  starting PostgreSQL …`.
+fn said_at(log: &str, words: &str) -> Option<f64> {
+    let line = log.lines().rev().find(|line| line.contains(words))?;
+    let mut time = line.split(' ').nth(1)?.split(':');
+    let mut next = || time.next()?.parse::<f64>().ok();
+    Some(((next()? * 60.0 + next()?) * 60.0 + next()?) * 1e3)
 }
 
-/// What the logs on both nodes say of the stop and the start of the move that has just been.
+/// When the kernel made this process, milliseconds of the day in UTC, to a clock tick of 10 ms (proc(5)).
+fn forked_at(pid: u64) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks: f64 = stat.rsplit(')').next()?.split(' ').nth(20)?.parse().ok()?;
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let since_boot = boot.tv_sec as f64 * 1e3 + boot.tv_nsec as f64 / 1e6;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some((now.as_secs_f64() * 1e3 - since_boot + ticks * 10.0).rem_euclid(DAY_MS))
+}
+
+/// The stop and the start that are the database's own of the move that has just been, milliseconds: from
+/// the request to the last line of its log, and from the fork of its process, which our supervisor execs
+/// within some 3 ms, to "ready to accept connections".
 fn database_says(rig: &Rig, from: usize) -> Option<(f64, f64)> {
+    let id = rig.hosts[from].unit("postgres")?["id"].as_str()?.to_owned();
     let log = |at: usize| {
-        let id = rig.hosts[at].unit("postgres")?["id"].as_str()?.to_owned();
         std::fs::read_to_string(rig.hosts[at].state().join("logs").join(format!("{id}.log"))).ok()
     };
-    let stop =
-        between(&log(from)?, "received fast shutdown request", "database system is shut down")?;
-    let start = between(&log(1 - from)?, "starting PostgreSQL", "ready to accept connections")?;
-    Some((stop, start))
+    let (here, there) = (log(from)?, log(1 - from)?);
+    let stop = said_at(&here, "database system is shut down")?
+        - said_at(&here, "received fast shutdown request")?;
+    let record = rig.hosts[1 - from].state().join("run").join(format!("{id}.json"));
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(record).ok()?).ok()?;
+    let start =
+        said_at(&there, "ready to accept connections")? - forked_at(record["pid"].as_u64()?)?;
+    let plausible = |ms: f64| Some(ms.rem_euclid(DAY_MS)).filter(|ms| *ms < 60_000.0);
+    Some((plausible(stop)?, plausible(start)?))
 }
 
 fn move_many(rig: &mut Rig, moves: u64) -> Vec<Move> {
@@ -167,16 +176,12 @@ fn table(moves: &[Move], unmount: f64) -> Value {
             moves.iter().filter_map(Move::beyond).collect(),
         ),
         (
-            "the database's own stop, its log".into(),
+            "the database's own stop".into(),
             moves.iter().filter_map(|m| Some(m.database?.0)).collect(),
         ),
         (
-            "the database's own start, its log".into(),
+            "the database's own start".into(),
             moves.iter().filter_map(|m| Some(m.database?.1)).collect(),
-        ),
-        (
-            "gap beyond the parts quiesce and start".into(),
-            moves.iter().map(Move::beyond_parts).collect(),
         ),
         ("downtime as reported".into(), moves.iter().map(|m| m.total).collect()),
         ("own share".into(), moves.iter().map(|m| m.own(unmount)).collect()),

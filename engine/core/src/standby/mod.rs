@@ -26,6 +26,8 @@ pub(crate) struct StandbyView {
     receiving: Option<Receiving>,
     /// The last transfer that ended here, and how: its offer may come once more.
     ended: Option<(TransferId, Result<Guid, Failure>)>,
+    /// The source is stopped and waits for us since it offered its last step: bookkeeping gives way.
+    pub(crate) source_waits: bool,
     /// The last one of each earlier boot of the primary, newest last.
     ended_before: VecDeque<TransferId>,
     /// Wall clock of the primary at the latest moment at which this replica equalled it.
@@ -86,6 +88,7 @@ impl StandbyView {
     }
 
     pub(crate) fn source_changed(&mut self) {
+        self.source_waits = false;
         self.preparing = None;
     }
 
@@ -200,6 +203,7 @@ impl Unit {
             let (was_primary, answer) = (false, Err(self.not_following(ctx, peer)));
             return self.say(ctx, peer, Body::SurveyReply { question, was_primary, answer });
         }
+        self.standby.source_waits = false;
         if self.failing_over() {
             return; // Asked again; by then it is known who goes on.
         }

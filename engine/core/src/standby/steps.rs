@@ -194,6 +194,7 @@ impl Unit {
             let outcome = Ok(spec_guid);
             self.say(ctx, peer, Body::StepReply { transfer, outcome });
         }
+        self.standby.source_waits = last;
         if last && !ctx.config.store.freeze_for_snapshot {
             // What can be found out ahead costs the stopped workload no time of its own. (Where live data is
             // made of what arrives, nothing can.) What counts is the rehearsal before the promise: this

@@ -323,6 +323,7 @@ impl Unit {
         self.standby.announce = Some((attempt, source));
         self.standby.announced = None;
         self.standby.preparing = None;
+        self.standby.source_waits = false;
         self.record.was_primary = false;
         self.record.step_back = None;
         self.set_role(ctx, Role::Serving);
@@ -346,6 +347,7 @@ impl Unit {
             return;
         }
         self.standby.preparing = None;
+        self.standby.source_waits = false;
         match self.record.role {
             Role::Ready { source, attempt: ready, .. } if ready == attempt => {
                 self.tombstone_if_ready();
