@@ -42,6 +42,10 @@ impl Unit {
             let text = format!("{name} is not a standby here: a drill tries a replica");
             return refuse(FailureCode::BadRequest, text);
         }
+        if self.record.step_back.is_some() || self.record.was_primary {
+            let text = format!("{name}: it is still to be set back to what the primary has");
+            return refuse(FailureCode::Busy, text);
+        }
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
         let Some((instance, found)) =
             crate::failover::newest_whole(&self.record.volume_ids(), inventories)

@@ -25,7 +25,7 @@ use crate::limits::{LEASE_DRIFT_PERCENT, LEASE_RENEW_PART, LEASE_STOP_PART, LEAS
 use crate::message::Body;
 use crate::node::PlantedBug;
 use crate::record::Role;
-use crate::service::{Service, Work};
+use crate::service::Work;
 use crate::unit::Unit;
 
 /// What a primary holds, and what a standby gave.
@@ -112,7 +112,7 @@ impl Unit {
         };
         let now = ctx.now.mono_ms;
         if now >= self.lease.ask_at
-            && !matches!(self.service, Service::New | Service::Probing { .. })
+            && !self.claims_unsettled()
             && let Some(peer) = self.record.standbys.first().copied()
         {
             let question = ctx.new_question();
@@ -145,6 +145,8 @@ impl Unit {
         self.undo(ctx, failure.clone());
         self.raise(ctx, failure);
         self.nobody_waits_for_work(ctx);
+        let text = format!("{} has lost its lease", self.record.name);
+        self.drop_replicas(ctx, &Failure::new(Remedy::Retry, FailureCode::ConnectionLost, text));
         self.work = Work::Unknown;
         self.halt_within(ctx, left);
     }
@@ -218,8 +220,7 @@ impl Unit {
 
     pub(crate) fn lease_timeout(&self) -> Option<u64> {
         self.record.lease_ms.filter(|_| self.record.role.is_primary())?;
-        let asks = !matches!(self.service, Service::New | Service::Probing { .. })
-            && !self.record.standbys.is_empty();
+        let asks = !self.claims_unsettled() && !self.record.standbys.is_empty();
         let ask = asks.then_some(self.lease.ask_at);
         ask.into_iter().chain(self.lease_stop_at()).min()
     }

@@ -355,8 +355,9 @@ pub struct UnitRecord {
     pub paused: bool,
     /// The risk of starting without having heard from the standbys was accepted.
     pub start_alone: bool,
-    /// The newest epoch that this node serves on an operator's word, without its standbys' answer.
-    pub alone_epoch: Option<u64>,
+    /// The epoch that this node serves by a decision that its standbys have not heard of yet: a failover, or
+    /// an operator's word to start alone. Cleared once all of them have followed it.
+    pub decided_epoch: Option<u64>,
     /// The primary holds a lease of this length from its standby, milliseconds: without it the
     /// workload is stopped, and once it has run out the standby may take over. `None`: no lease.
     pub lease_ms: Option<u64>,
@@ -408,7 +409,7 @@ impl UnitRecord {
             own: false,
             paused: false,
             start_alone: false,
-            alone_epoch: None,
+            decided_epoch: None,
             lease_ms: None,
             leased_epoch: None,
             was_primary: false,

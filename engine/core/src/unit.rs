@@ -6,7 +6,7 @@
 //! to be destroyed, mirrors). Each input changes state; `advance` then begins whatever is due, so
 //! it does not matter in which order things became so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flocker_store::{Inventory, Snapshot};
 
@@ -94,6 +94,8 @@ pub(crate) struct Unit {
     pub(crate) local: Local,
     pub(crate) replicas: BTreeMap<Fingerprint, Replica>,
     pub(crate) snapshotting: Snapshotting,
+    /// Standbys that are known to follow the epoch that was decided on here.
+    pub(crate) followed_by: BTreeSet<Fingerprint>,
     pub(crate) cutover: Option<Cutover>,
     pub(crate) dry_runs: Vec<DryRun>,
     pub(crate) failover: Option<Failover>,
@@ -122,6 +124,7 @@ impl Unit {
             local: Local::default(),
             replicas: BTreeMap::new(),
             snapshotting: Snapshotting::default(),
+            followed_by: BTreeSet::new(),
             cutover: None,
             dry_runs: Vec::new(),
             failover: None,
@@ -283,9 +286,10 @@ impl Unit {
                 if !is_question(&message.body) {
                     return;
                 }
-                // Whoever only asks whether it may serve tells nobody to stop.
+                // Whoever does not know whether it may serve tells nobody to stop.
                 let body = match self.service {
                     Service::Claiming { question, .. } => Body::Claim { question, serves: false },
+                    _ if self.claims_unsettled() => return,
                     _ => Body::Stale,
                 };
                 self.say(ctx, peer, body);
@@ -293,9 +297,9 @@ impl Unit {
             EpochOrder::Newer
                 if matches!(message.body, Body::Claim { serves: false, .. })
                     && message.epoch.owner == peer
-                    && self.outranks_claims() =>
+                    && self.is_decided() =>
             {
-                self.outrank(ctx, peer, message.epoch);
+                self.on_unserved_claim(ctx, peer, message.epoch);
             }
             EpochOrder::Newer => {
                 self.on_newer(ctx, peer, &message);
@@ -319,6 +323,12 @@ impl Unit {
 
     fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut body: Body) {
         say_where(&ctx.peer_name(peer), &mut body);
+        if let Body::IntroReply(Ok(()))
+        | Body::SurveyReply { .. }
+        | Body::ClaimReply { known: true, .. } = &body
+        {
+            self.is_followed(ctx, peer);
+        }
         match body {
             Body::Intro { name, volumes, policy, lease_ms } => {
                 self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms);
@@ -370,6 +380,9 @@ impl Unit {
             Body::Claim { .. }
                 if self.failing_over()
                     && !ctx.config.planted(crate::node::PlantedBug::AnswerClaimInFailover) => {}
+            // Whoever has to stop first answers when nothing runs here any more.
+            Body::Claim { .. }
+                if self.record.role.is_standby() && !matches!(self.service, Service::Halted) => {}
             Body::Claim { question, .. } => {
                 self.say(ctx, peer, Body::ClaimReply { question, known: true });
             }

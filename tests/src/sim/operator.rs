@@ -49,6 +49,8 @@ pub struct UnitModel {
     pub word_given: bool,
     /// The operator said that it was down, and it was not: both may write until they meet.
     pub two_lines: bool,
+    /// For how many looks in a row two nodes have waited for somebody to choose.
+    pub undecided: u32,
     /// A fencing hook turned its primary off.
     pub hook_worked: bool,
     /// When the first record was written that the last failover lost, milliseconds.
@@ -92,6 +94,7 @@ impl World {
             written_at: Vec::new(),
             tainted: false,
             told_alone: false,
+            undecided: 0,
             word_given: false,
             two_lines: false,
             hook_worked: false,
@@ -295,7 +298,39 @@ impl World {
         self.ask(owner, unit, "protect", command);
     }
 
+    /// Two that were told to serve, neither knowing of the other, wait for somebody to choose.
+    fn choose(&mut self, unit: usize) {
+        let id = self.units[unit].id;
+        let decided: Vec<usize> = (0..self.hosts.len())
+            .filter(|n| {
+                self.hosts[*n]
+                    .record(id)
+                    .is_some_and(|r| r.role.is_primary() && r.decided_epoch == Some(r.epoch.number))
+            })
+            .collect();
+        let runs = self.hosts.iter().any(|h| h.workloads.contains_key(&id));
+        let known = &mut self.units[unit];
+        known.undecided = if runs || decided.len() < 2 { 0 } else { known.undecided + 1 };
+        // It has been so for a while: nothing is on its way any more.
+        if let [first, _, ..] = decided[..]
+            && known.undecided > 25
+            && !self.is_open(first, "start alone")
+        {
+            self.units[unit].told_alone = true;
+            // Clients go on from what that one has.
+            let others: Vec<usize> = (0..self.hosts.len()).filter(|n| *n != first).collect();
+            if let Some(record) = self.hosts[first].record(id).cloned() {
+                self.count_losses(first, &others, &record);
+            }
+            let name = self.units[unit].name.clone();
+            self.ask(first, unit, "start alone", Command::StartAlone { name });
+        }
+    }
+
     fn configure_workload(&mut self, unit: usize) {
+        if self.healing {
+            self.choose(unit);
+        }
         for node in 0..self.hosts.len() {
             let Some(record) = self.hosts[node].record(self.units[unit].id) else {
                 continue;

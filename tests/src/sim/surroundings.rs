@@ -38,7 +38,9 @@ impl World {
             }
         }
         // A cutover that begins meanwhile takes it off again: that waits for this one.
-        if !matches!(role, Some("serving" | "leaving")) {
+        // So does the halt of a node that has just learned of a newer primary.
+        let gives_way = self.hosts[node].record(unit).is_some_and(|r| r.was_primary);
+        if !gives_way && !matches!(role, Some("serving" | "leaving")) {
             let text = format!("n{node}, {role:?}, puts the address of {unit} on");
             self.violate(Rule::Address, text);
         }

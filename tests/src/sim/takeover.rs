@@ -1,8 +1,8 @@
 //! Failovers, leases and cancels in the model: when people ask for them, and what must hold of them.
 
-use flocker_core::Command;
 use flocker_core::ids::UnitId;
 use flocker_core::record::{Proof, Role, UnitRecord};
+use flocker_core::{Action, Command};
 
 use super::check::Rule;
 use super::host::index_of;
@@ -220,7 +220,12 @@ impl World {
     pub(super) fn is_left_behind(&mut self, model: usize, node: usize, writable: bool) -> bool {
         let unit = self.units[model].id;
         let superseded = self.is_superseded(node, model);
-        if !writable {
+        // What was to be made writable when the change came is made so, and taken back right behind it.
+        let pending = self.hosts[node].life.as_ref().is_some_and(|life| {
+            let mut ops = life.ops.values();
+            ops.any(|op| op.unit == unit && matches!(op.action, Action::Activate { .. }))
+        });
+        if !writable && !pending {
             self.units[model].left_behind.remove(&node);
         }
         if superseded {
@@ -245,7 +250,7 @@ impl World {
             other.is_some_and(|o| o.role.is_primary() && o.epoch.number > record.epoch.number)
         };
         record.role.is_primary()
-            && record.alone_epoch == Some(record.epoch.number)
+            && record.decided_epoch == Some(record.epoch.number)
             && (0..self.hosts.len()).any(newer)
     }
 

@@ -9,6 +9,7 @@ use crate::limits::{RESEND_MS, SETTLE_ALARM_MS};
 use crate::message::{ActivationTimes, Body};
 use crate::node::PlantedBug;
 use crate::record::{Answer, MoveCosts, Role};
+use crate::service::Service;
 use crate::unit::Unit;
 
 impl Unit {
@@ -161,8 +162,15 @@ impl Unit {
             self.enter(ctx, Phase::Undo { reason, from: "commit" });
         }
         self.end_failover(ctx, Err(answered));
-        // What is fenced here has been nobody else's: no need to ask anybody.
-        self.activate(ctx);
+        if matches!(self.service, Service::Stopped | Service::Halted) {
+            // What is fenced here has been nobody else's: no need to ask anybody.
+            self.work_has_stopped(ctx);
+            self.activate(ctx);
+        } else {
+            // Since a start of ours it is not proven yet that nothing runs here.
+            self.nobody_waits_for_work(ctx);
+            self.enter_role(ctx);
+        }
     }
 
     pub(crate) fn on_activated(

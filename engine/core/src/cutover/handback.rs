@@ -79,7 +79,7 @@ impl Unit {
         } else if self.record.role != Role::Serving || self.cutover.is_some() {
             let text = format!("{name}: another change of primary is under way");
             refuse(FailureCode::Busy, text)
-        } else if !self.service.may_write() && self.record.standbys.iter().any(|s| *s != peer) {
+        } else if self.claims_unsettled() && self.record.standbys.iter().any(|s| *s != peer) {
             // Another standby may have taken over: this epoch may not be this node's to give any more.
             let text = format!("{name}: not up here; another standby is still to be asked");
             refuse(FailureCode::Busy, text)

@@ -334,6 +334,7 @@ impl Unit {
             _ => self.record.epoch.number + 1,
         };
         self.record.epoch = Epoch { number, owner: me, attempt };
+        self.decide();
         self.record.taken.push(attempt);
         let excess = self.record.taken.len().saturating_sub(TAKEN_KEPT);
         self.record.taken.drain(..excess);

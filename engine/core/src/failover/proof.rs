@@ -2,7 +2,7 @@
 
 use super::Phase;
 use crate::ctx::Ctx;
-use crate::failure::{Failure, FailureCode};
+use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{AttemptId, Epoch, Fingerprint};
 use crate::io::Action;
 use crate::message::Body;
@@ -157,27 +157,65 @@ impl Unit {
         }
     }
 
-    /// This node serves by somebody's decision, a failover or the word to start alone, and can say so to an
-    /// owner of a newer epoch that only asks whether it may serve. That one took it over, or back, before it
-    /// was decided that it does not serve any more: the later decision counts, and clients are here.
-    pub(crate) fn outranks_claims(&self) -> bool {
-        let epoch = self.record.epoch.number;
-        let decided = self.record.failover.as_ref().is_some_and(|f| f.epoch == epoch)
-            || self.record.alone_epoch == Some(epoch);
-        decided
-            && self.record.role == Role::Serving
+    /// This node serves from now on by somebody's decision, a failover or the word to start alone. An owner of a
+    /// newer epoch that comes back may not know of it: that one took it over, or back, before it was decided
+    /// that it does not serve any more. The later decision counts.
+    pub(crate) fn decide(&mut self) {
+        self.record.decided_epoch = Some(self.record.epoch.number);
+        self.followed_by.clear();
+    }
+
+    /// A standby has this epoch in its journal: once all have, whoever owns a newer one knew of it.
+    pub(crate) fn is_followed(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        if self.record.decided_epoch.is_none() || !self.record.role.is_primary() {
+            return;
+        }
+        self.followed_by.insert(peer);
+        if self.record.standbys.iter().all(|s| self.followed_by.contains(s)) {
+            self.record.decided_epoch = None;
+            self.persist(ctx);
+        }
+    }
+
+    pub(crate) fn is_decided(&self) -> bool {
+        self.record.role.is_primary() && self.record.decided_epoch == Some(self.record.epoch.number)
+    }
+
+    /// The owner of a newer epoch does not run it, and asks whether it may. Where clients are served here, by
+    /// the later decision, it may not. Until this node knows whether it serves it says nothing, and neither
+    /// does.
+    pub(crate) fn on_unserved_claim(&mut self, ctx: &mut Ctx, peer: Fingerprint, theirs: Epoch) {
+        let serves = self.record.role == Role::Serving
             && self.cutover.is_none()
-            && matches!(self.service, Service::Activating { .. } | Service::Up { .. })
+            && !self.strict
+            && self.lease_allows(ctx.now.mono_ms)
+            && matches!(self.service, Service::Activating { .. } | Service::Up { .. });
+        if serves {
+            return self.outrank(ctx, peer, theirs);
+        }
+        if matches!(self.service, Service::Claiming { .. }) {
+            let text = format!(
+                "{0}: not started: this node was told to serve it (epoch {1}), and so was {2} (epoch {3}), \
+                 neither knowing of the other, and it runs on neither: say flocker-repl start-alone {0} on \
+                 the one whose data is to count; what only the other has is set aside there",
+                self.record.name,
+                self.record.epoch.number,
+                ctx.peer_name(peer),
+                theirs.number
+            );
+            self.raise(ctx, Failure::new(Remedy::Operator, FailureCode::Conflict, text));
+        }
     }
 
     /// Goes on under a number above `theirs`, which its owner does not serve under.
-    pub(crate) fn outrank(&mut self, ctx: &mut Ctx, peer: Fingerprint, theirs: Epoch) {
+    fn outrank(&mut self, ctx: &mut Ctx, peer: Fingerprint, theirs: Epoch) {
         let (before, number) = (self.record.epoch.number, theirs.number + 1);
         self.record.epoch.number = number;
-        // The decision stays what it was.
-        let renumber = |epoch: &mut u64| *epoch = if *epoch == before { number } else { *epoch };
-        self.record.failover.iter_mut().for_each(|f| renumber(&mut f.epoch));
-        self.record.alone_epoch.iter_mut().for_each(renumber);
+        self.decide();
+        // The failover stays what it was.
+        if let Some(failover) = self.record.failover.as_mut().filter(|f| f.epoch == before) {
+            failover.epoch = number;
+        }
         self.persist(ctx);
         self.upkeep.mirror_due = true;
         let text = format!(

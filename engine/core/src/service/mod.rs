@@ -94,10 +94,31 @@ fn backoff(first: u64, tries: u32) -> u64 {
 }
 
 impl Unit {
+    /// An owner that does not know yet whether somebody took over: nothing leaves it but that question.
+    pub(crate) fn claims_unsettled(&self) -> bool {
+        self.record.role.is_primary()
+            && match self.service {
+                Service::New
+                | Service::Probing { .. }
+                | Service::Claiming { .. }
+                | Service::Halting { .. }
+                | Service::Halted
+                | Service::HaltFailed { .. } => true,
+                Service::Failed { .. } => matches!(self.work, Work::Unknown),
+                Service::AwaitLease
+                | Service::Activating { .. }
+                | Service::Up { .. }
+                | Service::Stopped => false,
+            }
+    }
+
     /// Begins what the role demands: to serve, or to make sure that nothing is served.
     pub(crate) fn enter_role(&mut self, ctx: &mut Ctx) {
         match self.record.role {
             Role::Serving | Role::Leaving { .. } => {
+                let text = format!("{} starts anew on this node", self.record.name);
+                let failure = Failure::new(Remedy::Retry, FailureCode::Cancelled, text);
+                self.drop_replicas(ctx, &failure);
                 if ctx.config.planted(PlantedBug::SecondWorkload) {
                     self.work = Work::Stopped;
                     return self.begin_claiming(ctx);
@@ -249,10 +270,14 @@ impl Unit {
     pub(crate) fn service_peer_up(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         if let Service::Claiming { ask_at, .. } = &mut self.service {
             *ask_at = ctx.now.mono_ms;
-        } else if self.record.role.is_primary() && self.record.standbys.contains(&peer) {
+        } else if self.record.role.is_primary()
+            && self.record.standbys.contains(&peer)
+            && !self.claims_unsettled()
+        {
             // A workload that was adopted while the standby was away: does it know better?
             let question = ctx.new_question();
-            self.say(ctx, peer, Body::Claim { question, serves: true });
+            let serves = self.service.may_write() || matches!(self.work, Work::Running { .. });
+            self.say(ctx, peer, Body::Claim { question, serves });
         }
     }
 
@@ -270,7 +295,7 @@ impl Unit {
             ));
         }
         self.note(ctx, "made writable on the operator's word, without the standbys' answer");
-        self.record.alone_epoch = Some(self.record.epoch.number);
+        self.decide();
         self.persist(ctx);
         self.waive_lease(ctx);
         self.claims_settled(ctx);

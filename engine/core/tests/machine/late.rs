@@ -115,6 +115,7 @@ fn failed_over() -> Pair {
     let (me, other) = (print_of(1), print_of(0));
     record.epoch = Epoch { number: 2, owner: me, attempt: AttemptId { issuer: me, number: 1 } };
     record.role = Role::Serving;
+    record.decided_epoch = Some(2);
     record.standbys = vec![other];
     record.failover = Some(FailoverRecord {
         epoch: 2,
@@ -159,6 +160,65 @@ fn whoever_serves_by_a_failover_gives_way_to_a_newer_owner_that_serves() {
     assert_eq!(record.role, Role::Following { source: print_of(0) });
 }
 
+/// A standby says that it follows.
+fn hear_reply(pair: &mut Pair) -> Vec<String> {
+    hear(pair, 1, Body::IntroReply(Ok(())))
+}
+
+#[test]
+fn a_decision_that_the_standby_follows_is_history() {
+    let mut pair = failed_over();
+    hear_reply(&mut pair);
+    assert_eq!(pair.sides[1].record.decided_epoch, None);
+    // Whoever owns a newer epoch now knew of it: the later decision is theirs.
+    hear_newer_owner(&mut pair, false);
+    assert_eq!(pair.sides[1].record.role, Role::Following { source: print_of(0) });
+}
+
+#[test]
+fn an_owner_that_has_not_looked_yet_whether_its_workload_runs_stops_nobody() {
+    let mut pair = failed_over();
+    let now = pair.now();
+    pair.sides[1].restart(1, now);
+    let mut said = pair.drain(1);
+    pair.sides[1].up = true;
+    pair.sides[1].node.handle(now, Input::PeerUp { peer: print_of(0) });
+    said.extend(pair.drain(1));
+    let epoch = Epoch { number: 1, owner: print_of(0), ..pair.sides[1].record.epoch };
+    let question = QuestionId { boot: 7, number: 7 };
+    let message = Message { unit: UNIT, epoch, body: Body::Claim { question, serves: true } };
+    pair.sides[1].node.handle(now, Input::Message { peer: print_of(0), message });
+    said.extend(pair.drain(1));
+    assert!(!said.iter().any(|word| word.starts_with("say")), "{said:?}");
+}
+
+#[test]
+fn two_that_were_told_to_serve_and_do_not_wait_for_a_word() {
+    let mut pair = failed_over();
+    reboot(&mut pair, 1);
+    probe(&mut pair, 1);
+    let after = hear_newer_owner(&mut pair, false);
+    assert!(!after.iter().any(|word| word.starts_with("say")), "{after:?}");
+    let status = pair.sides[1].node.status(pair.now());
+    let alarm = status.units[0].alarm.as_ref().expect("it says what to do");
+    assert!(alarm.message.contains("start-alone"), "{alarm}");
+    pair.command(1, Command::StartAlone { name: "db".into() });
+    let after = hear_newer_owner(&mut pair, false);
+    assert!(after.contains(&"say Stale".to_owned()), "{after:?}");
+    assert_eq!(pair.sides[1].record.epoch.number, 4);
+}
+
+#[test]
+fn whoever_has_to_stop_first_lets_nobody_serve_before_it_has() {
+    let mut pair = failed_over();
+    let after = hear_newer_owner(&mut pair, true);
+    assert!(after.contains(&"run StopWorkload".to_owned()), "{after:?}");
+    assert!(!after.iter().any(|word| word.starts_with("say ClaimReply")), "{after:?}");
+    pair.settle(|_, _| {});
+    let after = hear_newer_owner(&mut pair, true);
+    assert!(after.contains(&"say ClaimReply".to_owned()), "{after:?}");
+}
+
 #[test]
 fn a_word_to_start_alone_counts_until_its_owner_gives_way() {
     let mut pair = Pair::in_step();
@@ -171,7 +231,7 @@ fn a_word_to_start_alone_counts_until_its_owner_gives_way() {
     let message = Message { unit: UNIT, epoch, body: Body::Claim { question, serves: false } };
     pair.input(0, Input::Message { peer: owner, message });
     let record = &pair.sides[0].record;
-    assert_eq!((record.epoch.number, record.alone_epoch), (3, Some(3)));
+    assert_eq!((record.epoch.number, record.decided_epoch), (3, Some(3)));
     assert_eq!(record.role, Role::Serving);
 }
 
