@@ -312,7 +312,8 @@ fn an_attempt_used_twice_is_caught() {
 
 #[test]
 fn a_failover_over_a_receive_under_way_is_caught() {
-    check_caught(PlantedBug::FailoverKeepsReceiving, &[Rule::Fenced], as_it_comes);
+    let by = [Rule::Fenced, Rule::Group];
+    check_caught(PlantedBug::FailoverKeepsReceiving, &by, as_it_comes);
 }
 
 #[test]

@@ -104,9 +104,10 @@ impl SessionHandle {
 
     /// Closes it; its `Down` will give `reason`, and the peer is told `code`.
     pub(super) fn close(&self, code: CloseCode, reason: DownReason) {
-        close(&self.quic, code, &reason.to_string());
-        // The first reason is the one that closed it.
+        let text = reason.to_string();
+        // The first reason is the one that closes it. It is there before the session sees that it is closed.
         let _ = self.verdict.set(reason);
+        close(&self.quic, code, &text);
     }
 
     pub(super) async fn send_control(&self, payload: Bytes) -> Result<(), ControlError> {
