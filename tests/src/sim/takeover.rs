@@ -220,13 +220,15 @@ impl World {
     pub(super) fn is_left_behind(&mut self, model: usize, node: usize, writable: bool) -> bool {
         let unit = self.units[model].id;
         let superseded = self.is_superseded(node, model);
-        // What was to be made writable when the change came is made so, and taken back right behind it.
-        let pending = self.hosts[node].life.as_ref().is_some_and(|life| {
-            let mut ops = life.ops.values();
-            ops.any(|op| op.unit == unit && matches!(op.action, Action::Activate { .. }))
-        });
-        if !writable && !pending {
-            self.units[model].left_behind.remove(&node);
+        if !writable && self.units[model].left_behind.contains(&node) {
+            // What was to be made writable when the change came is made so, and taken back right behind it.
+            let pending = self.hosts[node].life.as_ref().is_some_and(|life| {
+                let mut ops = life.ops.values();
+                ops.any(|op| op.unit == unit && matches!(op.action, Action::Activate { .. }))
+            });
+            if !pending {
+                self.units[model].left_behind.remove(&node);
+            }
         }
         if superseded {
             return true;
