@@ -162,15 +162,9 @@ impl Unit {
             self.enter(ctx, Phase::Undo { reason, from: "commit" });
         }
         self.end_failover(ctx, Err(answered));
-        if matches!(self.service, Service::Stopped | Service::Halted) {
-            // What is fenced here has been nobody else's: no need to ask anybody.
-            self.work_has_stopped(ctx);
-            self.activate(ctx);
-        } else {
-            // Since a start of ours it is not proven yet that nothing runs here.
-            self.nobody_waits_for_work(ctx);
-            self.enter_role(ctx);
-        }
+        // What is fenced here has been nobody else's: no need to ask anybody.
+        let at_rest = matches!(self.service, Service::Stopped | Service::Halted);
+        self.come_to_serve(ctx, at_rest);
     }
 
     pub(crate) fn on_activated(

@@ -132,6 +132,18 @@ impl Unit {
         }
     }
 
+    /// The unit is this node's to serve, and nobody has to be asked. `at_rest`: nothing of it runs here; where
+    /// that is not proven, as after a start of ours, it begins as a start does.
+    pub(crate) fn come_to_serve(&mut self, ctx: &mut Ctx, at_rest: bool) {
+        if at_rest {
+            self.work_has_stopped(ctx);
+            self.activate(ctx);
+        } else {
+            self.nobody_waits_for_work(ctx);
+            self.enter_role(ctx);
+        }
+    }
+
     fn halt(&mut self, ctx: &mut Ctx) {
         self.halt_within(ctx, u64::MAX);
     }

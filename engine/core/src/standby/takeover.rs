@@ -332,14 +332,9 @@ impl Unit {
         self.failover_was_taken(ctx);
         self.lease_ends();
         self.say(ctx, source, answer);
-        if matches!(self.service, Service::Halted | Service::Halting { stage: Halt::Fence, .. }) {
-            self.work_has_stopped(ctx);
-            self.activate(ctx);
-        } else {
-            // That nothing of it runs here is not proven yet, as after a start of ours.
-            self.nobody_waits_for_work(ctx);
-            self.enter_role(ctx);
-        }
+        let at_rest =
+            matches!(self.service, Service::Halted | Service::Halting { stage: Halt::Fence, .. });
+        self.come_to_serve(ctx, at_rest);
     }
 
     pub(crate) fn on_abandon(&mut self, ctx: &mut Ctx, peer: Fingerprint, attempt: AttemptId) {
