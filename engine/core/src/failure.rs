@@ -104,7 +104,7 @@ impl From<&StoreError> for Failure {
             StoreError::Exists { .. } => C::Exists,
             StoreError::NoBase { .. } => C::NoBase,
             StoreError::Modified { .. } => C::Modified,
-            StoreError::BadStream { .. } => C::BadStream,
+            StoreError::BadStream { .. } | StoreError::BadToken { .. } => C::BadStream,
             StoreError::Unsupported { .. } | StoreError::NotCapable { .. } => C::Unsupported,
             StoreError::NoSpace { .. } => C::NoSpace,
             StoreError::Busy { .. } | StoreError::Kept { .. } => C::Busy,

@@ -76,8 +76,13 @@ fn into_store(
         }
         // The store refused a write; what it says at the end is why.
         Err(ReceiveError::Write { .. }) => commit(stream).map(Taken::Early),
-        Err(error) => {
+        Err(error) if live.cancel.is_cancelled() => {
             abort(stream);
+            Err(ending::of_receive(&error))
+        }
+        // The link broke, or the sender did: what has arrived is good, and the next send may go on from it.
+        Err(error) => {
+            suspend(stream);
             Err(ending::of_receive(&error))
         }
     }
@@ -85,6 +90,12 @@ fn into_store(
 
 fn commit(stream: Box<dyn ReceiveStream>) -> Result<Snapshot, Failure> {
     stream.commit().map_err(|error| Failure::from(&error))
+}
+
+fn suspend(stream: Box<dyn ReceiveStream>) {
+    if let Err(error) = stream.suspend() {
+        tracing::warn!(%error, "what arrived of a broken transfer could neither be kept nor taken back");
+    }
 }
 
 fn abort(stream: Box<dyn ReceiveStream>) {

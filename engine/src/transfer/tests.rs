@@ -124,6 +124,7 @@ impl World {
             compressed: false,
             large_blocks: false,
             raw: false,
+            resume: None,
         };
         self.a.transfers.start_send(transfer(id), B, UNIT, spec);
     }

@@ -130,7 +130,8 @@ impl Here {
         self.workloads.members(UNIT).processes.len()
     }
 
-    /// Starts a daemon of its own on the same state, lets it start the script, and kills it.
+    /// Starts a daemon of its own on the same state, lets it start the script, and kills it: at the
+    /// failpoint, else once the script has written its first line into `pids`.
     fn start_in_daemon_and_kill_it(&self, script: &str, stays: bool, failpoint: Option<&str>) {
         let how = if stays { "stays" } else { "leaves" };
         self.start_in_daemon_and_kill(script, how, failpoint);
@@ -152,6 +153,9 @@ impl Here {
         let lines = BufReader::new(daemon.stdout.take().unwrap()).lines();
         let up = lines.map_while(Result::ok).any(|line| line.contains("daemon: up"));
         assert_eq!(up, failpoint.is_none());
+        if up {
+            self.wait_for("the first line", |h| !h.read("pids").is_empty());
+        }
         daemon.kill().unwrap();
         daemon.wait().unwrap();
     }
@@ -267,7 +271,6 @@ fn with_a_supervisor_that_stays_even_an_orphan_without_environment_is_found() {
 fn a_killed_daemon_leaves_it_running_and_the_next_one_adopts_it() {
     let here = Here::new();
     here.start_in_daemon_and_kill_it(FOREVER, false, None);
-    here.wait_for("the first line", |h| !h.read("pids").is_empty());
     assert!(here.workloads.probe(UNIT).unwrap());
     here.start(FOREVER, false).unwrap();
     std::thread::sleep(Duration::from_millis(200));
@@ -376,12 +379,11 @@ fn a_parent_that_waits_in_vfork_for_a_stopped_child_does_not_keep_the_freeze_wai
 #[test]
 fn a_workload_left_frozen_by_a_daemon_that_died_is_thawed_when_it_is_adopted() {
     let here = Here::new();
-    here.start_in_daemon_and_kill_it("while :; do echo x >> ticks; sleep 0.01; done", false, None);
-    here.wait_for("ticks", |h| !h.read("ticks").is_empty());
+    here.start_in_daemon_and_kill_it("while :; do echo x >> pids; sleep 0.01; done", false, None);
     std::mem::forget(here.workloads.freeze(UNIT).unwrap());
-    let before = here.read("ticks").len();
+    let before = here.read("pids").len();
     assert!(here.workloads.probe(UNIT).unwrap());
-    here.wait_for("more ticks", |h| h.read("ticks").len() > before);
+    here.wait_for("more lines", |h| h.read("pids").len() > before);
 }
 
 #[test]
@@ -578,7 +580,6 @@ fn a_tree_that_was_stopped_beyond_the_deadline_dies_at_once_when_it_goes_on() {
 fn a_workload_under_a_lease_outlives_the_daemon_is_adopted_and_still_obeys() {
     let here = Here::new();
     here.start_in_daemon_and_kill(FOREVER, "lease=60000", None);
-    here.wait_for("the first line", |h| !h.read("pids").is_empty());
     assert!(here.workloads.probe(UNIT).unwrap());
     here.workloads.lease(UNIT, Some(lease_of(500))).unwrap();
     here.wait_until_gone();

@@ -86,6 +86,14 @@ pub enum StoreError {
         /// Where and what, from the stream's reader or from `zfs receive`.
         detail: String,
     },
+    /// A resume token that cannot be followed. What it belongs to has to be discarded.
+    #[error("the resume token for {snapshot} cannot be followed: {detail}")]
+    BadToken {
+        /// The snapshot that was to be sent.
+        snapshot: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The stream is sound, but uses what this store cannot apply.
     #[error("{dataset}: this store cannot apply {feature}")]
     Unsupported {
@@ -187,7 +195,9 @@ impl StoreError {
     pub fn recovery(&self) -> Recovery {
         use StoreError as E;
         match self {
-            E::NoBase { .. } | E::NoSnapshot { .. } | E::Exists { .. } => Recovery::Replan,
+            E::NoBase { .. } | E::NoSnapshot { .. } | E::Exists { .. } | E::BadToken { .. } => {
+                Recovery::Replan
+            }
             E::NoSpace { .. } | E::Busy { .. } | E::Io { .. } | E::Cancelled => Recovery::Retry,
             E::BadStream { .. } | E::Command { .. } | E::Output { .. } => Recovery::Retry,
             E::Kept { .. } => Recovery::Replan,

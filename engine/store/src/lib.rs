@@ -16,6 +16,6 @@ pub use error::{Holder, Recovery, StoreError};
 pub use name::{BookmarkName, DatasetName, HoldTag, NameError, SnapshotName};
 pub use store::{ASIDE, CLONE, ReceiveStream, SendStream, Store};
 pub use types::{
-    Bookmark, Capabilities, Change, DatasetInfo, DatasetKind, Guid, Inventory, Property,
+    Bookmark, Capabilities, Change, DatasetInfo, DatasetKind, Guid, Inventory, Partial, Property,
     PropertySource, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotHold, SnapshotSpec, Space,
 };

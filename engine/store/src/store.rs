@@ -32,7 +32,7 @@ pub trait SendStream: Read + Send {
 }
 
 /// A ZFS send stream being written into a dataset. Dropping it without [`ReceiveStream::commit`]
-/// aborts: the dataset is then at its last good snapshot, as before.
+/// suspends it: the dataset is then at its last good snapshot, as before.
 pub trait ReceiveStream: Write + Send {
     /// Ends the stream and makes the snapshot durable.
     ///
@@ -42,11 +42,19 @@ pub trait ReceiveStream: Write + Send {
     /// Any reason why the snapshot is not there; the dataset is at its last good snapshot.
     fn commit(self: Box<Self>) -> Result<Snapshot>;
 
-    /// Stops and takes back what arrived, as dropping does, and says when that fails.
+    /// Stops and takes back what arrived, resumable or not.
     ///
     /// # Errors
     /// The store could not take it back.
     fn abort(self: Box<Self>) -> Result<()>;
+
+    /// Stops, as dropping does, and says when that fails. What arrived is kept as the dataset's
+    /// [`Inventory::partial`] where [`ReceiveSpec::resumable`] asked for it and the store can;
+    /// otherwise it is taken back.
+    ///
+    /// # Errors
+    /// The store could neither keep it nor take it back.
+    fn suspend(self: Box<Self>) -> Result<()>;
 }
 
 /// A place that keeps datasets and their snapshots.
@@ -72,7 +80,7 @@ pub trait Store: Send + Sync {
     /// The store could not be read.
     fn datasets(&self) -> Result<Vec<DatasetInfo>>;
 
-    /// Snapshots, bookmarks and a resume token of one dataset.
+    /// Snapshots, bookmarks and an interrupted receive of one dataset.
     ///
     /// # Errors
     /// [`StoreError::NoDataset`] when it does not exist.
@@ -188,10 +196,12 @@ pub trait Store: Send + Sync {
     /// Starts a send.
     ///
     /// # Errors
-    /// [`StoreError::NoSnapshot`]; further errors come from the stream.
+    /// [`StoreError::NoSnapshot`]; [`StoreError::BadToken`] for one that is not of this send; further
+    /// errors come from the stream.
     fn send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>>;
 
-    /// Starts a receive. One at a time for a dataset.
+    /// Starts a receive. One at a time for a dataset. A stream that does not resume discards the
+    /// dataset's [`Inventory::partial`], once it has proved to be the one announced.
     ///
     /// # Errors
     /// [`StoreError::NoBase`], [`StoreError::Exists`], [`StoreError::Modified`],

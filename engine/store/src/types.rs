@@ -96,8 +96,29 @@ pub struct Inventory {
     pub snapshots: Vec<Snapshot>,
     /// Bookmarks, oldest first.
     pub bookmarks: Vec<Bookmark>,
-    /// A resume token left by an interrupted receive, where the store keeps them.
-    pub resume_token: Option<String>,
+    /// What an interrupted receive left, where the store keeps it.
+    pub partial: Option<Partial>,
+}
+
+/// What has arrived of a receive that was interrupted. It goes on with a send that
+/// [`SendSpec::resume`]s from its token; any other receive into the dataset discards it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// What `send -t` takes; it pins the flags of the stream and covers this one snapshot.
+    pub token: String,
+    /// Guid of the snapshot being received; `None` where the token cannot be read, so that what
+    /// arrived can only be discarded.
+    pub to: Option<Guid>,
+    /// Guid of the base of an increment.
+    pub from: Option<Guid>,
+    /// Bytes of data that have arrived, in the receiver's own reckoning.
+    pub bytes: u64,
+    /// Of a `send -c`.
+    pub compressed: bool,
+    /// Of a `send -L`.
+    pub large_blocks: bool,
+    /// Of a `send -w`.
+    pub raw: bool,
 }
 
 impl Inventory {
@@ -213,6 +234,9 @@ pub struct SendSpec {
     pub large_blocks: bool,
     /// `send -w`: encrypted blocks as they are on disk.
     pub raw: bool,
+    /// Only what is missing of a receive that was interrupted: the [`Partial::token`] it left. The other
+    /// fields are then those of the send it goes on with; the store checks the token against them.
+    pub resume: Option<String>,
 }
 
 /// One receive.
@@ -226,7 +250,8 @@ pub struct ReceiveSpec {
     pub to_guid: Guid,
     /// The guid of the base for an incremental stream.
     pub from_guid: Option<Guid>,
-    /// Ask the store to keep what arrived when the stream breaks off, where it can.
+    /// Ask the store to keep what arrived when the stream breaks off, where it can: it is then the
+    /// [`Inventory::partial`], and stays with a drop and a crash, too.
     pub resumable: bool,
 }
 

@@ -73,6 +73,7 @@ fn step(source: &Vault, target: &Vault, from: Option<&Snapshot>, to: &Snapshot) 
         compressed: true,
         large_blocks: true,
         raw: false,
+        resume: None,
     })?;
     let mut incoming = target.receive(&ReceiveSpec {
         dataset: to.name.dataset().clone(),

@@ -25,7 +25,14 @@ fn main() -> Outcome<()> {
         receive(&vault, &to, mib << 20, block, noise)?;
         report(what, "received", mib, start);
         let start = Instant::now();
-        let spec = SendSpec { from: None, to, compressed: true, large_blocks: true, raw: false };
+        let spec = SendSpec {
+            from: None,
+            to,
+            compressed: true,
+            large_blocks: true,
+            raw: false,
+            resume: None,
+        };
         let (mut stream, mut buffer, mut sent) = (vault.send(&spec)?, vec![0; 1 << 20], 0u64);
         loop {
             match stream.read(&mut buffer)? {

@@ -310,4 +310,8 @@ impl ReceiveStream for Incoming {
         self.session = None;
         Ok(())
     }
+
+    fn suspend(self: Box<Self>) -> Result<()> {
+        self.abort()
+    }
 }

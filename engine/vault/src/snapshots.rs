@@ -37,7 +37,7 @@ impl Inner {
         let snapshots = view.snapshots(id)?;
         let snapshots: Result<Vec<Snapshot>> =
             snapshots.iter().map(|s| s.report(dataset)).collect();
-        Ok(Inventory { snapshots: snapshots?, bookmarks: Vec::new(), resume_token: None })
+        Ok(Inventory { snapshots: snapshots?, bookmarks: Vec::new(), partial: None })
     }
 
     pub(crate) fn take_snapshots(self: &Arc<Self>, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {

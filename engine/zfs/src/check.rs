@@ -122,6 +122,7 @@ impl ZfsStore {
             compressed: false,
             large_blocks: false,
             raw: false,
+            resume: None,
         })?;
         let mut reader = Reader::new();
         let mut chunk = vec![0; 64 << 10];

@@ -77,7 +77,7 @@ impl ZfsStore {
     /// Whether a full stream may create the dataset; `true` when a partial receive is in its place.
     fn check_full(&self, spec: &ReceiveSpec) -> Result<bool> {
         match self.list_inventory(&spec.dataset) {
-            Ok(found) if found.resume_token.is_some() && found.snapshots.is_empty() => Ok(true),
+            Ok(found) if found.partial.is_some() && found.snapshots.is_empty() => Ok(true),
             Ok(_) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
             Err(StoreError::NoDataset { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -105,7 +105,7 @@ impl ZfsStore {
         if self.dialect.fuse {
             self.refuse_mounted_standby(spec, &at.name)?;
         }
-        Ok(inventory.resume_token.is_some())
+        Ok(inventory.partial.is_some())
     }
 
     /// What is mounted changes at any moment (access times): on zfs-fuse a standby is at rest or not
@@ -167,14 +167,31 @@ impl ZfsStore {
         Ok(found.clone())
     }
 
-    /// After an aborted receive: `true` when the dataset is as it was before.
-    fn is_undone(&self, spec: &ReceiveSpec) -> Result<bool> {
+    /// After a receive that was broken off.
+    fn look_at_rest(&self, spec: &ReceiveSpec) -> Result<Rest> {
         match self.list_inventory(&spec.dataset) {
-            Ok(now) => Ok(spec.from_guid.is_some() || now.resume_token.is_some()),
-            Err(StoreError::NoDataset { .. }) => Ok(true),
+            Ok(now) if now.partial.is_some() => Ok(Rest::Partial),
+            Ok(_) if spec.from_guid.is_some() => Ok(Rest::Nothing),
+            Ok(_) => Ok(Rest::Undoing),
+            Err(StoreError::NoDataset { .. }) => Ok(Rest::Nothing),
             Err(error) => Err(error),
         }
     }
+
+    fn discard_partial(&self, dataset: &DatasetName) -> Result<()> {
+        self.zfs(&["receive", "-A", dataset.as_str()], About::dataset(dataset)).map(drop)
+    }
+}
+
+/// What is left of a receive that was broken off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// The dataset is as it was before.
+    Nothing,
+    /// Part of the stream, with a token.
+    Partial,
+    /// Part of the stream, which ZFS is still taking back.
+    Undoing,
 }
 
 fn newest(inventory: &Inventory) -> String {
@@ -268,8 +285,7 @@ impl ZfsReceive {
         let resuming = check_begin(&self.begin, &self.spec)?;
         let dataset = &self.spec.dataset;
         if self.partial && !resuming {
-            let args = ["receive", "-A", dataset.as_str()];
-            self.store.zfs(&args, About::dataset(dataset))?;
+            self.store.discard_partial(dataset)?;
         }
         if self.spec.from_guid.is_none() && !self.partial {
             self.store.create_parents(dataset)?;
@@ -362,31 +378,35 @@ impl ZfsReceive {
         Err(errors::explain(finished, self.about()))
     }
 
-    /// Closes the pipe without the END record and waits until ZFS has taken back what arrived.
-    fn undo(&mut self) -> Result<()> {
+    /// Closes the pipe without the END record and waits until ZFS has taken back what arrived, or has
+    /// put it where it goes on from.
+    fn break_off(&mut self) -> Result<Rest> {
         let State::Running { mut child, stdin } = std::mem::replace(&mut self.state, State::Over)
         else {
-            return Ok(());
+            return Ok(Rest::Nothing);
         };
         drop(stdin);
         child.stop(ABORT_LIMIT)?;
         let deadline = Instant::now() + UNDO_GRACE;
         let mut pause = Duration::from_millis(5);
-        while !self.store.is_undone(&self.spec)? {
-            if Instant::now() >= deadline {
-                return Err(StoreError::Busy {
-                    dataset: self.spec.dataset.clone(),
-                    holders: vec![Holder {
-                        pid: 0,
-                        command: "zfs receive".to_owned(),
-                        what: "a partial dataset that ZFS has not taken back".to_owned(),
-                    }],
-                });
+        loop {
+            match self.store.look_at_rest(&self.spec)? {
+                Rest::Undoing if Instant::now() >= deadline => {
+                    return Err(StoreError::Busy {
+                        dataset: self.spec.dataset.clone(),
+                        holders: vec![Holder {
+                            pid: 0,
+                            command: "zfs receive".to_owned(),
+                            what: "a partial dataset that ZFS has not taken back".to_owned(),
+                        }],
+                    });
+                }
+                Rest::Undoing => {}
+                rest => return Ok(rest),
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(200));
         }
-        Ok(())
     }
 }
 
@@ -410,14 +430,21 @@ impl ReceiveStream for ZfsReceive {
     }
 
     fn abort(mut self: Box<Self>) -> Result<()> {
-        self.undo()
+        match self.break_off()? {
+            Rest::Partial => self.store.discard_partial(&self.spec.dataset),
+            Rest::Nothing | Rest::Undoing => Ok(()),
+        }
+    }
+
+    fn suspend(mut self: Box<Self>) -> Result<()> {
+        self.break_off().map(drop)
     }
 }
 
 impl Drop for ZfsReceive {
     fn drop(&mut self) {
-        if let Err(error) = self.undo() {
-            tracing::warn!(dataset = %self.spec.dataset, %error, "an aborted receive was not taken back");
+        if let Err(error) = self.break_off() {
+            tracing::warn!(dataset = %self.spec.dataset, %error, "a receive that was broken off has not ended");
         }
     }
 }

@@ -8,7 +8,8 @@ use std::process::ChildStdout;
 use std::time::Duration;
 
 use flocker_store::store::Result;
-use flocker_store::{DatasetName, SendBase, SendSpec, SendStream, StoreError};
+use flocker_store::{DatasetName, Guid, SendBase, SendSpec, SendStream, StoreError};
+use zfs_stream::token::{ResumeToken, TokenError};
 
 use crate::ZfsStore;
 use crate::child::{Direction, Pipe, StreamChild};
@@ -21,7 +22,8 @@ pub const FINISH_LIMIT: Duration = Duration::from_secs(60);
 impl ZfsStore {
     pub(crate) fn start_send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>> {
         let words = self.send_words(spec, false)?;
-        self.refuse_missing(spec)?;
+        let to = self.refuse_missing(spec)?;
+        check_token(spec, to)?;
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let path = self.runner.path(Program::Zfs);
         let (child, pipe) = StreamChild::start(path, &args, Direction::Send)?;
@@ -33,7 +35,8 @@ impl ZfsStore {
     }
 
     pub(crate) fn estimate_send(&self, spec: &SendSpec) -> Result<Option<u64>> {
-        self.refuse_missing(spec)?;
+        let to = self.refuse_missing(spec)?;
+        check_token(spec, to)?;
         if !self.dialect.estimate {
             return Ok(None);
         }
@@ -47,6 +50,14 @@ impl ZfsStore {
         let mut words = vec!["send".to_owned()];
         if dry {
             words.push("-nP".to_owned());
+        }
+        if let Some(token) = &spec.resume {
+            if !self.dialect.resumable {
+                return Err(self.not_capable("`zfs send -t`"));
+            }
+            // It says all there is to say: flags, base, target.
+            words.extend(["-t".to_owned(), token.clone()]);
+            return Ok(words);
         }
         for (wanted, can, flag) in [
             (spec.large_blocks, self.dialect.large_blocks, "-L"),
@@ -72,18 +83,47 @@ impl ZfsStore {
         Ok(words)
     }
 
-    /// A missing snapshot is said before the first byte, not by a stream that breaks off.
-    fn refuse_missing(&self, spec: &SendSpec) -> Result<()> {
+    /// A missing snapshot is said before the first byte, not by a stream that breaks off. Returns the
+    /// guid of the one to send.
+    fn refuse_missing(&self, spec: &SendSpec) -> Result<Guid> {
         let mut names = vec![spec.to.clone()];
         if let Some(SendBase::Snapshot(base)) = &spec.from {
             names.push(base.clone());
         }
         let found = self.find_snapshots(&names)?;
-        match names.iter().find(|name| !found.contains_key(*name)) {
-            None => Ok(()),
-            Some(name) => Err(StoreError::NoSnapshot { name: name.to_string() }),
+        if let Some(name) = names.iter().find(|name| !found.contains_key(*name)) {
+            return Err(StoreError::NoSnapshot { name: name.to_string() });
+        }
+        Ok(found[&spec.to].guid)
+    }
+}
+
+/// A token comes from the peer: it has to be of the very send that it is to go on with.
+fn check_token(spec: &SendSpec, to: Guid) -> Result<()> {
+    let Some(token) = &spec.resume else {
+        return Ok(());
+    };
+    let bad = |detail: String| StoreError::BadToken { snapshot: spec.to.to_string(), detail };
+    let token: ResumeToken = token.parse().map_err(|error: TokenError| bad(error.to_string()))?;
+    if token.to_guid != to.0 {
+        return Err(bad(format!("it is of {} with guid {}", token.to_name, token.to_guid)));
+    }
+    for (flag, has, wanted) in [
+        ("-c", token.compress_ok, spec.compressed),
+        ("-L", token.large_block_ok, spec.large_blocks),
+        ("-w", token.raw_ok, spec.raw),
+        ("-i", token.from_guid.is_some(), spec.from.is_some()),
+    ] {
+        if has != wanted {
+            let with = |yes| if yes { "with" } else { "without" };
+            return Err(bad(format!(
+                "it is of a send {} {flag}, asked for is one {}",
+                with(has),
+                with(wanted)
+            )));
         }
     }
+    Ok(())
 }
 
 /// The `size` line of `zfs send -nP`, which is on stdout since 0.8 and on stderr before.

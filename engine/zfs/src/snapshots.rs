@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flocker_store::store::Result;
 use flocker_store::{
-    Bookmark, BookmarkName, DatasetName, Guid, Inventory, Snapshot, SnapshotName, SnapshotSpec,
-    StoreError,
+    Bookmark, BookmarkName, DatasetName, Guid, Inventory, Partial, Snapshot, SnapshotName,
+    SnapshotSpec, StoreError,
 };
+use zfs_stream::token::ResumeToken;
 
 use crate::ZfsStore;
 use crate::errors::About;
@@ -54,7 +55,7 @@ impl ZfsStore {
         for row in parse::rows(&finished, 6)? {
             let name = row.str(0);
             if name == dataset.as_str() {
-                inventory.resume_token = row.value(5).map(str::to_owned);
+                inventory.partial = row.value(5).map(partial);
             } else if name.contains('@') {
                 inventory.snapshots.push(snapshot(&row)?);
             } else if name.contains('#') {
@@ -257,6 +258,24 @@ impl ZfsStore {
             }
         }
         Ok(())
+    }
+}
+
+/// What a resume token says of the receive that left it.
+fn partial(token: &str) -> Partial {
+    let read = token.parse::<ResumeToken>();
+    if let Err(error) = &read {
+        tracing::warn!(%error, "what arrived of a receive can only be discarded");
+    }
+    let fields = read.as_ref().ok();
+    Partial {
+        token: token.to_owned(),
+        to: fields.map(|t| Guid(t.to_guid)),
+        from: fields.and_then(|t| t.from_guid).map(Guid),
+        bytes: fields.map_or(0, |t| t.bytes),
+        compressed: fields.is_some_and(|t| t.compress_ok),
+        large_blocks: fields.is_some_and(|t| t.large_block_ok),
+        raw: fields.is_some_and(|t| t.raw_ok),
     }
 }
 

@@ -70,6 +70,10 @@ struct Case {
     dir: tempfile::TempDir,
 }
 
+/// Left by a `zfs receive -s` of a full stream without flags that was cut off.
+const TOKEN: &str = include_str!("../../../tests/golden/resume-token.txt");
+const TOKEN_GUID: u64 = 0x7e9929bacfc5c02c;
+
 const DATASET: &str = "get -Hp -o name,property,value type,guid,used,referenced,readonly tank";
 const LIST: &str =
     "zfs list -Hp -d 1 -t all -o name,guid,createtxg,creation,userrefs,receive_resume_token tank/a";
@@ -108,15 +112,21 @@ fn missing(name: &str) -> String {
 #[test]
 fn an_inventory_is_one_command_and_has_bookmarks_and_the_resume_token() {
     let case = case("exit 1");
-    let lines = "tank/a\t9\t2\t100\t-\t1-abc-de\ntank/a@s2\t12\t20\t200\t0\t-\ntank/a@s1\t11\t10\t100\t2\t-\n\
-                 tank/a#b1\t11\t10\t100\t-\t-\ntank/a/child\t8\t3\t100\t-\t-\n";
-    case.fake.on(LIST, 0, lines, "");
+    let token = TOKEN.trim();
+    let lines = format!(
+        "tank/a\t9\t2\t100\t-\t{token}\ntank/a@s2\t12\t20\t200\t0\t-\ntank/a@s1\t11\t10\t100\t2\t-\n\
+         tank/a#b1\t11\t10\t100\t-\t-\ntank/a/child\t8\t3\t100\t-\t-\n"
+    );
+    case.fake.on(LIST, 0, &lines, "");
     let found = case.store.inventory(&dataset()).unwrap();
     let guids: Vec<u64> = found.snapshots.iter().map(|s| s.guid.0).collect();
     assert_eq!(guids, [11, 12], "oldest first");
     assert_eq!(found.snapshots[0].holds, 2);
     assert_eq!((found.bookmarks[0].guid, found.bookmarks[0].createtxg), (Guid(11), 10));
-    assert_eq!(found.resume_token.as_deref(), Some("1-abc-de"));
+    let partial = found.partial.unwrap();
+    assert_eq!((partial.token.as_str(), partial.to), (token, Some(Guid(TOKEN_GUID))));
+    assert_eq!((partial.from, partial.compressed, partial.raw), (None, false, false));
+    assert!(partial.bytes > 0);
     assert_eq!(case.fake.asked().len(), 1);
     let can = case.store.capabilities();
     assert!(can.bookmarks && can.resumable && can.atomic_group_snapshot && can.receives_modern);
@@ -251,7 +261,14 @@ fn known(case: &Case, names: &str) {
 }
 
 fn send_spec(from: Option<SendBase>) -> SendSpec {
-    SendSpec { from, to: snap("s2"), compressed: true, large_blocks: true, raw: false }
+    SendSpec {
+        from,
+        to: snap("s2"),
+        compressed: true,
+        large_blocks: true,
+        raw: false,
+        resume: None,
+    }
 }
 
 #[test]
@@ -270,6 +287,42 @@ fn a_send_has_the_flags_it_was_asked_for_and_its_estimate_too() {
     assert_eq!(bytes, b"stream");
     let words = fs::read_to_string(case.dir.path().join("words")).unwrap();
     assert_eq!(words.trim(), "send -L -c -i tank/a#b tank/a@s2");
+}
+
+#[test]
+fn a_send_resumes_from_a_token_of_that_very_send_and_from_no_other() {
+    let case = case("echo \"$@\" > words; printf rest");
+    let token = TOKEN.trim();
+    let lines = |guid: u64| {
+        format!(
+            "tank/a@s2\tguid\t{guid}\ntank/a@s2\tcreatetxg\t1\n\
+             tank/a@s2\tcreation\t1\ntank/a@s2\tuserrefs\t0\n"
+        )
+    };
+    case.fake.on(&format!("{SNAPSHOTS} tank/a@s2"), 0, &lines(7), "");
+    case.fake.on(&format!("{SNAPSHOTS} tank/a@s2"), 0, &lines(TOKEN_GUID), "");
+    let plain = SendSpec { compressed: false, large_blocks: false, ..send_spec(None) };
+    let resuming = SendSpec { resume: Some(token.to_owned()), ..plain };
+    let another = case.store.send(&resuming).err().unwrap();
+    assert!(matches!(&another, StoreError::BadToken { .. }), "{another}");
+    assert!(another.to_string().contains(&TOKEN_GUID.to_string()), "{another}");
+    for (spec, what) in [
+        (SendSpec { compressed: true, ..resuming.clone() }, "-c"),
+        (SendSpec { raw: true, ..resuming.clone() }, "-w"),
+        (SendSpec { large_blocks: true, ..resuming.clone() }, "-L"),
+        (SendSpec { resume: Some("1-abc-de".to_owned()), ..resuming.clone() }, "malformed"),
+    ] {
+        let error = case.store.send(&spec).err().unwrap();
+        assert!(matches!(&error, StoreError::BadToken { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    let mut stream = case.store.send(&resuming).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    stream.finish().unwrap();
+    assert_eq!(bytes, b"rest");
+    let words = fs::read_to_string(case.dir.path().join("words")).unwrap();
+    assert_eq!(words.trim(), format!("send -t {token}"));
 }
 
 #[test]
@@ -369,6 +422,27 @@ fn without_commit_the_last_record_never_reaches_zfs() {
     stream.abort().unwrap();
     let got = fs::read(case.dir.path().join("got")).unwrap();
     assert_eq!(got, bytes[..bytes.len() - 312]);
+}
+
+#[test]
+fn a_suspended_receive_keeps_its_part_and_an_aborted_one_does_not() {
+    for keep in [true, false] {
+        let case = case("cat > got; exit 1");
+        let base = "tank/a\t9\t2\t1\t-\t-\ntank/a@s1\t11\t10\t1\t0\t-\n";
+        let partial = base.replacen("\t-\t-\n", &format!("\t-\t{TOKEN}"), 1);
+        case.fake.on(LIST, 0, base, "");
+        case.fake.on(LIST, 0, &partial, "");
+        case.fake.on("zfs receive -A tank/a", 0, "", "");
+        let mut stream = case.store.receive(&receive_spec(Some(11))).unwrap();
+        stream.write_all(&begin(12, 11, Features::NONE)).unwrap();
+        if keep {
+            stream.suspend().unwrap();
+        } else {
+            stream.abort().unwrap();
+        }
+        let discarded = case.fake.asked().contains(&"zfs receive -A tank/a".to_owned());
+        assert_eq!(discarded, !keep);
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn shorten(line: &str) -> String {
         ("message: Message {", "{"),
         ("Failure { remedy: Retry, code: Other, message: \"a fault was injected", "Failure { \""),
         ("DatasetName(", "("),
-        ("resume_token: None", ""),
+        ("partial: None", ""),
         ("bookmarks: [], ", ""),
         ("kind: Filesystem, ", ""),
         ("kind: Directory, ", ""),

@@ -86,6 +86,7 @@ impl Unit {
                 compressed: facts.compressed_send,
                 large_blocks: facts.large_block_send,
                 raw: false,
+                resume: None,
             };
             let offer = StepOffer {
                 transfer: ctx.new_transfer(),

@@ -113,6 +113,7 @@ pub(crate) fn send_spec(from: Option<&str>, to: &str) -> SendSpec {
         compressed: true,
         large_blocks: true,
         raw: false,
+        resume: None,
     }
 }
 

@@ -90,6 +90,7 @@ pub fn full(target: &Snapshot) -> SendSpec {
         compressed: false,
         large_blocks: false,
         raw: false,
+        resume: None,
     }
 }
 
