@@ -45,6 +45,8 @@ pub(crate) fn facts(store: &dyn Store, fencing_hook: bool) -> StoreFacts {
         freeze_for_snapshot: !capabilities.live_snapshot,
         compressed_send: capabilities.compressed_send,
         large_block_send: capabilities.large_block_send,
+        raw: capabilities.raw_send,
+        resumable: capabilities.resumable,
         holds: capabilities.holds,
         atomic_group_snapshot: capabilities.atomic_group_snapshot,
         fencing_hook,

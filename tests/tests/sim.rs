@@ -115,7 +115,14 @@ fn check_coverage(coverage: &Coverage, seeds: u64) {
         let how = format!("failed over: {how}");
         assert!(coverage.faults.iter().any(|(k, n)| **k == *how && *n > 0), "never {how}");
     }
-    for what in ["false word", "set aside", "drill", "killed by its lease's end", "host stopped"] {
+    for what in [
+        "false word",
+        "set aside",
+        "drill",
+        "killed by its lease's end",
+        "host stopped",
+        "receive resumed",
+    ] {
         assert!(coverage.faults.get(what).is_some_and(|n| *n > 0), "no {what}");
     }
     let moves = coverage.migrations;

@@ -135,6 +135,7 @@ pub(crate) mod samples {
                 dataset: dataset("data/db"),
                 kind: DatasetKind::Directory,
                 modern_streams: true,
+                raw: false,
             }],
             policy: Policy::Rpo(1000),
             paused: false,

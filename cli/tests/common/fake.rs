@@ -120,6 +120,7 @@ pub(crate) fn view() -> NodeView {
             dataset: DatasetName::new("vault/data/db").unwrap(),
             kind: DatasetKind::Directory,
             modern_streams: true,
+            raw: false,
         }],
         policy: Policy::Rpo(1000),
         paused: false,

@@ -65,6 +65,14 @@ pub enum FailureCode {
     Other,
 }
 
+impl FailureCode {
+    /// It has to do with the moment or the link, not with what was asked for.
+    pub(crate) fn is_passing(self) -> bool {
+        use FailureCode as C;
+        matches!(self, C::ConnectionLost | C::TimedOut | C::Cancelled | C::Busy | C::NoSpace)
+    }
+}
+
 /// Something that did not work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

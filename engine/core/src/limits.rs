@@ -139,3 +139,7 @@ pub(crate) const TIDY_EVERY_MS: u64 = 10_000;
 /// For how long the new primary takes no snapshot after it came up, at most half of an RPO: until its
 /// first writes the old primary has all there is.
 pub(crate) const CALM_ROUND_MS: u64 = 500;
+
+/// Steps expected to bring at least this, bytes, are received resumably. A smaller one is sent again
+/// sooner than what is left of it could be looked at.
+pub(crate) const RESUMABLE_BYTES: u64 = 16 << 20;

@@ -32,6 +32,8 @@ pub struct VolumeIntro {
     pub kind: DatasetKind,
     /// Its streams are in OpenZFS's dialect, which zfs-fuse cannot receive as a filesystem.
     pub modern_streams: bool,
+    /// Its streams are raw, for good: encrypted blocks as they are on disk.
+    pub raw: bool,
 }
 
 /// One send, as it is offered.
@@ -55,6 +57,10 @@ pub struct StepOffer {
     pub fuzzy: bool,
     /// The source is stopped and fenced: what comes after this is the change of primary.
     pub last: bool,
+    /// It is long enough to be worth going on with, should it break off.
+    pub resumable: bool,
+    /// The stream goes on with what an earlier receive has left.
+    pub resumes: bool,
 }
 
 /// What a standby reports of one volume.

@@ -4,7 +4,7 @@
 //! source must be the *newest* snapshot of the receiving dataset: anything newer there belongs to
 //! somebody, and is never destroyed.
 
-use flocker_store::{Guid, Inventory, SendBase};
+use flocker_store::{Guid, Inventory, Partial, SendBase, Snapshot};
 
 /// How a replica is brought to a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,22 @@ pub fn find_base(source: &Inventory, guid: Guid) -> Option<(SendBase, u64)> {
     Some((SendBase::Bookmark(bookmark.name.clone()), bookmark.createtxg))
 }
 
+/// The snapshot of `source` that an interrupted receive on the other side goes on to, if it can: the very
+/// one it was begun with, from the base that the receiver still has.
+pub fn resumable<'a>(
+    source: &'a Inventory,
+    partial: &Partial,
+    base: Option<Guid>,
+) -> Option<&'a Snapshot> {
+    let to = source.snapshot(partial.to?)?;
+    let based = match (partial.from, base) {
+        (None, None) => true,
+        (Some(from), Some(base)) => from == base && find_base(source, from).is_some(),
+        _ => false,
+    };
+    based.then_some(to)
+}
+
 /// Plans the send that brings `target` to the snapshot `to` of `source`.
 ///
 /// `target` is `None` where the receiving dataset does not exist.
@@ -82,7 +98,9 @@ pub fn plan(source: &Inventory, target: Option<&Inventory>, to: Guid) -> Result<
         return Ok(Plan::Full);
     };
     let Some(newest) = target.latest() else {
-        return Err(Conflict::Occupied);
+        // An interrupted full receive is nothing yet, and nobody's.
+        let nothing = target.partial.is_some();
+        return if nothing { Ok(Plan::Full) } else { Err(Conflict::Occupied) };
     };
     if newest.guid == to {
         return Ok(Plan::UpToDate);
@@ -106,7 +124,7 @@ pub fn plan(source: &Inventory, target: Option<&Inventory>, to: Guid) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flocker_store::{Bookmark, DatasetName, Snapshot};
+    use flocker_store::{Bookmark, DatasetName};
     use proptest::prelude::*;
 
     /// `"@1 @2 #3"`: snapshots and bookmarks whose guid is the number, in order of creation.
@@ -182,6 +200,41 @@ mod tests {
     fn sides_without_a_common_snapshot_are_a_conflict() {
         assert!(matches!(check("@1 @2", Some("@8 @9"), 2), Err(Conflict::NoCommonBase { .. })));
         assert_eq!(check("@1", Some(""), 1), Err(Conflict::Occupied));
+    }
+
+    #[test]
+    fn what_an_interrupted_full_receive_left_is_not_in_the_way_of_a_full_send() {
+        let mut target = side("t", "");
+        target.partial = Some(left(None, Some(1)));
+        assert_eq!(plan(&side("s", "@1"), Some(&target), Guid(1)), Ok(Plan::Full));
+    }
+
+    #[test]
+    fn an_interrupted_receive_goes_on_to_its_own_target_from_its_own_base_or_not_at_all() {
+        let source = side("s", "#1 @2 @3");
+        let goes_on = |from, to, base: Option<u64>| {
+            resumable(&source, &left(from, to), base.map(Guid)).map(|s| s.guid.0)
+        };
+        assert_eq!(goes_on(None, Some(2), None), Some(2));
+        assert_eq!(goes_on(Some(1), Some(2), Some(1)), Some(2), "from a bookmark, too");
+        assert_eq!(goes_on(Some(2), Some(3), Some(2)), Some(3));
+        assert_eq!(goes_on(Some(1), Some(9), Some(1)), None, "its target is gone here");
+        assert_eq!(goes_on(Some(7), Some(3), Some(7)), None, "its base is gone here");
+        assert_eq!(goes_on(Some(1), Some(3), Some(2)), None, "the standby is elsewhere by now");
+        assert_eq!(goes_on(None, Some(3), Some(2)), None);
+        assert_eq!(goes_on(None, None, None), None, "nobody can read its token");
+    }
+
+    fn left(from: Option<u64>, to: Option<u64>) -> Partial {
+        Partial {
+            token: "1-a-b-c".into(),
+            to: to.map(Guid),
+            from: from.map(Guid),
+            bytes: 5,
+            compressed: false,
+            large_blocks: false,
+            raw: false,
+        }
     }
 
     #[test]

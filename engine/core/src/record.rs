@@ -80,6 +80,9 @@ pub struct VolumeRecord {
     pub kind: DatasetKind,
     /// It came here in OpenZFS's dialect, which zfs-fuse cannot receive as a filesystem.
     pub modern_streams: bool,
+    /// Its streams are raw, for good and in both directions: decided by what the volume was when its
+    /// protection began. One stream of the other sort would end the lineage of the raw ones.
+    pub raw: bool,
 }
 
 /// The signal that asks a workload to stop.

@@ -17,6 +17,7 @@ fn unit(id: u128, number: u64) -> UnitRecord {
         dataset: DatasetName::new("tank/db").unwrap(),
         kind: DatasetKind::Directory,
         modern_streams: true,
+        raw: false,
     }];
     let epoch = Epoch { number, owner: fingerprint(1), attempt };
     let role = Role::Leaving { attempt, target: fingerprint(2) };

@@ -61,7 +61,7 @@ fn into_store(
     let stream = writer.inner;
     match received {
         Ok(_) if live.cancel.is_cancelled() => {
-            abort(stream);
+            suspend(stream);
             Err(ending::cancelled())
         }
         Ok(_) => {
@@ -76,11 +76,8 @@ fn into_store(
         }
         // The store refused a write; what it says at the end is why.
         Err(ReceiveError::Write { .. }) => commit(stream).map(Taken::Early),
-        Err(error) if live.cancel.is_cancelled() => {
-            abort(stream);
-            Err(ending::of_receive(&error))
-        }
-        // The link broke, or the sender did: what has arrived is good, and the next send may go on from it.
+        // The link broke, the sender did, or somebody made room for a newer offer: what has arrived is
+        // good, and the next send may go on from it.
         Err(error) => {
             suspend(stream);
             Err(ending::of_receive(&error))

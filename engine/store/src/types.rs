@@ -58,6 +58,8 @@ pub struct DatasetInfo {
     pub mounted_at: Option<PathBuf>,
     /// Whether the store lets its live data be written now.
     pub writable: bool,
+    /// Its data is encrypted: it leaves this store as it is on disk (raw) or not at all.
+    pub encrypted: bool,
 }
 
 /// A snapshot.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
 use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
@@ -29,8 +30,9 @@ impl ZfsStore {
             return Ok(Some(path));
         }
         let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
+        self.discard_any_partial(dataset)?;
         if now["type"].value != "filesystem" {
-            return Ok(None);
+            return self.activate_zvol(dataset, &now["readonly"]).map(Some);
         }
         let own = mounts::own()?;
         let mounted = own.iter().find(|mount| mount.is_live_of(dataset));
@@ -50,6 +52,51 @@ impl ZfsStore {
         };
         self.check_mounted(dataset, &path)?;
         Ok(Some(path))
+    }
+
+    /// What an interrupted receive left would go on with a lineage that ends here.
+    fn discard_any_partial(&self, dataset: &DatasetName) -> Result<()> {
+        if !self.dialect.resumable {
+            return Ok(());
+        }
+        let left = self.native(dataset, &["receive_resume_token"])?;
+        match left["receive_resume_token"].value.as_str() {
+            "-" | "" => Ok(()),
+            _ => self.discard_partial(dataset),
+        }
+    }
+
+    /// Makes a zvol writable and waits for its device node, which udev makes in its own time.
+    fn activate_zvol(&self, dataset: &DatasetName, readonly: &Native) -> Result<PathBuf> {
+        if !readonly.is_set_to("off") {
+            self.remember(dataset, WAS_READONLY, readonly)?;
+            self.set_and_ignore_status(dataset, "readonly=off")?;
+            let now = self.native(dataset, &["readonly"])?;
+            if now["readonly"].value != "off" {
+                return Err(StoreError::Output {
+                    command: format!("zfs get readonly {dataset}"),
+                    detail: format!("readonly is still {}", now["readonly"].value),
+                });
+            }
+        }
+        let path = node_of(dataset);
+        let deadline = Instant::now() + NODE_LIMIT;
+        let mut pause = Duration::from_millis(5);
+        while !is_block_device(&path) {
+            if Instant::now() >= deadline {
+                return Err(StoreError::Io {
+                    context: format!(
+                        "{} did not appear within {} s (is udev running, and volmode of {dataset} not none?)",
+                        path.display(),
+                        NODE_LIMIT.as_secs()
+                    ),
+                    source: io::ErrorKind::TimedOut.into(),
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        Ok(path)
     }
 
     /// Mounts what was looked at before, and sees whether it came out as expected; what was asked then is
@@ -207,6 +254,19 @@ impl ZfsStore {
             .collect();
         self.change_user_properties(dataset, &changes)
     }
+}
+
+/// How long udev may take to make the node of a zvol.
+const NODE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where a zvol is reachable; `zvol_id` of OpenZFS writes a space as `+`.
+fn node_of(zvol: &DatasetName) -> PathBuf {
+    Path::new("/dev/zvol").join(zvol.as_str().replace(' ', "+"))
+}
+
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// A mount hides what lies under it, and OpenZFS mounts over it without a word (`overlay=on`).

@@ -18,7 +18,9 @@ use crate::mounts::{self, Mount};
 use crate::parse;
 
 /// Columns of [`DatasetInfo`].
-const COLUMNS: &str = "type,guid,used,referenced,readonly";
+const COLUMNS: &str = "type,guid,used,referenced,readonly,encryption";
+/// The same where there is no encryption.
+const COLUMNS_FUSE: &str = "type,guid,used,referenced,readonly";
 
 /// Datasets asked about in one command, so that its words stay below the system's limit.
 const BATCH: usize = 200;
@@ -66,7 +68,8 @@ impl ZfsStore {
         let Some(first) = names.first() else {
             return Ok(Vec::new());
         };
-        let mut args = vec!["get", "-Hp", "-o", "name,property,value", COLUMNS];
+        let columns = if self.dialect.fuse { COLUMNS_FUSE } else { COLUMNS };
+        let mut args = vec!["get", "-Hp", "-o", "name,property,value", columns];
         args.extend(names.iter().map(DatasetName::as_str));
         let finished = self.zfs(&args, About::dataset(first))?;
         let mut values: BTreeMap<&str, BTreeMap<&str, parse::Row<'_>>> = BTreeMap::new();
@@ -97,6 +100,9 @@ impl ZfsStore {
                     DatasetKind::Zvol => !readonly,
                     _ => mount.is_some_and(|mount| !mount.readonly),
                 },
+                encrypted: of
+                    .get("encryption")
+                    .is_some_and(|row| !matches!(row.str(2), "off" | "-")),
             });
         }
         Ok(found)

@@ -138,14 +138,14 @@ impl Dialect {
 
     /// The same in the words of the trait.
     pub(crate) fn capabilities(&self) -> Capabilities {
-        let mut replica_kinds = vec![DatasetKind::Filesystem];
+        let mut kinds = vec![DatasetKind::Filesystem];
         if self.zvols {
-            replica_kinds.push(DatasetKind::Zvol);
+            kinds.push(DatasetKind::Zvol);
         }
         Capabilities {
             version: self.version.clone(),
-            live_kinds: vec![DatasetKind::Filesystem],
-            replica_kinds,
+            live_kinds: kinds.clone(),
+            replica_kinds: kinds,
             bookmarks: self.bookmarks,
             holds: true,
             resumable: self.resumable,

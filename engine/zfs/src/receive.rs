@@ -178,7 +178,7 @@ impl ZfsStore {
         }
     }
 
-    fn discard_partial(&self, dataset: &DatasetName) -> Result<()> {
+    pub(crate) fn discard_partial(&self, dataset: &DatasetName) -> Result<()> {
         self.zfs(&["receive", "-A", dataset.as_str()], About::dataset(dataset)).map(drop)
     }
 }

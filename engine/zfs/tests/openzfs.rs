@@ -74,7 +74,8 @@ struct Case {
 const TOKEN: &str = include_str!("../../../tests/golden/resume-token.txt");
 const TOKEN_GUID: u64 = 0x7e9929bacfc5c02c;
 
-const DATASET: &str = "get -Hp -o name,property,value type,guid,used,referenced,readonly tank";
+const DATASET: &str =
+    "get -Hp -o name,property,value type,guid,used,referenced,readonly,encryption tank";
 const LIST: &str =
     "zfs list -Hp -d 1 -t all -o name,guid,createtxg,creation,userrefs,receive_resume_token tank/a";
 const SNAPSHOTS: &str = "zfs get -Hp -o name,property,value guid,createtxg,creation,userrefs";
@@ -88,7 +89,14 @@ fn case(script: &str) -> Case {
     let fake = Arc::new(Fake { script: path, ..Fake::default() });
     fake.on("zfs version", 0, "zfs-2.3.9-0+deb13u1\nzfs-kmod-2.3.9-0+deb13u1\n", "");
     fake.on("zpool list -H -o name", 0, "tank\n", "");
-    let info = ["type\tfilesystem", "guid\t1", "used\t2", "referenced\t3", "readonly\toff"];
+    let info = [
+        "type\tfilesystem",
+        "guid\t1",
+        "used\t2",
+        "referenced\t3",
+        "readonly\toff",
+        "encryption\toff",
+    ];
     let lines: String = info.iter().map(|line| format!("tank\t{line}\n")).collect();
     fake.on(&format!("zfs {DATASET}"), 0, &lines, "");
     let root = DatasetName::new("tank").unwrap();

@@ -171,7 +171,7 @@ impl Machine {
         let owner = fingerprint_of(0);
         let epoch = Epoch { number: 1, owner, attempt: AttemptId { issuer: owner, number: 0 } };
         let kind = DatasetKind::Filesystem;
-        let volume = VolumeRecord { id: VOLUME, dataset, kind, modern_streams: true };
+        let volume = VolumeRecord { id: VOLUME, dataset, kind, modern_streams: true, raw: false };
         let policy = Policy::Every(24 * 3_600_000);
         let mut record = UnitRecord::new(UNIT, "db".into(), vec![volume], policy, epoch, role);
         record.workload = Some(WorkloadRecord::process(vec!["db".into()]));
@@ -252,6 +252,8 @@ impl Machine {
             freeze_for_snapshot: false,
             compressed_send: false,
             large_block_send: false,
+            raw: false,
+            resumable: false,
             holds: true,
             atomic_group_snapshot: true,
             fencing_hook: false,

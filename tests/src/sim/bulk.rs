@@ -123,8 +123,12 @@ impl World {
             let failure = Failure::new(Remedy::Operator, FailureCode::NotGranted, words);
             return self.refuse_bulk(transfer, failure);
         }
+        self.hosts[to].store.begin_receive(&spec, &stream);
         if let Some(bulk) = self.bulks.get_mut(&transfer) {
             bulk.receiver = Some(boot);
+            if stream.resumes.is_some() {
+                self.coverage.fault("receive resumed");
+            }
         }
         let takes_ms = 2 + bytes / self.scenario.net.bytes_per_ms + self.rng.range(0, 10);
         let breaks = !self.healing && self.rng.chance_ppm(self.scenario.net.bulk_break_ppm);
@@ -273,6 +277,9 @@ impl World {
             };
             if bulk.to == node && bulk.whole && self.rng.one_in(2) {
                 let _ = self.commit_bulk(transfer);
+            } else if let (true, false, Some(boot)) = (bulk.to == node, bulk.whole, bulk.receiver) {
+                let stream = bulk.stream.clone();
+                self.leave_partial(node, boot, transfer, &stream);
             }
             self.break_bulk(transfer, "the peer died");
             if let Some(bulk) = self.bulks.get_mut(&transfer) {
@@ -354,6 +361,10 @@ impl World {
             }
             if bulk.to == node && bulk.receiver == Some(boot) {
                 bulk.receiver = None;
+                if outcome.is_err() && !bulk.whole {
+                    let stream = bulk.stream.clone();
+                    self.leave_partial(node, boot, transfer, &stream);
+                }
             }
         }
         let open = self.life_mut(node, boot).is_some_and(|life| {
@@ -366,6 +377,14 @@ impl World {
             let wire_bytes = stream_bytes;
             let input = Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes };
             self.input(node, input);
+        }
+    }
+
+    /// A receive that broke off keeps what arrived, where its spec said so.
+    fn leave_partial(&mut self, node: usize, boot: u64, transfer: TransferId, stream: &Stream) {
+        let expected = self.life_mut(node, boot).and_then(|life| life.expected.get(&transfer));
+        if let Some(spec) = expected.map(|e| e.spec.clone()) {
+            self.hosts[node].store.break_off(&spec, stream);
         }
     }
 

@@ -324,6 +324,8 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         freeze_for_snapshot: scenario.kind == DatasetKind::Directory,
         compressed_send: false,
         large_block_send: false,
+        raw: false,
+        resumable: scenario.resumable,
         holds: scenario.holds,
         atomic_group_snapshot: true,
         fencing_hook: scenario.fencing_hook,

@@ -70,6 +70,8 @@ pub struct Scenario {
     pub kind: DatasetKind,
     /// Whether it can hold snapshots.
     pub holds: bool,
+    /// Whether an interrupted receive keeps what arrived.
+    pub resumable: bool,
     /// When units are replicated.
     pub policy: Policy,
     /// The primary needs a lease of this length, milliseconds.
@@ -176,6 +178,7 @@ impl Scenario {
             false_words: !calm && rng.one_in(12) && nodes == 2,
             model_bug: None,
             planted: None,
+            resumable: rng.one_in(2),
         }
     }
 

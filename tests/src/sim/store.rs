@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use flocker_core::record::Mirror;
 use flocker_store::{
-    Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder, Inventory, ReceiveSpec,
-    SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
+    Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder, Inventory, Partial,
+    ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
 };
 
 use super::content::Content;
@@ -91,8 +91,24 @@ pub struct Stream {
     pub content: Content,
     /// Its length.
     pub bytes: u64,
+    /// The token of what it goes on with.
+    pub resumes: Option<String>,
     /// When the snapshot was taken, by the sender's clock: it stays with it.
     pub creation_unix_s: i64,
+}
+
+/// What is left of an interrupted receive.
+#[derive(Debug, Clone)]
+pub struct Left {
+    to: Guid,
+    from: Option<Guid>,
+    bytes: u64,
+}
+
+impl Left {
+    fn token(&self) -> String {
+        format!("{}-{}", self.to, self.bytes)
+    }
 }
 
 /// One node's store.
@@ -100,6 +116,8 @@ pub struct Stream {
 pub struct Store {
     /// By name.
     pub datasets: BTreeMap<DatasetName, Dataset>,
+    /// What interrupted receives have left, by the dataset they went to, which need not exist otherwise.
+    pub partials: BTreeMap<DatasetName, Left>,
     /// Nothing more fits.
     pub full: bool,
     next_guid: u64,
@@ -117,7 +135,13 @@ fn no_snapshot(name: &SnapshotName) -> StoreError {
 impl Store {
     /// An empty store whose guids begin with `guid_base`, so that no two stores share one.
     pub fn new(guid_base: u64) -> Self {
-        Self { datasets: BTreeMap::new(), full: false, next_guid: guid_base, txg: 1 }
+        Self {
+            datasets: BTreeMap::new(),
+            partials: BTreeMap::new(),
+            full: false,
+            next_guid: guid_base,
+            txg: 1,
+        }
     }
 
     fn fresh_guid(&mut self) -> Guid {
@@ -178,6 +202,8 @@ impl Store {
         }
         let at = old.snapshots.iter().position(|s| s.short == keep.short());
         let at = at.ok_or_else(|| no_snapshot(keep))?;
+        self.partials.remove(name);
+        let old = self.dataset(name)?;
         let kept = &old.snapshots[at];
         if at + 1 == old.snapshots.len() && old.live.stamp() == kept.content.stamp() {
             return Ok(false);
@@ -209,7 +235,33 @@ impl Store {
 
     /// What `Action::Inspect` reports of a dataset that exists.
     pub fn inspect(&self, name: &DatasetName) -> Option<(DatasetInfo, Inventory, Option<Mirror>)> {
-        let dataset = self.datasets.get(name)?;
+        let partial = self.partials.get(name).map(|left| Partial {
+            token: left.token(),
+            to: Some(left.to),
+            from: left.from,
+            bytes: left.bytes,
+            compressed: false,
+            large_blocks: false,
+            raw: false,
+        });
+        let Some(dataset) = self.datasets.get(name) else {
+            // Of a full stream: the dataset exists, and there is nothing in it yet.
+            let info = DatasetInfo {
+                name: name.clone(),
+                guid: Guid(1),
+                kind: DatasetKind::Filesystem,
+                used_bytes: 0,
+                referenced_bytes: 0,
+                mounted_at: None,
+                writable: false,
+                encrypted: false,
+            };
+            return Some((
+                info,
+                Inventory { partial: Some(partial?), ..Inventory::default() },
+                None,
+            ));
+        };
         let info = DatasetInfo {
             name: name.clone(),
             guid: dataset.guid,
@@ -218,6 +270,7 @@ impl Store {
             referenced_bytes: dataset.live.bytes(),
             mounted_at: dataset.mounted.then(|| path_of(name)),
             writable: dataset.can_be_written(),
+            encrypted: false,
         };
         let inventory = Inventory {
             snapshots: dataset
@@ -225,6 +278,7 @@ impl Store {
                 .iter()
                 .filter_map(|s| Self::snapshot_as_reported(name, s))
                 .collect(),
+            partial,
             ..Inventory::default()
         };
         Some((info, inventory, self.claim(name)))
@@ -363,6 +417,7 @@ impl Store {
     /// # Errors
     /// No such dataset.
     pub fn activate(&mut self, name: &DatasetName) -> Result<PathBuf> {
+        self.partials.remove(name);
         let dataset = self.dataset_mut(name)?;
         dataset.writable = true;
         dataset.mounted = true;
@@ -389,14 +444,22 @@ impl Store {
             }
         };
         let before = base.map_or(0, |b| b.content.bytes());
+        if let Some(token) = &spec.resume
+            && !token.starts_with(&format!("{}-", to.guid))
+        {
+            let detail = format!("{token} is of another snapshot");
+            return Err(StoreError::BadToken { snapshot: spec.to.to_string(), detail });
+        }
+        let has = spec.resume.as_ref().and_then(|t| t.split_once('-')?.1.parse().ok()).unwrap_or(0);
         Ok(Stream {
+            resumes: spec.resume.clone(),
             from: base.map(|b| b.guid),
             to: to.guid,
             kind: dataset.kind,
             fuzzy: to.fuzzy,
             content: to.content.clone(),
             creation_unix_s: to.creation_unix_s,
-            bytes: STREAM_OVERHEAD_BYTES + to.content.bytes().saturating_sub(before),
+            bytes: STREAM_OVERHEAD_BYTES + to.content.bytes().saturating_sub(before + has),
         })
     }
 
@@ -416,11 +479,34 @@ impl Store {
             return Err(damaged("it starts from another base than announced"));
         }
         self.room(&spec.dataset)?;
+        if let Some(token) = &stream.resumes {
+            let left = self.partials.get(&spec.dataset);
+            if left.is_none_or(|left| left.token() != *token) {
+                return Err(damaged("it goes on with what is not there"));
+            }
+        }
         match (self.datasets.get(&spec.dataset), stream.from) {
             (None, None) => Ok(()),
             (Some(_), None) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
             (None, Some(_)) => Err(no_dataset(&spec.dataset)),
             (Some(dataset), Some(base)) => check_increment(spec, dataset, base),
+        }
+    }
+
+    /// A receive begins: what an earlier one has left is gone on with or is gone.
+    pub fn begin_receive(&mut self, spec: &ReceiveSpec, stream: &Stream) {
+        if stream.resumes.is_none() {
+            self.partials.remove(&spec.dataset);
+        }
+    }
+
+    /// A receive broke off somewhere on its way.
+    pub fn break_off(&mut self, spec: &ReceiveSpec, stream: &Stream) {
+        if spec.resumable {
+            let before = self.partials.get(&spec.dataset).map_or(0, |left| left.bytes);
+            let bytes = before + stream.bytes / 2;
+            let left = Left { to: stream.to, from: stream.from, bytes };
+            self.partials.insert(spec.dataset.clone(), left);
         }
     }
 
@@ -430,6 +516,7 @@ impl Store {
     /// As [`Store::check_receive`]; the dataset is then at its last good snapshot.
     pub fn commit_receive(&mut self, spec: &ReceiveSpec, stream: &Stream) -> Result<Snapshot> {
         self.check_receive(spec, stream)?;
+        self.partials.remove(&spec.dataset);
         self.txg += 1;
         let snap = Snap {
             short: spec.snapshot.short().to_owned(),

@@ -16,7 +16,7 @@ mod report;
 
 use std::collections::BTreeMap;
 
-use flocker_store::{DatasetKind, DatasetName, ReceiveSpec, SendSpec, Snapshot};
+use flocker_store::{DatasetKind, DatasetName, Partial, ReceiveSpec, SendSpec, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -291,10 +291,23 @@ pub struct StoreFacts {
     pub compressed_send: bool,
     /// `send -L` is available here.
     pub large_block_send: bool,
+    /// Raw streams (`send -w`) can be sent and received here.
+    pub raw: bool,
+    /// An interrupted receive keeps what arrived.
+    pub resumable: bool,
     /// Holds are available here.
     pub holds: bool,
     /// Snapshots of several datasets of one pool are one moment.
     pub atomic_group_snapshot: bool,
     /// The local configuration names a fencing hook.
     pub fencing_hook: bool,
+}
+
+impl StoreFacts {
+    /// Whether a send with the flags of this interrupted receive can be made here.
+    pub(crate) fn resumes(&self, partial: &Partial) -> bool {
+        self.resumable
+            && (self.compressed_send || !partial.compressed)
+            && (self.large_block_send || !partial.large_blocks)
+    }
 }

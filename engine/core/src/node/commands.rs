@@ -320,6 +320,7 @@ impl Node {
                 dataset,
                 kind: info.kind,
                 modern_streams,
+                raw: info.encrypted,
             })
             .collect();
         let epoch = Epoch { number: 1, owner: self.config.fingerprint, attempt };

@@ -123,6 +123,7 @@ impl Node {
                 dataset,
                 kind: v.kind,
                 modern_streams: v.modern_streams,
+                raw: v.raw,
             })
             .collect();
         let role = Role::Following { source: peer };

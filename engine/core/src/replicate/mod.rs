@@ -19,13 +19,15 @@ mod stepback;
 
 use std::collections::BTreeSet;
 
-use flocker_store::{Guid, Inventory, SendSpec, Snapshot};
+use flocker_store::{Guid, Inventory, Partial, SendSpec, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId, VolumeId};
 use crate::io::{Action, Effect, Reply, RoundReport};
-use crate::limits::{BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, ROUND_GAP_MS};
+use crate::limits::{
+    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES, ROUND_GAP_MS,
+};
 use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
 use crate::node::PlantedBug;
 use crate::plan::{self, Plan};
@@ -78,6 +80,10 @@ pub(crate) struct Replica {
     pub(crate) state: State,
     /// The newest snapshot each volume has there, by its own word. `None`: to be asked.
     pub(crate) bases: Option<Vec<Option<Guid>>>,
+    /// What an interrupted receive left there, of each volume. Empty with `bases`: not heard of.
+    partials: Vec<Option<Partial>>,
+    /// The target of an interrupted receive that could not be gone on with, though the link held.
+    spoilt: Option<Guid>,
     /// Every snapshot that may be its newest by now: its last word, and what was sent since, whose
     /// word may have been lost. `None`: nothing was heard since our start, so it may be any.
     pub(crate) candidates: Option<BTreeSet<Guid>>,
@@ -166,6 +172,8 @@ impl Replica {
             peer,
             state: State::Offline,
             bases: None,
+            partials: Vec::new(),
+            spoilt: None,
             candidates: None,
             equal: None,
             protect_request: None,
@@ -276,6 +284,7 @@ impl Replica {
         let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
         let mut needed: Vec<Guid> = base.into_iter().collect();
         needed.extend(self.candidates.iter().flatten());
+        needed.extend(self.partials.get(volume).and_then(|p| p.as_ref()?.to));
         if let State::Round(round) = &self.state {
             needed.extend(round.targets.get(volume).map(|t| t.guid));
             if round.volume == volume {
@@ -283,6 +292,15 @@ impl Replica {
             }
         }
         needed
+    }
+
+    /// Whether the next step may be long enough to be worth going on with when it breaks off.
+    fn is_long(&self, now: Now, full: bool) -> bool {
+        let expected = match (self.written_per_second, self.lag_ms(now)) {
+            (Some(per_second), Some(lag_ms)) => per_second.saturating_mul(lag_ms) / 1000,
+            _ => u64::MAX,
+        };
+        full || expected >= RESUMABLE_BYTES
     }
 
     /// It said what it has: whatever else was sent to it did not arrive, or is older.
@@ -448,7 +466,7 @@ impl Unit {
         if *was_primary {
             return self.ask_to_step_back(ctx, peer, &theirs.clone());
         }
-        let mut bases = Vec::new();
+        let (mut bases, mut partials) = (Vec::new(), Vec::new());
         for (volume, inventory) in self.record.volumes.iter().zip(ours) {
             let Some(survey) = theirs.iter().find(|s| s.volume == volume.id) else {
                 let text = format!("{} said nothing of {}", ctx.peer_name(peer), volume.dataset);
@@ -456,7 +474,10 @@ impl Unit {
                 return self.round_failed(ctx, peer, failure);
             };
             match common_base(inventory, survey.inventory.as_ref()) {
-                Ok(base) => bases.push(base),
+                Ok(base) => {
+                    bases.push(base);
+                    partials.push(survey.inventory.as_ref().and_then(|i| i.partial.clone()));
+                }
                 Err(conflict) => {
                     let text = format!(
                         "{} cannot be replicated to {}: {conflict}",
@@ -470,6 +491,7 @@ impl Unit {
         }
         if let Some(replica) = self.replicas.get_mut(&peer) {
             replica.heard(bases);
+            replica.partials = partials;
             replica.state = State::Idle;
             self.upkeep.tidy_due = true;
         }
@@ -568,6 +590,7 @@ impl Unit {
             kind: v.kind,
             // A vault sends a replica on in the dialect in which it came.
             modern_streams: ctx.config.store.modern_streams.unwrap_or(v.modern_streams),
+            raw: v.raw,
         });
         Body::Intro {
             name: self.record.name.clone(),
@@ -666,6 +689,7 @@ fn common_base(
         return match theirs {
             None => Ok(None),
             Some(i) => match i.latest() {
+                None if i.partial.is_some() => Ok(None),
                 None => Err(plan::Conflict::Occupied),
                 Some(s) => match plan::find_base(ours, s.guid) {
                     Some(_) => Ok(Some(s.guid)),

@@ -66,7 +66,8 @@ impl Unit {
         last: bool,
     ) -> Result<Option<(usize, Step)>, Failure> {
         let lost = || Failure::new(Remedy::Replan, FailureCode::NoBase, "the inventory is stale");
-        let bases = self.replicas.get(&peer).and_then(|r| r.bases.as_ref()).ok_or_else(lost)?;
+        let replica = self.replicas.get(&peer).ok_or_else(lost)?;
+        let bases = replica.bases.as_ref().ok_or_else(lost)?;
         let ours = self.local.inventories.as_ref().ok_or_else(lost)?;
         for volume in first..self.record.volumes.len() {
             let to = targets.get(volume).ok_or_else(lost)?;
@@ -80,15 +81,16 @@ impl Unit {
                 Some(guid) => Some(plan::find_base(inventory, guid).ok_or_else(lost)?.0),
             };
             let facts = &ctx.config.store;
-            let spec = SendSpec {
+            let raw = self.record.volumes[volume].raw;
+            let mut spec = SendSpec {
                 from,
                 to: to.name.clone(),
                 compressed: facts.compressed_send,
                 large_blocks: facts.large_block_send,
-                raw: false,
+                raw,
                 resume: None,
             };
-            let offer = StepOffer {
+            let mut offer = StepOffer {
                 transfer: ctx.new_transfer(),
                 volume: self.record.volumes[volume].id,
                 from: base,
@@ -98,7 +100,25 @@ impl Unit {
                 estimate_bytes: None,
                 fuzzy: to.fuzzy,
                 last,
+                resumable: !last && replica.is_long(ctx.now, base.is_none()),
+                resumes: false,
             };
+            // What is left of a receive covers one snapshot, which need not be the newest any more.
+            let left = replica.partials.get(volume).and_then(Option::as_ref);
+            if let Some((partial, to)) = left
+                .filter(|p| {
+                    !last && p.to != replica.spoilt && p.raw == raw && (p.raw || facts.resumes(p))
+                })
+                .and_then(|p| Some((p, plan::resumable(inventory, p, base)?)))
+            {
+                spec.to = to.name.clone();
+                (spec.compressed, spec.large_blocks) = (partial.compressed, partial.large_blocks);
+                spec.resume = Some(partial.token.clone());
+                offer.to = to.guid;
+                offer.to_short = to.name.short().to_owned();
+                offer.taken_wall_ms = offer.taken_wall_ms.min(to.creation_unix_s * 1000);
+                (offer.resumable, offer.resumes) = (true, true);
+            }
             let step = Step {
                 offer,
                 spec,
@@ -239,7 +259,11 @@ impl Unit {
             }
             replica.heard(bases);
         }
-        match self.plan_step(ctx, peer, &targets, volume + 1, taken, last) {
+        if let Some(left) = replica.partials.get_mut(volume) {
+            *left = None;
+        }
+        // One that went on with an earlier receive need not have brought the volume to its target.
+        match self.plan_step(ctx, peer, &targets, volume, taken, last) {
             Ok(Some((volume, step))) => {
                 if let Some(Replica { state: State::Round(round), .. }) =
                     self.replicas.get_mut(&peer)
@@ -317,6 +341,12 @@ impl Unit {
             return;
         };
         let was_final = replica.in_final_round();
+        if let State::Round(round) = &replica.state
+            && round.step.offer.resumes
+            && !failure.code.is_passing()
+        {
+            replica.spoilt = Some(round.step.offer.to);
+        }
         replica.cancel_round(ctx, unit);
         replica.wait(ctx.now, failure.clone());
         if ctx.config.planted(PlantedBug::RoundNotRetried) {

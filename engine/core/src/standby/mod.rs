@@ -126,6 +126,13 @@ pub(crate) fn check_intro(
             let text = format!("{} cannot keep a {} ({})", me.describe, volume.kind, volume.leaf);
             return refuse(FailureCode::Unsupported, text);
         }
+        if volume.raw && !me.raw {
+            let text = format!(
+                "{} is encrypted, and {} cannot keep it sealed (raw streams)",
+                volume.leaf, me.describe
+            );
+            return refuse(FailureCode::Unsupported, text);
+        }
         let modern = volume.modern_streams && volume.kind == DatasetKind::Filesystem;
         if modern && !me.receives_modern {
             let text = format!("{} cannot receive an OpenZFS filesystem", me.describe);

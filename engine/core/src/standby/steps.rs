@@ -90,6 +90,12 @@ impl Unit {
             return Judgement::Have;
         }
         let exists = self.local.exists.get(at).copied().unwrap_or(false);
+        // What an interrupted full receive left is no dataset of anybody's yet.
+        let exists = exists && !(newest.is_none() && inventory.partial.is_some());
+        let left = inventory.partial.as_ref().and_then(|p| p.to);
+        if offer.resumes && left != Some(offer.to) {
+            return stale("nothing is left here of a receive that this step could go on with");
+        }
         if newest != offer.from || (offer.from.is_none() && exists) {
             return stale("the base of this step is not the standby's newest snapshot");
         }
@@ -184,7 +190,7 @@ impl Unit {
             snapshot,
             to_guid: offer.to,
             from_guid: offer.from,
-            resumable: false,
+            resumable: offer.resumable && ctx.config.store.resumable,
         };
         let (unit, spec_guid) = (self.record.id, spec.to_guid);
         ctx.out.transfers.insert(transfer, unit);
@@ -274,6 +280,7 @@ impl Unit {
         }
         if let Some(inventory) = self.local.inventories.as_mut().and_then(|i| i.get_mut(at)) {
             inventory.snapshots.push(snapshot);
+            inventory.partial = None;
         }
         self.upkeep.tidy_due = true;
         self.upkeep.mirror_due |= first;

@@ -84,6 +84,8 @@ fn config(index: usize, boots: u64) -> NodeConfig {
         freeze_for_snapshot: false,
         compressed_send: false,
         large_block_send: false,
+        raw: false,
+        resumable: false,
         holds: true,
         atomic_group_snapshot: true,
         fencing_hook: false,
@@ -98,8 +100,13 @@ impl Side {
         let primary = index == 0;
         let name = if primary { "n0/db" } else { "n1/in/db" };
         let kind = DatasetKind::Filesystem;
-        let volume =
-            VolumeRecord { id: VOLUME, dataset: dataset(name), kind, modern_streams: true };
+        let volume = VolumeRecord {
+            id: VOLUME,
+            dataset: dataset(name),
+            kind,
+            modern_streams: true,
+            raw: false,
+        };
         let owner = print_of(0);
         let epoch = Epoch { number: 1, owner, attempt: AttemptId { issuer: owner, number: 0 } };
         let role = if primary { Role::Serving } else { Role::Following { source: other } };
@@ -406,6 +413,7 @@ impl Side {
             referenced_bytes: 0,
             mounted_at: None,
             writable: false,
+            encrypted: false,
         });
         let inventory = Inventory { snapshots: self.snapshots.clone(), ..Inventory::default() };
         Inspected { info, inventory, mirror: None }
