@@ -142,7 +142,11 @@ impl Inner {
             record_of_aside.properties.retain(|name, _| theirs(name));
             record_of_aside.properties.insert(ASIDE_OF.to_owned(), kept.to_string());
         })?;
-        change.edit_dataset(id, |record| record.properties.retain(|name, _| theirs(name)))?;
+        change.edit_dataset(id, |record| {
+            record.properties.retain(|name, _| theirs(name));
+            // Whatever arrived goes on from what is set aside, or from what will be sent anew.
+            record.partial = None;
+        })?;
         for snapshot in change.snapshots(id)? {
             if snapshot.createtxg > txg {
                 change.set_snapshot(new, &snapshot)?;

@@ -33,10 +33,12 @@ impl Inner {
             name: record.name.clone(),
             guid: record.guid,
             kind: record.kind,
-            used_bytes: used_bytes(&snapshots),
+            used_bytes: used_bytes(&snapshots)
+                + record.partial.as_ref().map_or(0, |partial| partial.new_bytes),
             referenced_bytes: snapshots.last().map_or(0, |s| s.root.referenced_bytes),
             mounted_at: open.then(|| layout::live(&self.path, &record.name)),
             writable: open,
+            encrypted: snapshots.last().is_some_and(|s| s.dialect.is_sealed()),
         })
     }
 

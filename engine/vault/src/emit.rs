@@ -8,22 +8,30 @@
 //! (by birth time) and sends it, we know what *differs*. So where a receiver will throw an object's blocks
 //! away (another file under the number, blocks of another size), all of them are sent; see
 //! [`Object::replaces`]. FREEOBJECTS names only objects that the base has: zfs-fuse walks every number.
+//!
+//! A sealed set is sent as it is: a block of dnodes was sealed as a whole, so where it changed all of its
+//! objects are sent behind its OBJECT_RANGE, as ZFS does.
+//!
+//! A send that goes on leaves out what is before its point: objects below, and blocks of that object below.
 
 use flocker_store::StoreError;
 use zfs_stream::format::{
     DNODES_PER_BLOCK, Features, MAX_SMALL_BLOCK, TO_OBJECT_END, begin_flag, object_flag, spill_flag,
 };
-use zfs_stream::record::{self, Begin, Free, FreeObjects, HeaderType, Record, Spill, Write};
+use zfs_stream::record::{
+    self, Begin, Free, FreeObjects, HeaderType, ObjectRange, Record, Spill, Write,
+};
 use zfs_stream::{Compression, record::End};
 
 use crate::blocks::ReadBlocks;
 use crate::codec;
 use crate::dir;
 use crate::hash::{Hash, Kind};
+use crate::keydata::{self, Point};
 use crate::meta::SnapshotRecord;
-use crate::object::{self, BlockRef, Data, Object};
+use crate::object::{self, BlockRef, Data, Envelope, Object};
 use crate::objset::SetRoot;
-use crate::tree;
+use crate::tree::{self, Tree};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -48,10 +56,15 @@ pub(crate) struct Job {
     pub(crate) to_name: String,
     pub(crate) compressed: bool,
     pub(crate) large_blocks: bool,
+    /// The base is the origin of the dataset.
+    pub(crate) clone: bool,
+    /// Where to go on; `None`: from the beginning.
+    pub(crate) resume: Option<Point>,
 }
 
 impl Job {
-    fn begin(&self) -> Begin {
+    /// What BEGIN announces, but for going on.
+    pub(crate) fn features(&self) -> Features {
         let dialect = &self.to.dialect;
         let lineage = Features(dialect.features);
         let keep = |bit: Features, condition: bool| {
@@ -63,16 +76,29 @@ impl Job {
             | Features::LARGE_DNODE
             | Features::LONGNAME
             | Features::LARGE_MICROZAP;
-        let features = keep(shape, true)
+        keep(shape | Features::RAW, true)
             | keep(Features::LARGE_BLOCKS, self.large_blocks)
-            | keep(packing, packed);
+            | keep(packing, packed)
+    }
+
+    fn begin(&self) -> (Begin, Vec<u8>) {
+        let dialect = &self.to.dialect;
+        let mut features = self.features();
+        if self.resume.is_some() {
+            features = features | Features::RESUMING;
+        }
+        let base = self.from.as_ref().and_then(|from| from.key.as_ref());
+        let payload = keydata::begin_payload(self.resume, self.to.key.as_ref(), base);
         let kept = begin_flag::CI_DATA | begin_flag::SPILL_BLOCK | begin_flag::FREERECORDS;
         let mut flags = dialect.begin_flags & kept;
         if self.to.fuzzy && dialect.objset_type == dir::OBJSET_DIRECTORY {
             flags |= dir::FLAG_FUZZY;
         }
-        Begin {
-            payload_len: 0,
+        if self.clone {
+            flags |= begin_flag::CLONE;
+        }
+        let begin = Begin {
+            payload_len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             header_type: HeaderType::Substream,
             features,
             creation_time_s: u64::try_from(self.to.creation_unix_s).unwrap_or(0),
@@ -81,7 +107,8 @@ impl Job {
             to_guid: self.to.guid.0,
             from_guid: self.from.as_ref().map_or(0, |from| from.guid.0),
             to_name: self.to_name.clone().into_bytes(),
-        }
+        };
+        (begin, payload)
     }
 
     /// Whether a full stream also says what is free, as OpenZFS's does.
@@ -94,24 +121,29 @@ impl Job {
 
 /// Writes the whole stream of a job.
 pub(crate) fn emit(blocks: &impl ReadBlocks, job: &Job, sink: &mut impl Sink) -> Result<()> {
-    let begin = job.begin();
-    let empty = SetRoot::default();
-    let from = job.from.as_ref().map_or(empty, |from| from.root);
+    let (begin, payload) = job.begin();
+    let sealed = job.to.dialect.is_sealed();
     let mut emitter = Emitter {
         blocks,
         gaps: job.says_gaps(),
         packed: begin.features.contains(Features::COMPRESSED),
-        large: begin.features.contains(Features::LARGE_BLOCKS),
+        large: begin.features.contains(Features::LARGE_BLOCKS) || sealed,
         tells_spill: begin.flags & begin_flag::SPILL_BLOCK != 0,
         to_guid: job.to.guid.0,
         pending: Pending::Nothing,
-        next_object: 1,
+        resume: job.resume,
+        next_object: job.resume.map_or(1, |point| point.object),
         sink,
     };
-    emitter.sink.record(&Record::Begin(begin), &[])?;
-    tree::diff(blocks, from.objects, job.to.root.objects, &mut |number, before, after| {
-        emitter.object(number, before, after)
-    })?;
+    emitter.sink.record(&Record::Begin(begin), &payload)?;
+    let from = job.from.as_ref().map_or(SetRoot::default(), |from| from.root);
+    if sealed {
+        emitter.sealed_set(from, job.to.root)?;
+    } else {
+        tree::diff(blocks, from.objects, job.to.root.objects, &mut |number, before, after| {
+            emitter.object(number, before, after)
+        })?;
+    }
     if emitter.gaps {
         let next = emitter.next_object;
         let end = next.next_multiple_of(DNODES_PER_BLOCK);
@@ -142,12 +174,74 @@ struct Emitter<'e, B, S> {
     tells_spill: bool,
     to_guid: u64,
     pending: Pending,
+    resume: Option<Point>,
     /// The first number that no object sent so far occupies.
     next_object: u64,
 }
 
 impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
+    /// Every block of dnodes whose seal changed, with all of its objects.
+    fn sealed_set(&mut self, from: SetRoot, to: SetRoot) -> Result<()> {
+        let blocks = self.blocks;
+        let start = self.resume.map_or(0, |point| point.object / DNODES_PER_BLOCK);
+        tree::diff::<Envelope>(blocks, from.ranges, to.ranges, &mut |at, _, envelope| {
+            let first = at.saturating_mul(DNODES_PER_BLOCK);
+            match envelope {
+                _ if at < start => Ok(()),
+                Some(envelope) => self.range(first, &envelope, from, to),
+                // A hole now: nothing is in it.
+                None => self.free_objects(first.max(1), DNODES_PER_BLOCK - u64::from(first == 0)),
+            }
+        })?;
+        // What changed under a seal that did not would be left out, and nobody would notice.
+        let (from_ranges, to_ranges) = (Tree::open(from.ranges), Tree::open(to.ranges));
+        tree::diff::<Hash>(blocks, from.objects, to.objects, &mut |number, _, _| {
+            let at = number / DNODES_PER_BLOCK;
+            let (before, after): (Option<Envelope>, Option<Envelope>) =
+                (from_ranges.get(blocks, at)?, to_ranges.get(blocks, at)?);
+            if before == after {
+                return Err(StoreError::Corrupt {
+                    path: "packs".into(),
+                    detail: format!("sealed object {number} changed and its seal did not"),
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn range(&mut self, first: u64, envelope: &Envelope, from: SetRoot, to: SetRoot) -> Result<()> {
+        let blocks = self.blocks;
+        if self.gaps && first > self.next_object {
+            self.free_objects(self.next_object, first - self.next_object)?;
+            self.next_object = first;
+        }
+        self.settle()?;
+        let record = ObjectRange {
+            first,
+            slots: DNODES_PER_BLOCK,
+            to_guid: self.to_guid,
+            crypt: envelope.crypt(),
+            flags: envelope.flags(),
+        };
+        self.sink.record(&Record::ObjectRange(record), &[])?;
+        let (before, after) = (Tree::<Hash>::open(from.objects), Tree::<Hash>::open(to.objects));
+        for number in first.max(1)..first.saturating_add(DNODES_PER_BLOCK) {
+            let (before, after) = (before.get(blocks, number)?, after.get(blocks, number)?);
+            if after.is_some() {
+                self.object(number, before, after)?;
+            } else if number >= self.next_object {
+                // Said of every one, as ZFS says it.
+                self.free_objects(number, 1)?;
+                self.next_object = number + 1;
+            }
+        }
+        Ok(())
+    }
+
     fn object(&mut self, number: u64, from: Option<Hash>, to: Option<Hash>) -> Result<()> {
+        if self.resume.is_some_and(|point| number < point.object) {
+            return Ok(());
+        }
         let Some(to) = to else {
             // A number inside a wider dnode that was sent is not free.
             if number >= self.next_object {
@@ -193,6 +287,17 @@ impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
             to_guid: self.to_guid,
             ..record::Object::default()
         };
+        let record = match &to.raw {
+            None => record,
+            Some(raw) => record::Object {
+                raw_bonus_len: u32::try_from(to.bonus.len()).unwrap_or(u32::MAX),
+                indblkshift: raw.indblkshift,
+                nlevels: raw.nlevels,
+                nblkptr: raw.nblkptr,
+                maxblkid: raw.maxblkid,
+                ..record
+            },
+        };
         self.sink.record(&Record::Object(record), &to.bonus)?;
         let rest =
             Free { object: number, offset: to.end, length: TO_OBJECT_END, to_guid: self.to_guid };
@@ -202,10 +307,15 @@ impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
     fn data(&mut self, number: u64, from: Option<Data>, to: &Object, gaps: bool) -> Result<()> {
         let size = u64::from(to.block_size);
         let blocks = self.blocks;
-        let mut next = 0;
+        let mut next = match self.resume {
+            Some(point) if point.object == number => point.offset / size,
+            Some(_) | None => 0,
+        };
+        let start = next;
         object::diff_data(blocks, from.unwrap_or_default(), to.data, &mut |at, _, block| {
             let offset = at.saturating_mul(size);
             match block {
+                _ if at < start => Ok(()),
                 Some(block) => {
                     if gaps && at > next {
                         self.free(number, next * size, (at - next) * size)?;
@@ -238,6 +348,17 @@ impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
             checksum_type: CHECKSUM_OFF,
             ..Write::default()
         };
+        if let Some(envelope) = &block.envelope {
+            let sealed = Write {
+                compression: block.compression(),
+                compressed_size: u64::from(block.payload_len),
+                crypt: envelope.crypt(),
+                flags: envelope.flags(),
+                ..write
+            };
+            let payload = self.payload(block)?;
+            return self.sink.record(&Record::Write(sealed), &payload);
+        }
         if self.packed && !plain && !split {
             let packed = Write {
                 compression: block.compression(),
@@ -280,6 +401,16 @@ impl<B: ReadBlocks, S: Sink> Emitter<'_, B, S> {
             to_guid: self.to_guid,
             flags,
             ..Spill::default()
+        };
+        let record = match &spill.block.envelope {
+            None => record,
+            Some(envelope) => Spill {
+                compression: spill.block.compression(),
+                compressed_size: u64::from(spill.block.payload_len),
+                crypt: envelope.crypt(),
+                flags: record.flags | envelope.flags(),
+                ..record
+            },
         };
         let payload = self.payload(&spill.block)?;
         self.sink.record(&Record::Spill(record), &payload)

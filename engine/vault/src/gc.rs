@@ -1,6 +1,6 @@
 //! Collecting blocks that nothing refers to.
 //!
-//! Mark and sweep over the trees of all snapshots: a block is named by its content and may be anywhere in any
+//! Mark and sweep over the trees of all snapshots and partial receives: a block is named by its content and may be anywhere in any
 //! of them, so no count is kept that could be wrong. Memory is bounded: with many blocks the trees are walked
 //! several times, each time for the blocks whose hash falls into one part.
 //!
@@ -26,9 +26,10 @@ use crate::fault;
 use crate::hash::{Hash, Kind};
 use crate::inner::Inner;
 use crate::meta::View;
-use crate::object::{BlockRef, Data, Object};
+use crate::object::{BlockRef, Data, Envelope, Object, SealedRef};
+use crate::objset::SetRoot;
 use crate::pack::{self, Loc};
-use crate::tree::{self, Below, Root};
+use crate::tree::{self, Below, Root, Value};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -83,14 +84,15 @@ pub(crate) fn collect(inner: &Inner) -> Result<Collected> {
         redb::ReadableTableMetadata::len(&index).map_err(|e| db.error(e))?
     };
     let parts = rows.div_ceil(MARKS).max(1);
-    let roots = snapshot_roots(db)?;
+    let roots = roots(db)?;
     let reader = Reader { inner };
     let mut collected = Collected::default();
     for part in 0..parts {
         let mut marker =
             Marker { reader: &reader, part, parts, marked: HashSet::new(), walked: HashSet::new() };
         for root in &roots {
-            marker.objset(*root)?;
+            marker.tree::<Hash>(root.objects, &mut |marker, object| marker.object(&object))?;
+            marker.tree::<Envelope>(root.ranges, &mut |_, _| Ok(()))?;
         }
         collected.blocks += sweep(db, &marker)?;
         fault::point("gc-swept", &inner.path)?;
@@ -110,17 +112,19 @@ fn held_bytes(db: &Db, _: &Blocks) -> Result<u64> {
     Ok(blocks::pack_rows(db)?.values().map(|(len, _)| len).sum())
 }
 
-fn snapshot_roots(db: &Db) -> Result<Vec<Root>> {
+/// Everything that is kept: snapshots, checkouts, and what arrived of receives that were interrupted.
+fn roots(db: &Db) -> Result<Vec<SetRoot>> {
     let view = View::new(db)?;
     let mut roots = Vec::new();
     for (id, record) in view.datasets()? {
         for snapshot in view.snapshots(id)? {
-            roots.push(snapshot.root.objects);
+            roots.push(snapshot.root);
         }
         // A directory may be checked out to a snapshot that was destroyed since.
         if let crate::meta::Live::Clean(root) = record.live {
-            roots.push(root.objects);
+            roots.push(root);
         }
+        roots.extend(record.partial.map(|partial| partial.root));
     }
     Ok(roots)
 }
@@ -177,19 +181,24 @@ impl Marker<'_, '_> {
         self.walked.insert(hash.prefix())
     }
 
-    fn objset(&mut self, root: Root) -> Result<()> {
+    /// Marks the nodes of a tree, and hands each value to `each`.
+    fn tree<V: Value>(
+        &mut self,
+        root: Root,
+        each: &mut dyn FnMut(&mut Self, V) -> Result<()>,
+    ) -> Result<()> {
         let Some((level, hash)) = root.0 else {
             return Ok(());
         };
         if !self.enter(&hash) {
             return Ok(());
         }
-        let bytes = self.reader.get(Kind::Objset, &hash)?;
-        match tree::below::<Hash>(&bytes, level)? {
-            Below::Nodes(nodes) => {
-                nodes.into_iter().try_for_each(|node| self.objset(Root(Some((level - 1, node)))))
-            }
-            Below::Values(objects) => objects.iter().try_for_each(|object| self.object(object)),
+        let bytes = self.reader.get(V::KIND, &hash)?;
+        match tree::below::<V>(&bytes, level)? {
+            Below::Nodes(nodes) => nodes
+                .into_iter()
+                .try_for_each(|node| self.tree(Root(Some((level - 1, node))), each)),
+            Below::Values(values) => values.into_iter().try_for_each(|value| each(self, value)),
         }
     }
 
@@ -206,28 +215,14 @@ impl Marker<'_, '_> {
                 self.mark(&block.hash);
                 Ok(())
             }
-            Data::Tree(root) => self.blocks(root),
-        }
-    }
-
-    fn blocks(&mut self, root: Root) -> Result<()> {
-        let Some((level, hash)) = root.0 else {
-            return Ok(());
-        };
-        if !self.enter(&hash) {
-            return Ok(());
-        }
-        let bytes = self.reader.get(Kind::Blocks, &hash)?;
-        match tree::below::<BlockRef>(&bytes, level)? {
-            Below::Nodes(nodes) => {
-                nodes.into_iter().try_for_each(|node| self.blocks(Root(Some((level - 1, node)))))
-            }
-            Below::Values(blocks) => {
-                for block in blocks {
-                    self.mark(&block.hash);
-                }
+            Data::Tree(root) => self.tree::<BlockRef>(root, &mut |marker, block| {
+                marker.mark(&block.hash);
                 Ok(())
-            }
+            }),
+            Data::Sealed(root) => self.tree::<SealedRef>(root, &mut |marker, block| {
+                marker.mark(&block.0.hash);
+                Ok(())
+            }),
         }
     }
 }

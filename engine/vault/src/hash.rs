@@ -19,9 +19,16 @@ pub(crate) enum Kind {
     Object,
     /// A node of the tree from block number to block.
     Blocks,
+    /// The same, of a sealed object.
+    Sealed,
+    /// A node of the tree from the number of a block of dnodes to what seals it.
+    Ranges,
 }
 
 impl Kind {
+    const ALL: [Kind; 6] =
+        [Kind::Data, Kind::Objset, Kind::Object, Kind::Blocks, Kind::Sealed, Kind::Ranges];
+
     /// The number of this kind in a pack.
     pub(crate) fn number(self) -> u8 {
         match self {
@@ -29,21 +36,21 @@ impl Kind {
             Kind::Objset => 2,
             Kind::Object => 3,
             Kind::Blocks => 4,
+            Kind::Sealed => 5,
+            Kind::Ranges => 6,
         }
     }
 
     /// The kind with this number.
     pub(crate) fn of(number: u8) -> Option<Self> {
-        [Kind::Data, Kind::Objset, Kind::Object, Kind::Blocks]
-            .into_iter()
-            .find(|kind| kind.number() == number)
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
     }
 
     /// The name of a block of this kind with these bytes.
     pub(crate) fn hash(self, bytes: &[u8]) -> Hash {
         match self {
             Kind::Data => Hash(*blake3::hash(bytes).as_bytes()),
-            Kind::Objset | Kind::Object | Kind::Blocks => {
+            Kind::Objset | Kind::Object | Kind::Blocks | Kind::Sealed | Kind::Ranges => {
                 Hash(*blake3::keyed_hash(&[self.number(); 32], bytes).as_bytes())
             }
         }
@@ -80,10 +87,9 @@ mod tests {
 
     #[test]
     fn content_can_never_have_the_name_of_a_node() {
-        let kinds = [Kind::Data, Kind::Objset, Kind::Object, Kind::Blocks];
-        let mut names: Vec<Hash> = kinds.iter().map(|k| k.hash(b"same bytes")).collect();
+        let mut names: Vec<Hash> = Kind::ALL.iter().map(|k| k.hash(b"same bytes")).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), kinds.len());
+        assert_eq!(names.len(), Kind::ALL.len());
     }
 }

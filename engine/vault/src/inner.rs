@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,12 +33,23 @@ pub(crate) struct Inner {
     pub(crate) tasks: Sender<Task>,
     /// The vault closes: what only prepares for later stops.
     pub(crate) stopping: AtomicBool,
+    /// See [`Inner::checkpoint_bytes`].
+    pub(crate) checkpoint: AtomicU64,
 }
+
+/// Bytes of stream after which what arrived of a resumable receive is made durable: few enough to send again,
+/// and so many that the syncs cost little.
+pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 
 impl Inner {
     /// For people.
     pub(crate) fn describe(&self) -> String {
         format!("vault:{}", self.path.display())
+    }
+
+    /// Bytes of stream after which what arrived of a resumable receive is made durable.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        self.checkpoint.load(Ordering::Relaxed)
     }
 
     /// Refuses a dataset that does not belong here.
@@ -93,6 +104,8 @@ pub(crate) fn new_dataset(name: &DatasetName, kind: DatasetKind) -> Result<Datas
         kind,
         properties: Default::default(),
         live: Live::Absent,
+        origin: None,
+        partial: None,
     })
 }
 
@@ -121,9 +134,9 @@ pub(crate) fn capabilities() -> Capabilities {
         replica_kinds: vec![DatasetKind::Directory, DatasetKind::Filesystem, DatasetKind::Zvol],
         bookmarks: false,
         holds: true,
-        resumable: false,
+        resumable: true,
         compressed_send: true,
-        raw_send: false,
+        raw_send: true,
         large_block_send: true,
         estimate: true,
         atomic_group_snapshot: true,

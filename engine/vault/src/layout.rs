@@ -1,7 +1,7 @@
 //! The vault's directory: what lies where, its version, and the lock against a second process.
 //!
 //! ```text
-//! <vault>/flocker-vault   "flocker-vault 1\n": magic and version
+//! <vault>/flocker-vault   "flocker-vault 2\n": magic and version
 //! <vault>/lock            held by the process that has it open, with its number
 //! <vault>/index.redb      datasets, snapshots, where blocks lie
 //! <vault>/packs/*.pack    the blocks
@@ -22,7 +22,7 @@ use crate::blocks::sync_dir;
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// The version of the vault's format that this crate reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 const MAGIC_FILE: &str = "flocker-vault";
 const DIRECTORIES: [&str; 4] = ["packs", "live", "hidden", "tmp"];

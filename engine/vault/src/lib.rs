@@ -26,6 +26,8 @@
 
 mod apply;
 mod aside;
+mod base;
+mod blockmap;
 mod blocks;
 mod cache;
 mod codec;
@@ -39,6 +41,7 @@ mod gc;
 mod hash;
 mod inner;
 mod inspect;
+mod keydata;
 mod layout;
 mod lock;
 mod meta;
@@ -46,7 +49,9 @@ mod object;
 mod objset;
 mod overlay;
 mod pack;
+mod partial;
 mod receive;
+mod resume;
 mod send;
 mod snapshots;
 mod transfer;

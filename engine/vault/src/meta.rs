@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use flocker_store::{DatasetKind, DatasetName, Guid, Snapshot, SnapshotName, StoreError};
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use zfs_stream::Seal;
+use zfs_stream::{Features, Seal};
 
 use crate::db::{self, Db};
+use crate::keydata::KeyData;
 use crate::objset::SetRoot;
+use crate::partial::PartialRecord;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -48,6 +50,10 @@ pub(crate) struct DatasetRecord {
     pub(crate) kind: DatasetKind,
     pub(crate) properties: BTreeMap<String, String>,
     pub(crate) live: Live,
+    /// Of a clone: the guid of the snapshot that its first stream started from.
+    pub(crate) origin: Option<Guid>,
+    /// What arrived of a receive that was interrupted.
+    pub(crate) partial: Option<PartialRecord>,
 }
 
 /// How the stream of a snapshot was, which is how it is sent on.
@@ -55,7 +61,7 @@ pub(crate) struct DatasetRecord {
 pub(crate) struct Dialect {
     /// `DMU_OST_*`, or [`crate::dir::OBJSET_DIRECTORY`].
     pub(crate) objset_type: u32,
-    /// Feature flags of this step and of all before it.
+    /// Feature flags of this step and of all before it, but for those that are about the stream alone.
     pub(crate) features: u64,
     /// `DRR_FLAG_*` of BEGIN.
     pub(crate) begin_flags: u32,
@@ -64,6 +70,11 @@ pub(crate) struct Dialect {
 }
 
 impl Dialect {
+    /// Whether its blocks are encrypted, and kept as they are.
+    pub(crate) fn is_sealed(&self) -> bool {
+        Features(self.features).contains(Features::RAW)
+    }
+
     pub(crate) fn seal(&self) -> Seal {
         if self.sealed { Seal::PerRecord } else { Seal::EndOnly }
     }
@@ -80,6 +91,8 @@ pub(crate) struct SnapshotRecord {
     pub(crate) fuzzy: bool,
     pub(crate) root: SetRoot,
     pub(crate) dialect: Dialect,
+    /// Of a sealed dataset.
+    pub(crate) key: Option<KeyData>,
     pub(crate) holds: BTreeSet<String>,
     /// Bytes that packs grew by for it.
     pub(crate) new_bytes: u64,
@@ -192,6 +205,16 @@ impl<'d> View<'d> {
             Some(snapshot) => Ok((id, dataset, snapshot)),
             None => Err(StoreError::NoSnapshot { name: name.to_string() }),
         }
+    }
+
+    /// The snapshot with this guid, in whatever dataset it is.
+    pub(crate) fn anywhere(&self, guid: Guid) -> Result<Option<(DatasetId, SnapshotRecord)>> {
+        for (id, _) in self.datasets()? {
+            if let Some(found) = self.snapshots(id)?.into_iter().find(|s| s.guid == guid) {
+                return Ok(Some((id, found)));
+            }
+        }
+        Ok(None)
     }
 
     fn open<K: redb::Key + 'static, V: redb::Value + 'static>(

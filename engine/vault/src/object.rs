@@ -5,7 +5,9 @@
 
 use flocker_store::StoreError;
 use serde::{Deserialize, Serialize};
-use zfs_stream::Compression;
+use zfs_stream::format::data_flag;
+use zfs_stream::record::Crypt;
+use zfs_stream::{Compression, record};
 
 use crate::blocks::{ReadBlocks, WriteBlocks};
 use crate::hash::{Hash, Kind};
@@ -20,6 +22,59 @@ pub(crate) const OT_ZNODE: u32 = 17;
 /// `DMU_OT_SA`: the bonus of files.
 pub(crate) const OT_SA: u32 = 44;
 
+/// What has to be known beside the bytes of a sealed (raw encrypted) block to open it, or to hand it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    salt: [u8; 8],
+    iv: [u8; 12],
+    mac: [u8; 16],
+    /// Whether the block is in the other byte order than the stream was ([`data_flag::RAW_BYTESWAP`]).
+    byteswap: bool,
+}
+
+impl Envelope {
+    /// From the fields of a raw record.
+    pub(crate) fn new(crypt: &Crypt, flags: u8) -> Self {
+        let Crypt { salt, iv, mac } = *crypt;
+        Envelope { salt, iv, mac, byteswap: flags & data_flag::RAW_BYTESWAP != 0 }
+    }
+
+    /// As a raw record has it.
+    pub(crate) fn crypt(&self) -> Crypt {
+        Crypt { salt: self.salt, iv: self.iv, mac: self.mac }
+    }
+
+    /// The flag of a raw record that belongs to it.
+    pub(crate) fn flags(&self) -> u8 {
+        if self.byteswap { data_flag::RAW_BYTESWAP } else { 0 }
+    }
+}
+
+/// The tree from the number of a block of dnodes to what seals that block, of a sealed object set.
+impl Value for Envelope {
+    const LEN: usize = 37;
+    const KIND: Kind = Kind::Ranges;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.salt);
+        out.extend_from_slice(&self.iv);
+        out.extend_from_slice(&self.mac);
+        out.push(u8::from(self.byteswap));
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (salt, rest) = bytes.split_first_chunk::<8>()?;
+        let (iv, rest) = rest.split_first_chunk::<12>()?;
+        let (mac, rest) = rest.split_first_chunk::<16>()?;
+        let byteswap = match rest {
+            [0] => false,
+            [1] => true,
+            _ => return None,
+        };
+        Some(Envelope { salt: *salt, iv: *iv, mac: *mac, byteswap })
+    }
+}
+
 /// Where a block's payload is, and how it is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BlockRef {
@@ -29,6 +84,8 @@ pub(crate) struct BlockRef {
     pub(crate) payload_len: u32,
     /// Compression of the payload in ZFS's numbers; 0: the payload is the block.
     pub(crate) compression: u8,
+    /// Of a block of a sealed object; its compression is that of what is inside.
+    pub(crate) envelope: Option<Envelope>,
 }
 
 impl BlockRef {
@@ -57,7 +114,34 @@ impl Value for BlockRef {
             hash: Hash(*hash),
             payload_len: u32::from_le_bytes(*len),
             compression: *compression,
+            envelope: None,
         })
+    }
+}
+
+/// A block of a sealed object, as its tree holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SealedRef(pub(crate) BlockRef, pub(crate) Envelope);
+
+impl SealedRef {
+    /// The block with its envelope.
+    pub(crate) fn block(self) -> BlockRef {
+        BlockRef { envelope: Some(self.1), ..self.0 }
+    }
+}
+
+impl Value for SealedRef {
+    const LEN: usize = BlockRef::LEN + Envelope::LEN;
+    const KIND: Kind = Kind::Sealed;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+        self.1.encode(out);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (block, envelope) = bytes.split_at_checked(BlockRef::LEN)?;
+        Some(SealedRef(BlockRef::decode(block)?, Envelope::decode(envelope)?))
     }
 }
 
@@ -82,6 +166,8 @@ pub(crate) enum Data {
     Tree(Root),
     /// Block 0 and no other.
     One(BlockRef),
+    /// A tree of the blocks of a sealed object, however many they are.
+    Sealed(Root),
 }
 
 impl Default for Data {
@@ -99,6 +185,28 @@ pub(crate) struct SpillRef {
     pub(crate) block: BlockRef,
 }
 
+/// How the dnode of a sealed object is built. A receiver has to build the same, since the MACs above cover
+/// it, and cannot look inside to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RawShape {
+    /// log2 of the indirect block size.
+    pub(crate) indblkshift: u8,
+    /// Levels of the block tree.
+    pub(crate) nlevels: u8,
+    /// Block pointers in the dnode.
+    pub(crate) nblkptr: u8,
+    /// The last block's number.
+    pub(crate) maxblkid: u64,
+}
+
+impl RawShape {
+    /// From the fields of a raw OBJECT record.
+    pub(crate) fn of(r: &record::Object) -> Self {
+        let record::Object { indblkshift, nlevels, nblkptr, maxblkid, .. } = *r;
+        RawShape { indblkshift, nlevels, nblkptr, maxblkid }
+    }
+}
+
 /// An object as a snapshot has it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Object {
@@ -110,7 +218,7 @@ pub(crate) struct Object {
     pub(crate) block_size: u32,
     /// Bytes of the bonus that count.
     pub(crate) bonus_len: u32,
-    /// The bonus with its padding, as the record carried it.
+    /// The bonus with its padding, as the record carried it; of a sealed object the whole bonus area.
     pub(crate) bonus: Vec<u8>,
     pub(crate) checksum_type: u8,
     pub(crate) compress: u8,
@@ -120,6 +228,8 @@ pub(crate) struct Object {
     pub(crate) flags: u8,
     /// Where the object ends: from here on everything is free (`(maxblkid + 1) * block_size`), bytes.
     pub(crate) end: u64,
+    /// Of a sealed object: how its dnode is built.
+    pub(crate) raw: Option<RawShape>,
     /// The spill block.
     pub(crate) spill: Option<SpillRef>,
     /// Bytes of payload in blocks and spill.
@@ -179,6 +289,9 @@ impl Object {
     /// An attribute by its place behind the header of system attributes (`SA_*_OFFSET` in `zfs_sa.h`),
     /// or in the old `znode_phys_t`.
     fn attribute(&self, in_sa: usize, in_znode: usize) -> Option<u64> {
+        if self.raw.is_some() {
+            return None; // what is sealed may look like anything
+        }
         let at = match self.bonus_type {
             OT_SA => {
                 // sa_hdr_phys_t: magic, then layout and header size in 8-byte words above bit 10.
@@ -205,6 +318,19 @@ impl Object {
             || self.slots() != before.slots()
             || self.block_pointers() != before.block_pointers()
             || self.generation() != before.generation()
+            || self.rebuilds(before)
+    }
+
+    /// Whether a receiver has to build a sealed object anew to give its dnode the new shape
+    /// (`receive_handle_existing_object` of OpenZFS, raw).
+    pub(crate) fn rebuilds(&self, before: &Object) -> bool {
+        match (self.raw, before.raw) {
+            (None, None) => false,
+            (Some(raw), Some(before)) => {
+                raw.indblkshift != before.indblkshift || raw.nlevels < before.nlevels
+            }
+            (Some(_), None) | (None, Some(_)) => true,
+        }
     }
 }
 
@@ -215,17 +341,23 @@ pub(crate) fn diff_data(
     to: Data,
     visit: &mut Visit<'_, BlockRef>,
 ) -> Result<()> {
-    let first = |data: Data| match data {
-        Data::One(block) => Ok(Some(block)),
-        Data::Tree(root) => Tree::open(root).get(blocks, 0),
-    };
-    let rest = |data: Data| match data {
-        Data::One(_) => Root(None),
-        Data::Tree(root) => root,
-    };
     if let (Data::Tree(from), Data::Tree(to)) = (from, to) {
         return tree::diff(blocks, from, to, visit);
     }
+    if let (Data::Sealed(_), _) | (_, Data::Sealed(_)) = (from, to) {
+        let (from, to) = (sealed_root(from)?, sealed_root(to)?);
+        return tree::diff::<SealedRef>(blocks, from, to, &mut |at, a, b| {
+            visit(at, a.map(SealedRef::block), b.map(SealedRef::block))
+        });
+    }
+    let first = |data: Data| match data {
+        Data::One(block) => Ok(Some(block)),
+        Data::Tree(root) | Data::Sealed(root) => Tree::open(root).get(blocks, 0),
+    };
+    let rest = |data: Data| match data {
+        Data::One(_) => Root(None),
+        Data::Tree(root) | Data::Sealed(root) => root,
+    };
     let (a, b): (Option<BlockRef>, Option<BlockRef>) = (first(from)?, first(to)?);
     if a != b {
         visit(0, a, b)?;
@@ -234,4 +366,16 @@ pub(crate) fn diff_data(
         0 => Ok(()),
         _ => visit(at, a, b),
     })
+}
+
+/// The tree of a sealed object, or of one that has no block yet.
+pub(crate) fn sealed_root(data: Data) -> Result<Root> {
+    match data {
+        Data::Sealed(root) => Ok(root),
+        Data::Tree(Root(None)) => Ok(Root(None)),
+        Data::Tree(_) | Data::One(_) => Err(StoreError::Corrupt {
+            path: "packs".into(),
+            detail: "an object that is sealed has blocks that are not".into(),
+        }),
+    }
 }

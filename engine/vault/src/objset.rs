@@ -1,14 +1,15 @@
 //! An object set being changed.
 //!
-//! Owns: the tree from object number to object, the one object that is open, and letting both go from memory
-//! as they grow. Leaves the meaning of records to [`crate::apply`] and of files to [`crate::dir`].
+//! Owns: the trees from object number to object and (of a sealed set) from block of dnodes to what seals it,
+//! the one object that is open, and letting all go from memory as they grow. Leaves the meaning of records to [`crate::apply`] and of files to [`crate::dir`].
 
 use flocker_store::StoreError;
 use serde::{Deserialize, Serialize};
 
+use crate::blockmap::BlockMap;
 use crate::blocks::{ReadBlocks, WriteBlocks};
 use crate::hash::{Hash, Kind};
-use crate::object::{BlockRef, Data, Object};
+use crate::object::{BlockRef, Envelope, Object};
 use crate::tree::{Root, Tree};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -21,6 +22,8 @@ const LOADED_NODES: usize = 1500;
 pub(crate) struct SetRoot {
     /// The tree from object number to object.
     pub(crate) objects: Root,
+    /// The tree from the number of a block of dnodes to what seals it; empty unless the set is sealed.
+    pub(crate) ranges: Root,
     /// Bytes of payload that the objects refer to.
     pub(crate) referenced_bytes: u64,
 }
@@ -29,6 +32,7 @@ pub(crate) struct SetRoot {
 #[derive(Debug)]
 pub(crate) struct Objset {
     tree: Tree<Hash>,
+    ranges: Tree<Envelope>,
     referenced_bytes: u64,
     open: Option<Open>,
 }
@@ -38,19 +42,16 @@ pub(crate) struct Objset {
 pub(crate) struct Open {
     pub(crate) number: u64,
     pub(crate) object: Object,
-    blocks: Tree<BlockRef>,
+    blocks: BlockMap,
     dirty: bool,
     /// What the set counts for it.
     counted_bytes: u64,
 }
 
 impl Open {
-    fn new(number: u64, object: Object, counted_bytes: u64, dirty: bool) -> Self {
-        let blocks = match object.data {
-            Data::Tree(root) => Tree::open(root),
-            Data::One(block) => Tree::of_one(block),
-        };
-        Open { number, object, blocks, dirty, counted_bytes }
+    fn new(number: u64, object: Object, counted_bytes: u64, dirty: bool) -> Result<Self> {
+        let blocks = BlockMap::open(object.data, object.raw.is_some())?;
+        Ok(Open { number, object, blocks, dirty, counted_bytes })
     }
 
     /// The block of this number.
@@ -65,13 +66,14 @@ impl Open {
         at: u64,
         payload: &[u8],
         compression: u8,
+        envelope: Option<Envelope>,
     ) -> Result<()> {
         let hash = blocks.put(Kind::Data, payload)?;
         let payload_len = u32::try_from(payload.len()).map_err(|_| StoreError::Corrupt {
             path: "packs".into(),
             detail: "a block beyond 4 GiB".into(),
         })?;
-        let block = BlockRef { hash, payload_len, compression };
+        let block = BlockRef { hash, payload_len, compression, envelope };
         self.insert(blocks, at, block)
     }
 
@@ -119,6 +121,7 @@ impl Objset {
     pub(crate) fn open(root: SetRoot) -> Self {
         Objset {
             tree: Tree::open(root.objects),
+            ranges: Tree::open(root.ranges),
             referenced_bytes: root.referenced_bytes,
             open: None,
         }
@@ -135,7 +138,7 @@ impl Objset {
             if let Some(hash) = self.tree.get(blocks, number)? {
                 let object = Object::load(blocks, &hash)?;
                 let counted = object.payload_bytes;
-                self.open = Some(Open::new(number, object, counted, false));
+                self.open = Some(Open::new(number, object, counted, false)?);
             }
         }
         Ok(self.open.as_mut())
@@ -151,7 +154,7 @@ impl Objset {
         let before = self.object(blocks, number)?;
         let counted = before.map_or(0, |open| open.counted_bytes);
         // Whatever was open is stored or replaced, so its blocks are those that `object` says.
-        Ok(self.open.insert(Open::new(number, object, counted, true)))
+        Ok(self.open.insert(Open::new(number, object, counted, true)?))
     }
 
     /// The hash of a stored object; the open one is stored first.
@@ -185,17 +188,7 @@ impl Objset {
         if !open.dirty {
             return Ok(());
         }
-        open.object.data = match open.blocks.only_zero(blocks)? {
-            Some(block) => Data::One(block),
-            None => {
-                let root = open.blocks.flush(blocks)?;
-                // Removals may have left block 0 alone under a root that was higher.
-                match Tree::open(root).only_zero(blocks)? {
-                    Some(block) => Data::One(block),
-                    None => Data::Tree(root),
-                }
-            }
-        };
+        open.object.data = open.blocks.finish(blocks)?;
         let hash = open.object.store(blocks)?;
         self.tree.insert(blocks, open.number, hash)?;
         self.referenced_bytes =
@@ -209,6 +202,39 @@ impl Objset {
     /// Stores everything and says what the set is now.
     pub(crate) fn finish(&mut self, blocks: &impl WriteBlocks) -> Result<SetRoot> {
         self.close(blocks)?;
-        Ok(SetRoot { objects: self.tree.flush(blocks)?, referenced_bytes: self.referenced_bytes })
+        Ok(SetRoot {
+            objects: self.tree.flush(blocks)?,
+            ranges: self.ranges.flush(blocks)?,
+            referenced_bytes: self.referenced_bytes,
+        })
+    }
+
+    /// What seals a block of dnodes.
+    pub(crate) fn range(&self, blocks: &impl ReadBlocks, at: u64) -> Result<Option<Envelope>> {
+        self.ranges.get(blocks, at)
+    }
+
+    /// Says what seals a block of dnodes.
+    pub(crate) fn set_range(
+        &mut self,
+        blocks: &impl WriteBlocks,
+        at: u64,
+        envelope: Envelope,
+    ) -> Result<()> {
+        self.ranges.insert(blocks, at, envelope)?;
+        if self.ranges.loaded() > LOADED_NODES {
+            self.ranges.flush(blocks)?;
+        }
+        Ok(())
+    }
+
+    /// The blocks of dnodes from `first` to `last` are gone.
+    pub(crate) fn free_ranges(
+        &mut self,
+        blocks: &impl WriteBlocks,
+        first: u64,
+        last: u64,
+    ) -> Result<()> {
+        self.ranges.remove_range(blocks, first, last, &mut |_, _| Ok(()))
     }
 }

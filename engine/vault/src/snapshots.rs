@@ -33,11 +33,12 @@ struct Taken {
 impl Inner {
     pub(crate) fn inventory(&self, dataset: &flocker_store::DatasetName) -> Result<Inventory> {
         let view = View::new(&self.db)?;
-        let (id, _) = view.dataset(dataset)?;
+        let (id, record) = view.dataset(dataset)?;
         let snapshots = view.snapshots(id)?;
         let snapshots: Result<Vec<Snapshot>> =
             snapshots.iter().map(|s| s.report(dataset)).collect();
-        Ok(Inventory { snapshots: snapshots?, bookmarks: Vec::new(), partial: None })
+        let partial = record.partial.map(|partial| partial.report());
+        Ok(Inventory { snapshots: snapshots?, bookmarks: Vec::new(), partial })
     }
 
     pub(crate) fn take_snapshots(self: &Arc<Self>, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {
@@ -96,6 +97,7 @@ impl Inner {
         }
         let already = session.new_bytes();
         let newest = before.last();
+        let key = newest.and_then(|newest| newest.key.clone());
         let (directory, scanned, running, dialect) = match (dataset.kind, newest) {
             (DatasetKind::Directory, _) => {
                 let directory = Directory::enter(self, id, name.dataset())?;
@@ -123,6 +125,7 @@ impl Inner {
                 fuzzy: running && !spec.quiesced,
                 root: scanned.root,
                 dialect,
+                key,
                 holds: BTreeSet::new(),
                 new_bytes: session.new_bytes() - already,
                 properties: spec.properties.clone(),

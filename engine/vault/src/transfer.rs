@@ -8,11 +8,13 @@ use flocker_store::{
     DatasetKind, ReceiveSpec, ReceiveStream, SendBase, SendSpec, SendStream, StoreError,
 };
 
+use crate::base::Base;
 use crate::dir::live::Directory;
 use crate::emit::{self, Job};
 use crate::inner::Inner;
 use crate::meta::{DatasetId, DatasetRecord, Live, SnapshotRecord, View};
-use crate::receive::{Base, Incoming};
+use crate::receive::Incoming;
+use crate::resume;
 use crate::send::{Counter, Outgoing};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -20,34 +22,51 @@ type Result<T> = std::result::Result<T, StoreError>;
 impl Inner {
     fn job(&self, spec: &SendSpec) -> Result<Job> {
         let not_capable = |what: String| StoreError::NotCapable { store: self.describe(), what };
-        if spec.raw {
-            return Err(not_capable("a raw send".into()));
-        }
         let view = View::new(&self.db)?;
-        let (_, _, to) = view.snapshot(&spec.to)?;
+        let (id, dataset, to) = view.snapshot(&spec.to)?;
         let from = match &spec.from {
             None => None,
             Some(SendBase::Bookmark(_)) => {
                 return Err(not_capable("a send from a bookmark".into()));
             }
-            Some(SendBase::Snapshot(name)) => Some(view.snapshot(name)?.2),
+            Some(SendBase::Snapshot(name)) => {
+                let (base_id, _, base) = view.snapshot(name)?;
+                let fits = if base_id == id {
+                    base.createtxg < to.createtxg
+                } else {
+                    is_origin(&view, &dataset, base_id, &base)?
+                };
+                if !fits {
+                    return Err(not_capable(format!(
+                        "a send from {name} to {}: the base has to be an earlier snapshot of the \
+                         same dataset, or of its origin",
+                        spec.to
+                    )));
+                }
+                Some((base_id != id, base))
+            }
         };
-        if let (Some(from), Some(SendBase::Snapshot(name))) = (&from, &spec.from)
-            && (name.dataset() != spec.to.dataset() || from.createtxg >= to.createtxg)
-        {
+        if to.dialect.is_sealed() && !spec.raw {
             return Err(not_capable(format!(
-                "a send from {name} to {}: the base has to be an earlier snapshot of the same \
-                 dataset",
+                "a send of {} that is not raw: its blocks are sealed, and the key is not here",
                 spec.to
             )));
         }
-        Ok(Job {
+        let (clone, from) = from.map_or((false, None), |(clone, base)| (clone, Some(base)));
+        // As `zfs send -w` does: what is not encrypted goes as it is stored.
+        let job = Job {
             from,
             to,
             to_name: spec.to.to_string(),
-            compressed: spec.compressed,
-            large_blocks: spec.large_blocks,
-        })
+            compressed: spec.compressed || spec.raw,
+            large_blocks: spec.large_blocks || spec.raw,
+            clone,
+            resume: None,
+        };
+        match &spec.resume {
+            None => Ok(job),
+            Some(token) => resume::follow(&self.blocks.pin(), spec, job, token),
+        }
     }
 
     pub(crate) fn send(self: &Arc<Self>, spec: &SendSpec) -> Result<Box<dyn SendStream>> {
@@ -74,25 +93,37 @@ impl Inner {
             });
         }
         let claim = self.claims.take(&spec.dataset)?;
-        let found = View::new(&self.db)?.find(&spec.dataset)?;
-        let base = match (found, spec.from_guid) {
-            (None, None) => {
+        // Nothing that is found from here on can be collected.
+        let session = self.blocks.session();
+        let view = View::new(&self.db)?;
+        let base = match view.find(&spec.dataset)? {
+            None => {
                 self.refuse_below_directory(&spec.dataset)?;
-                Base::New
+                let missing = || StoreError::NoDataset { dataset: spec.dataset.clone() };
+                new_base(&view, spec, missing)?
             }
-            (None, Some(_)) => {
-                return Err(StoreError::NoDataset { dataset: spec.dataset.clone() });
-            }
-            (Some(_), None) => {
-                return Err(StoreError::Exists { name: spec.dataset.to_string() });
-            }
-            (Some((id, record)), Some(_)) => {
-                let snapshot = self.base(id, spec)?;
-                self.rest(id, &record, spec, &snapshot)?;
-                Base::Snapshot { id, kind: record.kind, snapshot: Box::new(snapshot) }
+            Some((id, record)) => {
+                let empty = record.partial.is_some() && view.latest(id)?.is_none();
+                let mut base = match spec.from_guid {
+                    // Only what was interrupted is there.
+                    Some(guid) if empty => new_base(&view, spec, || StoreError::NoBase {
+                        dataset: spec.dataset.clone(),
+                        base: guid,
+                    })?,
+                    None if empty => Base::default(),
+                    None => return Err(StoreError::Exists { name: spec.dataset.to_string() }),
+                    Some(_) => {
+                        let snapshot = self.base(id, spec)?;
+                        self.rest(id, &record, spec, &snapshot)?;
+                        Base { snapshot: Some(Box::new(snapshot)), ..Base::default() }
+                    }
+                };
+                base.dataset = Some((id, record.kind));
+                base.partial = record.partial;
+                base
             }
         };
-        Ok(Box::new(Incoming::new(self.clone(), spec.clone(), base, claim)))
+        Ok(Box::new(Incoming::new(self.clone(), spec.clone(), base, session, claim)))
     }
 
     /// The newest snapshot, which has to be the one that the stream starts from.
@@ -153,4 +184,32 @@ impl Inner {
         }
         directory.rest(base.root)
     }
+}
+
+/// The base of a stream that makes its dataset: nothing, or for a clone a snapshot that is anywhere in this
+/// vault.
+fn new_base(
+    view: &View<'_>,
+    spec: &ReceiveSpec,
+    missing: impl FnOnce() -> StoreError,
+) -> Result<Base> {
+    let Some(guid) = spec.from_guid else {
+        return Ok(Base::default());
+    };
+    let (_, origin) = view.anywhere(guid)?.ok_or_else(missing)?;
+    Ok(Base { snapshot: Some(Box::new(origin)), clone: true, ..Base::default() })
+}
+
+/// Whether a snapshot of another dataset is the origin of this one, or before it.
+fn is_origin(
+    view: &View<'_>,
+    dataset: &DatasetRecord,
+    base_id: DatasetId,
+    base: &SnapshotRecord,
+) -> Result<bool> {
+    let Some(origin) = dataset.origin else {
+        return Ok(false);
+    };
+    let origin = view.snapshots(base_id)?.into_iter().find(|s| s.guid == origin);
+    Ok(origin.is_some_and(|origin| base.createtxg <= origin.createtxg))
 }

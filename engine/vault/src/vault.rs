@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
 use flocker_store::store::Result;
@@ -68,6 +68,7 @@ impl Vault {
             turns: Turns::default(),
             tasks: tasks.clone(),
             stopping: AtomicBool::new(false),
+            checkpoint: AtomicU64::new(inner::CHECKPOINT_BYTES),
         });
         inner.tidy()?;
         let worker = Worker::start(Arc::downgrade(&inner), tasks, todo)?;
@@ -97,6 +98,12 @@ impl Vault {
     pub fn gc(&self) -> Result<Collected> {
         let _exclusive = self.inner.blocks.exclusive();
         gc::collect(&self.inner)
+    }
+
+    /// Makes what arrives of resumable receives durable after so many bytes of stream. For tests.
+    #[doc(hidden)]
+    pub fn checkpoint_every(&self, bytes: u64) {
+        self.inner.checkpoint.store(bytes, Ordering::Relaxed);
     }
 
     /// Reads the whole content of an object of a snapshot, for tests and `doctor`: `(bytes, file size)`,

@@ -49,7 +49,7 @@ pub(crate) fn read(
             let hash = Kind::Data.hash(&buffer);
             let before = open.block(blocks, at)?;
             if before.is_none_or(|b| b.hash != hash || b.compression != 0) {
-                open.write(blocks, at, &buffer, 0)?;
+                open.write(blocks, at, &buffer, 0, None)?;
             }
         }
         at += 1;

@@ -99,6 +99,7 @@ impl Inode {
                 hash: blocks.put(Kind::Data, &bytes)?,
                 payload_len: length,
                 compression: 0,
+                envelope: None,
             },
         });
         object.payload_bytes = u64::from(length);

@@ -12,7 +12,7 @@ use flocker_store::{
 };
 use flocker_vault::Vault;
 use zfs_stream::record::{Begin, Record};
-use zfs_stream::{Part, Reader};
+use zfs_stream::{Part, Reader, Seal, Writer};
 
 pub(crate) fn name(name: &str) -> DatasetName {
     DatasetName::new(name).expect("a dataset's name")
@@ -37,6 +37,25 @@ pub(crate) fn golden(stream: &str) -> Vec<u8> {
     let path = golden_dir().join(format!("streams/{stream}.zstream.zst"));
     let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     zstd::decode_all(&packed[..]).expect("a zstd file")
+}
+
+/// The names of all golden streams.
+pub(crate) fn golden_names() -> Vec<String> {
+    let files = std::fs::read_dir(golden_dir().join("streams")).expect("the streams").flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> =
+        names.filter_map(|name| name.strip_suffix(".zstream.zst").map(str::to_owned)).collect();
+    names.sort();
+    names
+}
+
+/// A stream of these records, sealed anew.
+pub(crate) fn written(items: &[(Record, Vec<u8>)]) -> Vec<u8> {
+    let (mut writer, mut out) = (Writer::new(Seal::PerRecord), Vec::new());
+    for (record, payload) in items {
+        writer.record(record, payload, &mut out).unwrap_or_else(|e| panic!("{record:?}: {e}"));
+    }
+    out
 }
 
 /// A golden listing.
