@@ -195,6 +195,13 @@ impl Reader {
         self.offset
     }
 
+    /// The end of what seals have proven, bytes from the beginning of the stream. That is the end of a header,
+    /// of a record that need not have been returned yet: so it tells of the record returned last whether its
+    /// payload is proven. In a stream whose records are not sealed it stays at its BEGIN.
+    pub fn proven_offset(&self) -> u64 {
+        self.unproven_from
+    }
+
     /// Bytes of memory in the reader's buffer.
     pub fn buffered_capacity(&self) -> usize {
         self.buf.capacity()

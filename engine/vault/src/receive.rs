@@ -302,10 +302,29 @@ impl Incoming {
 
     /// Stops; what is proven is kept where it may be.
     fn stop(&mut self) -> Result<()> {
-        let outcome = if self.failed.is_none() { self.checkpoint() } else { Ok(()) };
+        let outcome = if self.failed.is_none() { self.keep_proven() } else { Ok(()) };
         self.session = None;
         self.stage = Stage::Over;
         outcome
+    }
+
+    fn keep_proven(&mut self) -> Result<()> {
+        let (Stage::Body(body), Some(session)) = (&mut self.stage, &self.session) else {
+            return Ok(());
+        };
+        if !body.keeps {
+            return Ok(());
+        }
+        // The header of the record that broke off may have proven the one that is held back.
+        if body.held.as_ref().is_some_and(|held| held.end <= self.reader.proven_offset())
+            && let Err((at, error)) = body.settle(session)
+        {
+            return match self.failure(at, error) {
+                Failure::Nonsense(error) => self.discard().and(Err(error)),
+                Failure::Stream(error) | Failure::Store(error) => Err(error),
+            };
+        }
+        self.checkpoint()
     }
 
     /// Takes back what arrived, the parts before included.

@@ -24,9 +24,12 @@ fn send_raw(vault: &Vault, from: Option<&str>, to: &str) -> Vec<u8> {
     send_with(vault, &raw_spec(from, to)).unwrap_or_else(|e| panic!("sending {to}: {e}"))
 }
 
+/// Records with their payloads.
+type Items = Vec<(Record, Vec<u8>)>;
+
 /// The records of a stream with their payloads, but for what only ZFS has: dedup keys, and holes that it names
 /// again because they were born since.
-fn records(stream: &[u8]) -> Vec<(Record, Vec<u8>)> {
+fn records(stream: &[u8]) -> Items {
     let (mut reader, mut rest, mut found) = (Reader::new(), stream, Vec::new());
     while let Some(item) = reader.next(&mut rest).expect("sound") {
         let record = match item.record.clone() {
@@ -83,7 +86,7 @@ fn embedded_blocks_become_ordinary_ones_and_are_sent_as_such() {
 
 #[test]
 fn a_spill_block_that_zfs_sends_as_embedded_data_beyond_every_file_is_put_where_it_belongs() {
-    let spills = |stream: &str| -> Vec<(Record, Vec<u8>)> {
+    let spills = |stream: &str| -> Items {
         let (_dir, vault) = new_vault();
         receive(&vault, "vault/d@s", &golden(stream)).expect(stream);
         let sent = records(&send(&vault, None, "vault/d@s"));
@@ -192,7 +195,7 @@ fn a_raw_stream_that_says_what_cannot_be_is_refused() {
     while let Some(item) = reader.next(&mut rest).expect("sound") {
         items.push((item.record.clone(), item.payload().to_vec()));
     }
-    let refuse = |what: &str, change: &dyn Fn(&mut Vec<(Record, Vec<u8>)>)| {
+    let refuse = |what: &str, change: &dyn Fn(&mut Items)| {
         let (_dir, vault) = new_vault();
         receive(&vault, "vault/d@0", &golden("raw-full")).expect("full");
         let mut items = items.clone();
