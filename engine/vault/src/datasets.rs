@@ -311,7 +311,13 @@ impl Inner {
         if directory.state == Live::Open {
             return Err(modified("it is not fenced".into()));
         }
-        match directory.differs_from(snapshot.root)? {
+        // A tree at rest may still be that of another snapshot, until the checkout under way: it is the base
+        // of that, and has to be what it was.
+        let expected = match directory.state {
+            Live::Clean(root) => root,
+            Live::Absent | Live::Open | Live::Fenced | Live::Updating => snapshot.root,
+        };
+        match directory.differs_from(expected)? {
             None => Ok(()),
             Some(what) => Err(modified(format!("since @{}: {what}", name.short()))),
         }

@@ -525,7 +525,7 @@ fn a_vault_is_open_in_one_place_and_another_format_is_refused_with_both_numbers(
     match Vault::open(&path) {
         Err(error @ StoreError::NotCapable { .. }) => {
             let text = error.to_string();
-            assert!(text.contains("77") && text.contains("format 1"), "{text}");
+            assert!(text.contains("77") && text.contains("format 2"), "{text}");
         }
         other => panic!("{other:?}"),
     }
