@@ -13,7 +13,6 @@ use flocker_store::{
 };
 
 use crate::dir::live::Directory;
-use crate::dir::scan;
 use crate::inner::Inner;
 use crate::layout;
 use crate::meta::{Change, DatasetId, DatasetRecord, Live, SnapshotRecord, View};
@@ -144,8 +143,10 @@ impl Inner {
         let _claim = self.claims.take(dataset)?;
         let (id, record) = View::new(&self.db)?.dataset(dataset)?;
         let mut directory = match record.kind {
-            DatasetKind::Directory => Some(Directory::enter(self, id, dataset)?),
-            DatasetKind::Filesystem | DatasetKind::Zvol => None,
+            DatasetKind::Directory | DatasetKind::Zvol => {
+                Some(Directory::enter(self, id, dataset)?)
+            }
+            DatasetKind::Filesystem => None,
         };
         self.refuse_kept(id, dataset)?;
         if let Some(directory) = &mut directory {
@@ -214,7 +215,7 @@ impl Inner {
         // The live path follows the name: what is open is fenced first, so nobody may hold it.
         let mut open = Vec::new();
         for (id, record, name) in &moves {
-            if record.kind == DatasetKind::Directory {
+            if record.kind != DatasetKind::Filesystem {
                 let mut directory = Directory::enter(self, *id, &record.name)?;
                 if directory.state == Live::Open {
                     directory.fence()?;
@@ -263,12 +264,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes the turn at a directory volume; `None` for a dataset that has no live data here.
+    /// Takes the turn at a directory volume or a zvol; `None` for a dataset that has no live data here.
     pub(crate) fn directory(self: &Arc<Self>, name: &DatasetName) -> Result<Option<Directory>> {
         let (id, record) = View::new(&self.db)?.dataset(name)?;
         match record.kind {
-            DatasetKind::Directory => Directory::enter(self, id, name).map(Some),
-            DatasetKind::Filesystem | DatasetKind::Zvol => Ok(None),
+            DatasetKind::Directory | DatasetKind::Zvol => {
+                Directory::enter(self, id, name).map(Some)
+            }
+            DatasetKind::Filesystem => Ok(None),
         }
     }
 
@@ -345,10 +348,8 @@ impl Inner {
         let (_, record) = View::new(&self.db)?.dataset(name.dataset())?;
         if let Live::Open | Live::Fenced = record.live
             && let Some(directory) = self.directory(name.dataset())?
-            && let Some(path) = directory.tree_path()
+            && let Some(bytes) = directory.changed_bytes(snapshot.root)?
         {
-            let pin = self.blocks.pin();
-            let bytes = scan::changed_bytes(&self.db, &pin, id, snapshot.root, &path)?;
             return Ok(differs(bytes));
         }
         let newest = View::new(&self.db)?.latest(id)?;

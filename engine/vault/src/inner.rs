@@ -130,7 +130,7 @@ pub(crate) fn now_unix_s() -> i64 {
 pub(crate) fn capabilities() -> Capabilities {
     Capabilities {
         version: format!("vault format {FORMAT_VERSION}"),
-        live_kinds: vec![DatasetKind::Directory],
+        live_kinds: vec![DatasetKind::Directory, DatasetKind::Zvol],
         replica_kinds: vec![DatasetKind::Directory, DatasetKind::Filesystem, DatasetKind::Zvol],
         bookmarks: false,
         holds: true,

@@ -5,7 +5,7 @@
 //! <vault>/lock            held by the process that has it open, with its number
 //! <vault>/index.redb      datasets, snapshots, where blocks lie
 //! <vault>/packs/*.pack    the blocks
-//! <vault>/live/<dataset>  live directories, at the path a workload uses
+//! <vault>/live/<dataset>  live directories and disk images, at the path a workload uses
 //! <vault>/hidden/<id>/    the same, fenced or being prepared
 //! <vault>/tmp/            emptied at each start
 //! ```

@@ -14,7 +14,7 @@ use zfs_stream::format::begin_flag;
 use crate::blocks::Session;
 use crate::dir::live::Directory;
 use crate::dir::seen::SeenBatch;
-use crate::dir::{self, scan::Scanned};
+use crate::dir::{self, holders, scan::Scanned};
 use crate::inner::{Inner, new_guid, no_space, now_unix_s};
 use crate::meta::{Change, DatasetId, Dialect, SnapshotRecord, View};
 
@@ -104,7 +104,21 @@ impl Inner {
                 let (scanned, running) = directory.freeze(session)?;
                 (Some(directory), scanned, running, directory_dialect())
             }
-            (DatasetKind::Filesystem | DatasetKind::Zvol, Some(newest)) => {
+            (DatasetKind::Zvol, Some(newest)) => {
+                let directory = Directory::enter(self, id, name.dataset())?;
+                let (scanned, running) = directory.freeze(session)?;
+                if running && !spec.quiesced {
+                    // Real ZFS has no word for a snapshot that is no moment, and would take it for one.
+                    return Err(StoreError::Busy {
+                        dataset: name.dataset().clone(),
+                        holders: vec![holders::ourselves(
+                            "its image is open, and whoever writes it was not stopped",
+                        )],
+                    });
+                }
+                (Some(directory), scanned, running, newest.dialect)
+            }
+            (DatasetKind::Filesystem, Some(newest)) => {
                 let scanned = Scanned { root: newest.root, seen: SeenBatch::default() };
                 (None, scanned, false, newest.dialect)
             }

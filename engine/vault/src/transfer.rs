@@ -145,7 +145,7 @@ impl Inner {
         }
     }
 
-    /// A directory has to be at its newest snapshot, and at rest.
+    /// A directory, or the image of a zvol, has to be at its newest snapshot, and at rest.
     fn rest(
         self: &Arc<Self>,
         id: DatasetId,
@@ -153,7 +153,7 @@ impl Inner {
         spec: &ReceiveSpec,
         base: &SnapshotRecord,
     ) -> Result<()> {
-        if record.kind != DatasetKind::Directory {
+        if record.kind == DatasetKind::Filesystem {
             return Ok(());
         }
         // At rest there is nothing to look at: in particular no need to wait for a checkout under way.

@@ -82,12 +82,13 @@ impl Vault {
     }
 
     /// Checks the newest snapshot of a directory volume at rest out into its hidden tree, so that activating
-    /// it is a rename. The vault does so by itself after each receive; this waits for it.
+    /// it is a rename. The vault does so by itself after each receive; this waits for it. Of a zvol it makes
+    /// the image, which the vault does by itself only once there is one.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`], [`StoreError::Io`]; activation tries again.
     pub fn prepare(&self, dataset: &DatasetName) -> Result<()> {
-        worker::prepare_dataset(&self.inner, dataset)
+        worker::prepare_dataset(&self.inner, dataset, true)
     }
 
     /// Frees the room of everything that no snapshot refers to, now. Waits until no send or receive is

@@ -84,7 +84,7 @@ fn run(inner: &Weak<Inner>, todo: &Receiver<Task>) {
             let Some(inner) = inner.upgrade() else {
                 return;
             };
-            if let Err(error) = prepare_dataset(&inner, &dataset)
+            if let Err(error) = prepare_dataset(&inner, &dataset, false)
                 && !matches!(error, StoreError::Cancelled)
             {
                 tracing::warn!(%dataset, %error, "could not be checked out ahead; activation tries again");
@@ -101,21 +101,26 @@ fn run(inner: &Weak<Inner>, todo: &Receiver<Task>) {
     }
 }
 
-/// Brings the hidden directory of a volume at rest to its newest snapshot.
+/// Brings the hidden tree of a volume at rest to its newest snapshot.
+///
+/// An image takes as much room again as its volume and a whole volume's time to write: it is made when it is
+/// `wanted`, and from then on kept up with what is received.
 pub(crate) fn prepare_dataset(
     inner: &std::sync::Arc<Inner>,
     dataset: &DatasetName,
+    wanted: bool,
 ) -> Result<(), StoreError> {
     let Some((id, record)) = View::new(&inner.db)?.find(dataset)? else {
         return Ok(()); // destroyed since
     };
-    if record.kind != DatasetKind::Directory {
-        return Ok(());
-    }
-    match record.live {
-        Live::Open | Live::Fenced => Ok(()), // in use; nothing to wait for
-        Live::Absent | Live::Clean(_) | Live::Updating => {
-            Directory::enter(inner, id, dataset)?.prepare()
+    match (record.kind, record.live) {
+        (DatasetKind::Filesystem, _) => Ok(()),
+        (_, Live::Open | Live::Fenced) => Ok(()), // in use; nothing to wait for
+        (DatasetKind::Zvol, Live::Absent | Live::Updating) if !wanted => Ok(()),
+        (_, Live::Absent | Live::Clean(_) | Live::Updating) => {
+            let mut directory = Directory::enter(inner, id, dataset)?;
+            directory.can_live()?;
+            directory.prepare()
         }
     }
 }

@@ -68,7 +68,7 @@ fn next_data(file: &File, offset: u64, size: u64) -> u64 {
     }
 }
 
-fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+pub(super) fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
     let mut got = 0;
     while got < buffer.len() {
         match file.read_at(&mut buffer[got..], offset + got as u64) {

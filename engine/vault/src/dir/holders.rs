@@ -58,7 +58,24 @@ pub(crate) fn find(paths: &[&Path], look: Look) -> Vec<Holder> {
             found.push(Holder { pid, command: command(&proc), what });
         }
     }
+    found.extend(loop_devices(paths));
     found
+}
+
+/// Loop devices over a file in these trees: the kernel holds it, so no process shows it.
+fn loop_devices(paths: &[&Path]) -> Vec<Holder> {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    let over = |device: std::fs::DirEntry| {
+        let name = device.file_name().to_str().filter(|name| name.starts_with("loop"))?.to_owned();
+        let file = std::fs::read(device.path().join("loop/backing_file")).ok()?;
+        let file = file.strip_suffix(b"\n").unwrap_or(&file);
+        let file = PathBuf::from(OsString::from_vec(file.to_vec()));
+        let what = format!("loop device over {}", file.display());
+        within(&file, paths).then_some(Holder { pid: 0, command: name, what })
+    };
+    devices.flatten().filter_map(over).take(MAX_HOLDERS).collect()
 }
 
 fn command(proc: &Path) -> String {

@@ -1,8 +1,9 @@
-//! The live data of a directory volume: from state to state, durably.
+//! The live data of a directory volume, or of a zvol: from state to state, durably. What is called a tree here
+//! is a directory of the one and a disk image of the other.
 //!
 //! Owns: the renames between `live/` and `hidden/` and the rows that go with them, in such an order that what
 //! a crash leaves can be told apart (see [`Directory::settle`]). Leaves reading and writing trees to
-//! [`super::scan`] and [`super::checkout`].
+//! [`super::scan`] and [`super::checkout`], and images to [`super::image`].
 //!
 //! Order: to fence, the rename comes first and the row second; to open, the row comes first. So whenever the
 //! row says Clean, the tree was not reachable since it was checked out.
@@ -11,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use flocker_store::{DatasetName, StoreError};
+use flocker_store::{DatasetKind, DatasetName, StoreError};
 
 use super::checkout::{self, Place};
 use super::holders::{self, Look};
+use super::image;
 use super::scan::{self, Scanned};
 use super::seen;
 use crate::blocks::{ReadBlocks, Session, sync_dir};
@@ -33,6 +35,7 @@ pub(crate) struct Directory {
     pub(crate) id: DatasetId,
     pub(crate) name: DatasetName,
     pub(crate) state: Live,
+    kind: DatasetKind,
     _turn: TurnGuard,
 }
 
@@ -63,6 +66,7 @@ impl Directory {
             id,
             name: name.clone(),
             state: record.live,
+            kind: record.kind,
             _turn: turn,
         };
         directory.settle()?;
@@ -159,7 +163,41 @@ impl Directory {
             return Ok(None);
         };
         let previous = self.newest()?.unwrap_or_default();
-        scan::scan(&self.inner.db, session, self.id, previous, &path).map(Some)
+        let scan = if self.kind == DatasetKind::Zvol { image::scan } else { scan::scan };
+        scan(&self.inner.db, session, self.id, previous, &path).map(Some)
+    }
+
+    /// Bytes that may have been written to the live data since a snapshot; `None` where there is none.
+    pub(crate) fn changed_bytes(&self, snapshot: SetRoot) -> Result<Option<u64>> {
+        let Some(path) = self.tree_path() else {
+            return Ok(None);
+        };
+        let (db, pin) = (&self.inner.db, self.inner.blocks.pin());
+        let changed = match self.kind {
+            DatasetKind::Zvol => image::changed_bytes(db, &pin, self.id, snapshot, &path),
+            DatasetKind::Directory | DatasetKind::Filesystem => {
+                scan::changed_bytes(db, &pin, self.id, snapshot, &path)
+            }
+        };
+        changed.map(Some)
+    }
+
+    /// What cannot be used here, however whole it is.
+    pub(crate) fn can_live(&self) -> Result<()> {
+        if self.kind != DatasetKind::Zvol {
+            return Ok(());
+        }
+        let not_capable = |what: &str| StoreError::NotCapable {
+            store: self.inner.describe(),
+            what: format!("using {} here: {what}", self.name),
+        };
+        match View::new(&self.inner.db)?.latest(self.id)? {
+            None => Err(not_capable("it holds no data")),
+            Some(newest) if newest.dialect.is_sealed() => {
+                Err(not_capable("its blocks are sealed, and the key is not here"))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// The object set of the newest snapshot.
@@ -193,6 +231,7 @@ impl Directory {
         if self.state == Live::Open {
             return Ok(path);
         }
+        self.can_live()?;
         self.prepare()?;
         let place = self.place();
         if self.state == Live::Absent {
@@ -203,6 +242,7 @@ impl Directory {
         self.path_is_free(&path)?;
         let parent = path.parent().unwrap_or(&self.inner.path).to_owned();
         std::fs::create_dir_all(&parent).map_err(|e| io(&parent, e))?;
+        self.make_way(&path)?;
         self.wait_for_the_grain();
         self.set_state(Live::Open)?;
         fault::point("activate-rename", &self.inner.path)?;
@@ -216,6 +256,7 @@ impl Directory {
         if self.state == Live::Open {
             return Ok(());
         }
+        self.can_live()?;
         self.prepare()?;
         self.path_is_free(&self.live_path())
     }
@@ -247,6 +288,18 @@ impl Directory {
         Ok(())
     }
 
+    /// A directory takes the place of an empty one; an image does not.
+    fn make_way(&self, path: &Path) -> Result<()> {
+        if self.kind != DatasetKind::Zvol {
+            return Ok(());
+        }
+        match std::fs::remove_dir(path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(io(path, e)),
+        }
+    }
+
     /// A write in the very tick of the checkout could keep the file's times: let that tick pass.
     fn wait_for_the_grain(&self) {
         let written =
@@ -259,6 +312,9 @@ impl Directory {
 
     /// Renames the tree and keeps its times, which some file systems change when `..` changes.
     fn rename_tree(&self, from: &Path, to: &Path) -> Result<()> {
+        if self.kind == DatasetKind::Zvol {
+            return image::rename(&self.inner.db, self.id, from, to);
+        }
         let before = std::fs::symlink_metadata(from).and_then(|meta| meta.modified());
         std::fs::rename(from, to).map_err(|e| io(from, e))?;
         if let (Ok(before), Ok(tree)) = (before, std::fs::File::open(to))
@@ -339,15 +395,20 @@ impl Directory {
         self.set_state(Live::Updating)?;
         fault::point("checkout", &self.inner.path)?;
         let (place, stop) = (self.place(), &self.inner.stopping);
-        let outcome = checkout::checkout(&self.inner.db, blocks, self.id, &place, from, to, stop)
-            .and_then(|mut seen| {
-                fault::point("checkout-synced", &self.inner.path)?;
-                let txn = self.inner.db.write()?;
-                seen.write(&self.inner.db, &txn, self.id)?;
-                Change::new(&self.inner.db, &txn)
-                    .edit_dataset(self.id, |record| record.live = Live::Clean(to))?;
-                self.inner.db.commit(txn)
-            });
+        let outcome = match self.kind {
+            DatasetKind::Zvol => image::checkout(blocks, &place.tree, from, to),
+            DatasetKind::Directory | DatasetKind::Filesystem => {
+                checkout::checkout(&self.inner.db, blocks, self.id, &place, from, to, stop)
+            }
+        };
+        let outcome = outcome.and_then(|mut seen| {
+            fault::point("checkout-synced", &self.inner.path)?;
+            let txn = self.inner.db.write()?;
+            seen.write(&self.inner.db, &txn, self.id)?;
+            Change::new(&self.inner.db, &txn)
+                .edit_dataset(self.id, |record| record.live = Live::Clean(to))?;
+            self.inner.db.commit(txn)
+        });
         match outcome {
             Ok(()) => {
                 self.state = Live::Clean(to);
@@ -375,7 +436,12 @@ impl Directory {
         if root == snapshot {
             return Ok(None);
         }
-        describe(&session, snapshot, root).map(Some)
+        match self.kind {
+            DatasetKind::Zvol => image::describe(&session, snapshot, root).map(Some),
+            DatasetKind::Directory | DatasetKind::Filesystem => {
+                describe(&session, snapshot, root).map(Some)
+            }
+        }
     }
 
     /// Lets a tree that equals a set be the base of the next checkout.

@@ -19,11 +19,13 @@
 //!
 //! Owns: the private object set type and what its objects mean. Read next: [`inode`] (the object),
 //! [`scan`] (tree → object set), [`checkout`] (object set → tree), [`seen`] (what need not be read again),
-//! [`holders`] (who is in the way), [`live`] (the machine above).
+//! [`holders`] (who is in the way), [`live`] (the machine above), [`image`] (the live data of a zvol, which
+//! goes through the same machine).
 
 pub(crate) mod checkout;
 pub(crate) mod content;
 pub(crate) mod holders;
+pub(crate) mod image;
 pub(crate) mod inode;
 pub(crate) mod live;
 pub(crate) mod scan;
