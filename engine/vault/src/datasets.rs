@@ -37,7 +37,8 @@ impl Inner {
             referenced_bytes: snapshots.last().map_or(0, |s| s.root.referenced_bytes),
             mounted_at: open.then(|| layout::live(&self.path, &record.name)),
             writable: open,
-            encrypted: snapshots.last().is_some_and(|s| s.dialect.is_sealed()),
+            encrypted: snapshots.last().is_some_and(|s| s.dialect.is_sealed())
+                || record.partial.as_ref().is_some_and(|partial| partial.is_raw()),
         })
     }
 
@@ -89,6 +90,7 @@ impl Inner {
         for (id, record) in view.datasets()? {
             if record.name.is_within(dataset) {
                 used += used_bytes(&view.snapshots(id)?);
+                used += record.partial.map_or(0, |partial| partial.new_bytes);
             }
         }
         Ok(Space { available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize), used_bytes: used })

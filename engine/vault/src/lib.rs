@@ -4,8 +4,9 @@
 //!
 //! A dataset is an object set as the send stream describes it. A receive applies records to objects and
 //! blocks; a snapshot is the hash of the resulting tree; a send is the difference of two trees, as records
-//! again, which real ZFS receives. So a vault is a standby for real ZFS datasets, and besides it has live
-//! volumes of its own: directories, kept as a private kind of object set.
+//! again, which real ZFS receives. So a vault is a standby for real ZFS datasets: filesystems and zvols; raw
+//! encrypted ones, too, which it keeps sealed and hands on as they came. Live volumes here are the disk image of
+//! a zvol, and directories, kept as a private kind of object set.
 //!
 //! ```text
 //!   stream ─▶ receive ─▶ apply ─▶ objset ─▶ tree ─▶ blocks ─▶ pack files
@@ -18,11 +19,11 @@
 //! (`flocker-core`), and moving bytes between nodes (`flocker-transport`).
 //!
 //! Invariants: a snapshot that was reported is whole and durable, whatever is killed when. Nothing that a
-//! receive brings is visible before its commit. Every block is proven by its BLAKE3 when it is read. Memory
+//! receive brings is visible before its commit, but that a part of it is here and where the rest begins. Every block is proven by its BLAKE3 when it is read. Memory
 //! is bounded, whatever the size of a dataset.
 //!
 //! Read next: [`Vault`], then `layout` (the directory), `blocks` (durability), `tree`, `apply` and `emit`
-//! (the stream), `dir` (live volumes).
+//! (the stream), `keydata` (sealed datasets), `partial` (interrupted receives), `dir` (live volumes).
 
 mod apply;
 mod aside;

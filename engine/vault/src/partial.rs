@@ -64,6 +64,11 @@ impl PartialRecord {
         }
     }
 
+    /// Whether it is of a raw stream.
+    pub(crate) fn is_raw(&self) -> bool {
+        Features(self.features).contains(Features::RAW)
+    }
+
     /// The token that `zfs send -t` goes on from.
     pub(crate) fn token(&self) -> ResumeToken {
         let has = |feature| Features(self.features).contains(feature);
@@ -101,8 +106,7 @@ impl PartialRecord {
         if (begin.to_guid, begin.from_guid) != (self.to_guid, self.from_guid) {
             return Err(format!("it is not the rest of {}, of which a part is here", self.to_name));
         }
-        let raw = |features: u64| Features(features).contains(Features::RAW);
-        if raw(begin.features.0) != raw(self.features) {
+        if begin.features.contains(Features::RAW) != self.is_raw() {
             return Err("one part of it is raw and the other is not".into());
         }
         if point != self.point {

@@ -95,6 +95,12 @@ impl Inner {
         if before.iter().any(|s| s.short == name.short()) {
             return Err(StoreError::Exists { name: name.to_string() });
         }
+        if before.is_empty() && dataset.partial.is_some() {
+            return Err(StoreError::NotCapable {
+                store: self.describe(),
+                what: format!("a snapshot of {}, of which only a part has arrived", name.dataset()),
+            });
+        }
         let already = session.new_bytes();
         let newest = before.last();
         let key = newest.and_then(|newest| newest.key.clone());

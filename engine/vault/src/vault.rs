@@ -286,9 +286,13 @@ impl Store for Vault {
         self.inner.remove_clone(clone)
     }
 
-    /// A directory stays where it is, open to whoever uses it; a fenced one is opened.
+    /// A directory stays where it is, open to whoever uses it; a fenced one is opened. So does a disk image;
+    /// what cannot be used here stays at rest.
     fn give_back(&self, dataset: &DatasetName) -> Result<()> {
-        self.inner.activate(dataset).map(drop)
+        match self.inner.activate(dataset) {
+            Ok(_) | Err(StoreError::NotCapable { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 

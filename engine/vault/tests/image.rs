@@ -97,11 +97,7 @@ fn what_is_written_to_an_image_is_snapshotted_and_handed_back_as_a_step() {
         let path = activate(&vault);
         write_at(&path, 33 << 20, &[7; 40_000]);
         write_at(&path, 0, &[0; 32 << 10]); // zeroes over what was there
-        let running = SnapshotSpec {
-            names: vec![snap("vault/d@torn")],
-            quiesced: false,
-            properties: Default::default(),
-        };
+        let running = SnapshotSpec { quiesced: false, ..snapshot_spec("vault/d@torn") };
         let refused = vault.snapshot(&running);
         assert!(matches!(refused, Err(StoreError::Busy { .. })), "{refused:?}");
         take(&vault, "vault/d@s2");
@@ -201,12 +197,7 @@ fn a_copy_of_a_volume_has_an_image_of_its_own_and_an_image_of_another_size_is_re
         .open(&path)
         .and_then(|file| file.set_len(65 << 20))
         .expect("grown");
-    let spec = SnapshotSpec {
-        names: vec![snap("vault/d@s2")],
-        quiesced: true,
-        properties: Default::default(),
-    };
-    let refused = vault.snapshot(&spec);
+    let refused = vault.snapshot(&snapshot_spec("vault/d@s2"));
     assert!(matches!(refused, Err(StoreError::Corrupt { .. })), "{refused:?}");
 }
 

@@ -151,6 +151,38 @@ fn a_clone_that_was_interrupted_goes_on_from_its_origin() {
 }
 
 #[test]
+fn a_directory_volume_goes_on_from_what_arrived() {
+    let ((_a, source), (_b, vault)) = (new_vault(), new_vault());
+    source.create(&name("vault/d"), flocker_store::DatasetKind::Directory).expect("created");
+    let path = source.live_path(&name("vault/d"));
+    for file in 0..40u8 {
+        let bytes: Vec<u8> = (0..50_000u32).map(|n| (n / 7) as u8 ^ file).collect();
+        std::fs::write(path.join(format!("file-{file}")), bytes).expect("written");
+    }
+    take(&source, "vault/d@1");
+    let spec = send_spec(None, "vault/d@1");
+    let whole = send_with(&source, &spec).expect("sent");
+    interrupt(&vault, &whole, "vault/d@1", whole.len() / 2);
+    // What is there of it is no volume yet: nothing starts on it, and nothing is taken for its content.
+    assert!(vault.dataset(&name("vault/d")).expect("there").mounted_at.is_none());
+    for refused in [
+        vault.activate(&name("vault/d")).map(drop),
+        vault.rehearse(&name("vault/d")),
+        vault.snapshot(&snapshot_spec("vault/d@early")).map(drop),
+    ] {
+        assert!(matches!(refused, Err(StoreError::NotCapable { .. })), "{refused:?}");
+    }
+    let kept = partial(&vault, "vault/d").expect("kept");
+    let second = send_with(&source, &rest(&spec, &kept)).expect("the rest");
+    assert!(second.len() < whole.len() * 2 / 3);
+    receive(&vault, "vault/d@1", &second).expect("the rest");
+    assert_eq!(set(&vault, "vault/d@1"), set(&source, "vault/d@1"));
+    let live = vault.activate(&name("vault/d")).expect("activated").expect("a path");
+    let same = std::fs::read(live.join("file-39")).expect("read");
+    assert!(same == std::fs::read(path.join("file-39")).expect("read"));
+}
+
+#[test]
 fn without_being_asked_nothing_is_kept() {
     let (_dir, vault) = new_vault();
     let stream = golden("full-plain");

@@ -182,21 +182,22 @@ impl Directory {
         changed.map(Some)
     }
 
-    /// What cannot be used here, however whole it is.
+    /// Refuses what cannot be used here: what is not whole yet, or sealed.
     pub(crate) fn can_live(&self) -> Result<()> {
-        if self.kind != DatasetKind::Zvol {
-            return Ok(());
-        }
         let not_capable = |what: &str| StoreError::NotCapable {
             store: self.inner.describe(),
             what: format!("using {} here: {what}", self.name),
         };
-        match View::new(&self.inner.db)?.latest(self.id)? {
-            None => Err(not_capable("it holds no data")),
-            Some(newest) if newest.dialect.is_sealed() => {
+        let view = View::new(&self.inner.db)?;
+        match (view.latest(self.id)?, self.kind) {
+            (None, _) if view.dataset(&self.name)?.1.partial.is_some() => {
+                Err(not_capable("only a part of it has arrived"))
+            }
+            (None, DatasetKind::Zvol) => Err(not_capable("it holds no data")),
+            (Some(newest), DatasetKind::Zvol) if newest.dialect.is_sealed() => {
                 Err(not_capable("its blocks are sealed, and the key is not here"))
             }
-            Some(_) => Ok(()),
+            (None | Some(_), _) => Ok(()),
         }
     }
 

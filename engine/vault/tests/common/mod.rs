@@ -148,13 +148,12 @@ pub(crate) fn send(vault: &Vault, from: Option<&str>, to: &str) -> Vec<u8> {
     send_with(vault, &send_spec(from, to)).unwrap_or_else(|e| panic!("sending {to}: {e}"))
 }
 
+pub(crate) fn snapshot_spec(snapshot: &str) -> SnapshotSpec {
+    SnapshotSpec { names: vec![snap(snapshot)], quiesced: true, properties: Default::default() }
+}
+
 pub(crate) fn take(vault: &Vault, snapshot: &str) -> Snapshot {
-    let spec = SnapshotSpec {
-        names: vec![snap(snapshot)],
-        quiesced: true,
-        properties: Default::default(),
-    };
-    vault.snapshot(&spec).expect("a snapshot").remove(0)
+    vault.snapshot(&snapshot_spec(snapshot)).expect("a snapshot").remove(0)
 }
 
 /// sha256 in hexadecimal, by coreutils.
