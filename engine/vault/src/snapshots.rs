@@ -17,6 +17,7 @@ use crate::dir::seen::SeenBatch;
 use crate::dir::{self, holders, scan::Scanned};
 use crate::inner::{Inner, new_guid, no_space, now_unix_s};
 use crate::meta::{Change, DatasetId, Dialect, SnapshotRecord, View};
+use crate::objset::SetRoot;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -95,46 +96,42 @@ impl Inner {
         if before.iter().any(|s| s.short == name.short()) {
             return Err(StoreError::Exists { name: name.to_string() });
         }
-        if before.is_empty() && dataset.partial.is_some() {
-            return Err(StoreError::NotCapable {
-                store: self.describe(),
-                what: format!("a snapshot of {}, of which only a part has arrived", name.dataset()),
-            });
-        }
-        let already = session.new_bytes();
+        let not_capable = |why: &str| StoreError::NotCapable {
+            store: self.describe(),
+            what: format!("a snapshot of {}, {why}", name.dataset()),
+        };
         let newest = before.last();
-        let key = newest.and_then(|newest| newest.key.clone());
-        let (directory, scanned, running, dialect) = match (dataset.kind, newest) {
-            (DatasetKind::Directory, _) => {
-                let directory = Directory::enter(self, id, name.dataset())?;
-                let (scanned, running) = directory.freeze(session)?;
-                (Some(directory), scanned, running, directory_dialect())
+        let dialect = match (dataset.kind, newest) {
+            (_, None) if dataset.partial.is_some() => {
+                return Err(not_capable("of which only a part has arrived"));
             }
-            (DatasetKind::Zvol, Some(newest)) => {
-                let directory = Directory::enter(self, id, name.dataset())?;
-                let (scanned, running) = directory.freeze(session)?;
-                if running && !spec.quiesced {
-                    // Real ZFS has no word for a snapshot that is no moment, and would take it for one.
-                    return Err(StoreError::Busy {
-                        dataset: name.dataset().clone(),
-                        holders: vec![holders::ourselves(
-                            "its image is open, and whoever writes it was not stopped",
-                        )],
-                    });
-                }
-                (Some(directory), scanned, running, newest.dialect)
-            }
-            (DatasetKind::Filesystem, Some(newest)) => {
-                let scanned = Scanned { root: newest.root, seen: SeenBatch::default() };
-                (None, scanned, false, newest.dialect)
-            }
+            (DatasetKind::Directory, _) => directory_dialect(),
+            (DatasetKind::Filesystem | DatasetKind::Zvol, Some(newest)) => newest.dialect,
             (DatasetKind::Filesystem | DatasetKind::Zvol, None) => {
-                return Err(StoreError::NotCapable {
-                    store: self.describe(),
-                    what: format!("a snapshot of {}, which holds no data", name.dataset()),
-                });
+                return Err(not_capable("which holds no data"));
             }
         };
+        let already = session.new_bytes();
+        let key = newest.and_then(|newest| newest.key.clone());
+        let (directory, scanned, running) = match (dataset.kind, newest) {
+            (DatasetKind::Filesystem, newest) => {
+                let root = newest.map_or(SetRoot::default(), |newest| newest.root);
+                (None, Scanned { root, seen: SeenBatch::default() }, false)
+            }
+            (DatasetKind::Directory | DatasetKind::Zvol, _) => {
+                let directory = Directory::enter(self, id, name.dataset())?;
+                let (scanned, running) = directory.freeze(session)?;
+                (Some(directory), scanned, running)
+            }
+        };
+        if running && !spec.quiesced && dataset.kind == DatasetKind::Zvol {
+            // Real ZFS has no word for a snapshot that is no moment, and would take it for one.
+            let what = "its image is open, and whoever writes it was not stopped";
+            return Err(StoreError::Busy {
+                dataset: name.dataset().clone(),
+                holders: vec![holders::ourselves(what)],
+            });
+        }
         Ok(Taken {
             id,
             record: SnapshotRecord {

@@ -266,6 +266,43 @@ fn a_clone_is_a_dataset_of_its_own_and_is_sent_back_from_its_origin() {
     assert_eq!(set(&vault, "vault/clone@c1"), set(&third, "vault/y@c1"));
 }
 
+/// A stream as if its snapshot had another guid.
+fn with_guid(stream: &[u8], guid: u64) -> Vec<u8> {
+    let (mut reader, mut rest, mut items) = (Reader::new(), stream, Items::new());
+    while let Some(item) = reader.next(&mut rest).expect("sound") {
+        let mut record = item.record.clone();
+        match &mut record {
+            Record::Begin(r) => r.to_guid = guid,
+            Record::Object(r) => r.to_guid = guid,
+            Record::FreeObjects(r) => r.to_guid = guid,
+            Record::Write(r) => r.to_guid = guid,
+            Record::Free(r) => r.to_guid = guid,
+            Record::End(r) => r.to_guid = guid,
+            Record::Spill(r) => r.to_guid = guid,
+            Record::WriteEmbedded(r) => r.to_guid = guid,
+            other => panic!("{other:?}"),
+        }
+        items.push((record, item.payload().to_vec()));
+    }
+    written(&items)
+}
+
+#[test]
+fn a_step_that_changes_nothing_and_one_from_a_bookmark_are_steps_like_others() {
+    let (_dir, vault) = new_vault();
+    // The base of the empty step is not in the corpus; nothing is said about its content.
+    let empty = golden("incr-empty");
+    let base = with_guid(&golden("full-plain"), begin(&empty).from_guid);
+    receive(&vault, "vault/d@5", &base).expect("a base");
+    receive(&vault, "vault/d@6", &empty).expect("the empty step");
+    assert_eq!(set(&vault, "vault/d@5"), set(&vault, "vault/d@6"));
+    same_records(&send(&vault, Some("vault/d@5"), "vault/d@6"), &empty, "empty");
+    receive(&vault, "vault/e@1", &golden("full-plain")).expect("full");
+    receive(&vault, "vault/e@2", &golden("incr-from-bookmark")).expect("from the bookmark");
+    let sums = file_sums(&vault, "vault/e@2");
+    assert!(listed_sums("plain@s2.tree.txt").is_subset(&sums));
+}
+
 #[test]
 fn a_stream_for_a_clone_does_not_go_into_a_dataset_that_is_there_nor_an_increment_into_none() {
     let (_dir, vault) = new_vault();
