@@ -357,10 +357,10 @@ impl Applier {
         overwrite(open, blocks, r.offset, &plain)
     }
 
-    /// Whether an embedded block is a spill block: OpenZFS up to 2.3 and 2.4 sends one that fits into its
-    /// block pointer as a WRITE_EMBEDDED at `DMU_SPILL_BLKID` times its own length
-    /// (<https://github.com/openzfs/zfs/issues/18239>), where a receiver loses it. No file reaches there, and
-    /// its OBJECT said that a spill block comes; so here it is put where it belongs.
+    /// Whether an embedded block is a spill block: OpenZFS 2.3 sends one that fits into its block pointer as a
+    /// WRITE_EMBEDDED at `DMU_SPILL_BLKID` times its own length, which a receiver takes for data at the end of
+    /// the world, and loses (<https://github.com/openzfs/zfs/pull/19091>). No file reaches there, and its
+    /// OBJECT said that a spill block comes; so here it is put where it belongs.
     fn is_spill(&self, r: &record::WriteEmbedded) -> bool {
         const SPILL_BLKID: u64 = u64::MAX - 1; // DMU_SPILL_BLKID, -2
         self.tells_spill

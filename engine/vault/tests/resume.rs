@@ -6,6 +6,8 @@ use common::*;
 use flocker_store::{Guid, Inventory, Partial, ReceiveSpec, SendSpec, Store, StoreError};
 use flocker_vault::{Vault, fault};
 use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use zfs_stream::token::ResumeToken;
 use zfs_stream::{Features, Kind};
@@ -427,4 +429,71 @@ fn the_rest_that_is_sent_is_the_rest_that_zfs_sends() {
         assert!(ours == theirs, "{:?}, not {:?}", &ours.0, &theirs.0);
     }
     assert_eq!(ours.len(), theirs.len());
+}
+
+const VICTIM: &str = "FLOCKER_VAULT_RESUME_VICTIM";
+
+/// Not a test by itself: the process that the next test kills.
+#[test]
+#[ignore = "run by a_killed_process_leaves_what_arrived_before_its_last_checkpoint"]
+fn victim() {
+    let Ok(path) = std::env::var(VICTIM) else {
+        return;
+    };
+    let vault = Vault::open(&path).expect("opens");
+    vault.checkpoint_every(50_000);
+    let stream = std::fs::read(Path::new(&path).with_extension("stream")).expect("a stream");
+    let to = "vault/d@0";
+    let mut incoming = vault.receive(&resumable(&stream, to)).expect("begins");
+    for piece in stream.chunks(10_000) {
+        incoming.write_all(piece).expect("taken");
+        std::thread::sleep(std::time::Duration::from_millis(4));
+    }
+    incoming.commit().expect("committed");
+    println!("done");
+}
+
+#[test]
+fn a_killed_process_leaves_what_arrived_before_its_last_checkpoint() {
+    let (dir, vault) = new_vault();
+    drop(vault);
+    let path = dir.path().join("v");
+    let (_dir, source) = new_vault();
+    receive(&source, "vault/d@0", &golden("holes-full")).expect("source");
+    let spec = send_spec(None, "vault/d@0");
+    let mut stream = send_with(&source, &spec).expect("sent");
+    let (mut kept_bytes, mut resumed) = (0, 0);
+    for round in 0..40u64 {
+        std::fs::write(path.with_extension("stream"), &stream).expect("written");
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--ignored", "--exact", "victim", "--nocapture"])
+            .env(VICTIM, &path)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("a victim");
+        std::thread::sleep(std::time::Duration::from_millis(350 + round * 37 % 200));
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        let vault = Vault::open(&path).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        vault.verify().unwrap_or_else(|e| panic!("round {round}: {e}"));
+        let found = inventory(&vault, "vault/d");
+        if !found.snapshots.is_empty() {
+            break;
+        }
+        if let Some(kept) = found.partial {
+            assert!(kept.bytes >= kept_bytes, "what was durable is there: {}", kept.bytes);
+            resumed += u64::from(kept.bytes > kept_bytes);
+            kept_bytes = kept.bytes;
+            stream = send_with(&source, &rest(&spec, &kept)).expect("the rest");
+        }
+    }
+    let vault = Vault::open(&path).expect("opens");
+    if inventory(&vault, "vault/d").snapshots.is_empty() {
+        receive(&vault, "vault/d@0", &stream).expect("the rest");
+    }
+    assert!(resumed > 0, "the victims got somewhere");
+    assert_eq!(set(&vault, "vault/d@0"), set(&source, "vault/d@0"));
+    vault.gc().expect("collected");
+    vault.verify().expect("sound");
 }
