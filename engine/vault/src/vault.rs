@@ -25,7 +25,7 @@ use crate::worker::{self, Worker};
 /// Name of the dataset above all others in a vault.
 pub const ROOT: &str = "vault";
 
-/// A store of ZFS streams in plain files. See the [crate](crate) for what it is.
+/// A store of ZFS streams in plain files. See the [crate] for what it is.
 #[derive(Debug)]
 pub struct Vault {
     // The thread ends before the rest goes.
