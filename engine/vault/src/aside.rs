@@ -8,9 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flocker_store::{
-    CLONE, DatasetKind, DatasetName, Guid, Holder, SnapshotName, SnapshotSpec, StoreError,
-};
+use flocker_store::{CLONE, DatasetName, Guid, Holder, SnapshotName, SnapshotSpec, StoreError};
 
 use crate::dir::live::Directory;
 use crate::fault;
@@ -163,9 +161,7 @@ impl Inner {
     ) -> Result<Option<PathBuf>> {
         self.check_within(clone)?;
         let (from, source, found) = View::new(&self.db)?.snapshot(snapshot)?;
-        if source.kind == DatasetKind::Directory {
-            self.refuse_nesting(clone, source.kind)?;
-        }
+        self.refuse_nesting(clone, source.kind)?;
         {
             let _claim = self.claims.take(clone)?;
             let txn = self.db.write()?;

@@ -66,16 +66,16 @@ impl Inner {
         self.info(id, &record, &view)
     }
 
-    /// A directory volume has no datasets below it: their live trees would lie in its own.
+    /// A directory volume has no datasets below it: their live trees would lie in its own. Nor has a zvol.
     pub(crate) fn refuse_nesting(&self, name: &DatasetName, kind: DatasetKind) -> Result<()> {
-        if kind != DatasetKind::Directory {
+        if kind == DatasetKind::Filesystem {
             return Ok(());
         }
         for (_, other) in View::new(&self.db)?.datasets()? {
             if other.name != *name && other.name.is_within(name) {
                 return Err(StoreError::NotCapable {
                     store: self.describe(),
-                    what: format!("a directory volume {name} above the dataset {}", other.name),
+                    what: format!("a {kind} volume {name} above the dataset {}", other.name),
                 });
             }
         }
@@ -248,17 +248,17 @@ impl Inner {
         }
     }
 
-    /// Children of a directory volume would lie inside its live tree.
+    /// Children of a directory volume would lie inside its live tree, those of a zvol inside its image.
     pub(crate) fn refuse_below_directory(&self, name: &DatasetName) -> Result<()> {
         let view = View::new(&self.db)?;
         let mut above = name.parent();
         while let Some(parent) = above {
             if let Some((_, found)) = view.find(&parent)?
-                && found.kind == DatasetKind::Directory
+                && found.kind != DatasetKind::Filesystem
             {
                 return Err(StoreError::NotCapable {
                     store: self.describe(),
-                    what: format!("a dataset below {parent}, which is a directory volume"),
+                    what: format!("a dataset below {parent}, which is a {} volume", found.kind),
                 });
             }
             above = parent.parent();

@@ -237,6 +237,14 @@ fn a_crash_while_an_image_is_made_written_and_fenced_loses_nothing() {
 }
 
 #[test]
+fn nothing_is_received_below_a_volume() {
+    let (_dir, vault) = standby("zvol-full");
+    activate(&vault);
+    let refused = receive(&vault, "vault/d/below@s", &golden("full-c"));
+    assert!(matches!(refused, Err(StoreError::NotCapable { .. })), "{refused:?}");
+}
+
+#[test]
 fn a_sealed_volume_does_not_become_live_and_says_why() {
     // The corpus has none: a sealed filesystem that says that it is a volume.
     let mut items = Vec::new();
