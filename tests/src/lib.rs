@@ -7,5 +7,9 @@
 
 #[cfg(feature = "platform")]
 pub mod e2e;
+#[cfg(feature = "platform")]
+pub mod lab;
 pub mod search;
 pub mod sim;
+#[cfg(feature = "platform")]
+pub mod suite;

@@ -266,7 +266,7 @@ fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Resu
             continue;
         }
         let info = tools.store.dataset(dataset).map_err(failure)?;
-        if info.mounted_at.as_ref() == Some(path) && info.writable && path.is_dir() {
+        if info.mounted_at.as_ref() == Some(path) && info.writable && path.exists() {
             continue;
         }
         let text = format!(

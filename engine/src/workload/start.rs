@@ -91,9 +91,11 @@ fn spawn(
     let Some((program, leading)) = places.supervisor.split_first() else {
         return Err(io::Error::other("no supervisor is configured"));
     };
-    let Some(directory) = order.what.paths.first() else {
+    let Some(path) = order.what.paths.first() else {
         return Err(io::Error::other("the unit's volume has no path here"));
     };
+    // A zvol's path is its device, in which nothing can run.
+    let directory = if path.is_dir() { path } else { Path::new("/") };
     let log = open_log(places, order.unit)?;
     let mut command = Command::new(program);
     command

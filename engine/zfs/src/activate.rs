@@ -13,6 +13,7 @@ use flocker_store::store::Result;
 use flocker_store::{DatasetName, Holder, PropertySource, StoreError};
 
 use crate::ZfsStore;
+use crate::datasets::{is_node, node_of};
 use crate::errors::About;
 use crate::fence::{INHERIT, WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
 use crate::mounts;
@@ -31,6 +32,7 @@ impl ZfsStore {
         }
         let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
         self.discard_any_partial(dataset)?;
+        self.refuse_without_key(dataset)?;
         if now["type"].value != "filesystem" {
             return self.activate_zvol(dataset, &now["readonly"]).map(Some);
         }
@@ -66,6 +68,21 @@ impl ZfsStore {
         }
     }
 
+    /// An encrypted dataset whose key nobody has loaded has neither mount nor device.
+    fn refuse_without_key(&self, dataset: &DatasetName) -> Result<()> {
+        if self.dialect.fuse {
+            return Ok(());
+        }
+        let now = self.native(dataset, &["keystatus", "encryptionroot"])?;
+        if now["keystatus"].value != "unavailable" {
+            return Ok(());
+        }
+        let root = &now["encryptionroot"].value;
+        Err(self.not_capable(format!(
+            "using {dataset}, whose encryption key is not loaded (run `zfs load-key {root}` there),"
+        )))
+    }
+
     /// Makes a zvol writable and waits for its device node, which udev makes in its own time.
     fn activate_zvol(&self, dataset: &DatasetName, readonly: &Native) -> Result<PathBuf> {
         if !readonly.is_set_to("off") {
@@ -82,7 +99,7 @@ impl ZfsStore {
         let path = node_of(dataset);
         let deadline = Instant::now() + NODE_LIMIT;
         let mut pause = Duration::from_millis(5);
-        while !is_block_device(&path) {
+        while !is_node(&path) {
             if Instant::now() >= deadline {
                 return Err(StoreError::Io {
                     context: format!(
@@ -123,6 +140,7 @@ impl ZfsStore {
 
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
+        self.refuse_without_key(dataset)?;
         if self.dialect.fuse
             && let Some((path, nobody)) = self.known_path(dataset)
         {
@@ -258,16 +276,6 @@ impl ZfsStore {
 
 /// How long udev may take to make the node of a zvol.
 const NODE_LIMIT: Duration = Duration::from_secs(30);
-
-/// Where a zvol is reachable; `zvol_id` of OpenZFS writes a space as `+`.
-fn node_of(zvol: &DatasetName) -> PathBuf {
-    Path::new("/dev/zvol").join(zvol.as_str().replace(' ', "+"))
-}
-
-fn is_block_device(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
-}
 
 /// A mount hides what lies under it, and OpenZFS mounts over it without a word (`overlay=on`).
 fn refuse_taken_path(dataset: &DatasetName, path: &Path) -> Result<()> {

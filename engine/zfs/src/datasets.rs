@@ -7,7 +7,7 @@
 //! [`flocker_store::Store::activate`] mounts. Nothing here passes `-r`, `-R` or `-f`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flocker_store::store::Result;
 use flocker_store::{DatasetInfo, DatasetKind, DatasetName, Guid, Space, StoreError};
@@ -24,6 +24,17 @@ const COLUMNS_FUSE: &str = "type,guid,used,referenced,readonly";
 
 /// Datasets asked about in one command, so that its words stay below the system's limit.
 const BATCH: usize = 200;
+
+/// Where a zvol is reachable; `zvol_id` of OpenZFS writes a space as `+`.
+pub(crate) fn node_of(zvol: &DatasetName) -> PathBuf {
+    Path::new("/dev/zvol").join(zvol.as_str().replace(' ', "+"))
+}
+
+/// Whether there is a block device.
+pub(crate) fn is_node(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
+}
 
 impl ZfsStore {
     pub(crate) fn get_dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {
@@ -95,7 +106,10 @@ impl ZfsStore {
                 kind,
                 used_bytes: row("used")?.number(2)?,
                 referenced_bytes: row("referenced")?.number(2)?,
-                mounted_at: mount.map(|mount| mount.mountpoint.clone()),
+                mounted_at: match kind {
+                    DatasetKind::Zvol => Some(node_of(name)).filter(|n| !readonly && is_node(n)),
+                    _ => mount.map(|mount| mount.mountpoint.clone()),
+                },
                 writable: match kind {
                     DatasetKind::Zvol => !readonly,
                     _ => mount.is_some_and(|mount| !mount.readonly),

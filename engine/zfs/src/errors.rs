@@ -49,6 +49,7 @@ const UNSUPPORTED: &[&str] = &[
     "requires the",
     "redacted",
     "encryption property",
+    "key must be loaded",
 ];
 const BUSY: &[&str] = &[
     "dataset is busy",
@@ -145,7 +146,10 @@ fn about_names(finished: &Finished, flat: &str, about: About<'_>) -> Option<Stor
     {
         return Some(StoreError::Kept { name, by: dependents(&finished.stderr) });
     }
-    if flat.contains("must specify -f to overwrite") || flat.contains("already exists") {
+    if flat.contains("must specify -f to overwrite")
+        || flat.contains("already exists")
+        || flat.contains("bookmark exists")
+    {
         let name = after(&finished.stderr, "cannot restore to ").unwrap_or(name);
         return Some(StoreError::Exists {
             name: after(&finished.stderr, "destination '").unwrap_or(name),

@@ -32,7 +32,8 @@ use flocker_store::store::Result;
 use flocker_store::{
     DatasetName, Holder, Inventory, ReceiveSpec, ReceiveStream, Snapshot, StoreError,
 };
-use zfs_stream::record::HeaderType;
+use zfs_stream::format::objset;
+use zfs_stream::record::{Begin, HeaderType};
 use zfs_stream::{Endian, Features, HEADER_LEN, Record};
 
 use crate::ZfsStore;
@@ -131,12 +132,12 @@ impl ZfsStore {
         })
     }
 
-    fn receive_words(&self, spec: &ReceiveSpec) -> Vec<String> {
+    fn receive_words(&self, spec: &ReceiveSpec, begin: &Begin) -> Vec<String> {
         let mut words = vec!["receive".to_owned(), "-u".to_owned()];
         if spec.resumable && self.dialect.resumable {
             words.push("-s".to_owned());
         }
-        if spec.from_guid.is_none() && !self.dialect.fuse {
+        if spec.from_guid.is_none() && !self.dialect.fuse && begin.objset_type == objset::ZFS {
             // Set with the dataset, so that no boot in between mounts it.
             for property in ["canmount=noauto".to_owned(), format!("{WAS_CANMOUNT}=on")] {
                 words.extend(["-o".to_owned(), property]);
@@ -282,7 +283,8 @@ impl Write for ZfsReceive {
 impl ZfsReceive {
     /// Checks BEGIN, then starts the command.
     fn start(&mut self) -> Result<()> {
-        let resuming = check_begin(&self.begin, &self.spec)?;
+        let announced = check_begin(&self.begin, &self.spec)?;
+        let resuming = announced.features.contains(Features::RESUMING);
         let dataset = &self.spec.dataset;
         if self.partial && !resuming {
             self.store.discard_partial(dataset)?;
@@ -290,7 +292,7 @@ impl ZfsReceive {
         if self.spec.from_guid.is_none() && !self.partial {
             self.store.create_parents(dataset)?;
         }
-        let words = self.store.receive_words(&self.spec);
+        let words = self.store.receive_words(&self.spec, &announced);
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let path = self.store.runner.path(Program::Zfs);
         let (child, pipe) = StreamChild::start(path, &args, Direction::Receive)?;
@@ -449,8 +451,8 @@ impl Drop for ZfsReceive {
     }
 }
 
-/// Checks that a stream is the one that was announced; returns whether it resumes an earlier one.
-fn check_begin(bytes: &[u8], spec: &ReceiveSpec) -> Result<bool> {
+/// Checks that a stream is the one that was announced.
+fn check_begin(bytes: &[u8], spec: &ReceiveSpec) -> Result<Begin> {
     let bad = |detail: String| StoreError::BadStream { dataset: spec.dataset.clone(), detail };
     let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
         return Err(bad("incomplete stream".to_owned()));
@@ -486,5 +488,5 @@ fn check_begin(bytes: &[u8], spec: &ReceiveSpec) -> Result<bool> {
             begin.from_guid
         )));
     }
-    Ok(begin.features.contains(Features::RESUMING))
+    Ok(begin)
 }

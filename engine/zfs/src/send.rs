@@ -108,19 +108,18 @@ fn check_token(spec: &SendSpec, to: Guid) -> Result<()> {
     if token.to_guid != to.0 {
         return Err(bad(format!("it is of {} with guid {}", token.to_name, token.to_guid)));
     }
-    for (flag, has, wanted) in [
-        ("-c", token.compress_ok, spec.compressed),
-        ("-L", token.large_block_ok, spec.large_blocks),
-        ("-w", token.raw_ok, spec.raw),
-        ("-i", token.from_guid.is_some(), spec.from.is_some()),
+    // A token has `-L` only where the dataset has a large block, whatever was asked for; what it has not is
+    // sent without. What it has and nobody asked for, the receiver may not know.
+    let (raw, based) = (spec.raw, spec.from.is_some());
+    for (flag, has, may, must) in [
+        ("-c", token.compress_ok, spec.compressed || raw, false),
+        ("-L", token.large_block_ok, spec.large_blocks || raw, false),
+        ("-w", token.raw_ok, raw, raw),
+        ("-i", token.from_guid.is_some(), based, based),
     ] {
-        if has != wanted {
-            let with = |yes| if yes { "with" } else { "without" };
-            return Err(bad(format!(
-                "it is of a send {} {flag}, asked for is one {}",
-                with(has),
-                with(wanted)
-            )));
+        if (has && !may) || (must && !has) {
+            let [its, ours] = if has { ["with", "without"] } else { ["without", "with"] };
+            return Err(bad(format!("it is of a send {its} {flag}, asked for is one {ours}")));
         }
     }
     Ok(())

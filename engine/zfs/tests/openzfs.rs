@@ -309,15 +309,15 @@ fn a_send_resumes_from_a_token_of_that_very_send_and_from_no_other() {
     };
     case.fake.on(&format!("{SNAPSHOTS} tank/a@s2"), 0, &lines(7), "");
     case.fake.on(&format!("{SNAPSHOTS} tank/a@s2"), 0, &lines(TOKEN_GUID), "");
-    let plain = SendSpec { compressed: false, large_blocks: false, ..send_spec(None) };
-    let resuming = SendSpec { resume: Some(token.to_owned()), ..plain };
+    // The token is of a dataset without large blocks: it says nothing of `-L`, though that was asked for.
+    let resuming = SendSpec { resume: Some(token.to_owned()), ..send_spec(None) };
+    let bookmark = "tank/a#b".parse().unwrap();
     let another = case.store.send(&resuming).err().unwrap();
     assert!(matches!(&another, StoreError::BadToken { .. }), "{another}");
     assert!(another.to_string().contains(&TOKEN_GUID.to_string()), "{another}");
     for (spec, what) in [
-        (SendSpec { compressed: true, ..resuming.clone() }, "-c"),
         (SendSpec { raw: true, ..resuming.clone() }, "-w"),
-        (SendSpec { large_blocks: true, ..resuming.clone() }, "-L"),
+        (SendSpec { from: Some(SendBase::Bookmark(bookmark)), ..resuming.clone() }, "-i"),
         (SendSpec { resume: Some("1-abc-de".to_owned()), ..resuming.clone() }, "malformed"),
     ] {
         let error = case.store.send(&spec).err().unwrap();
@@ -362,7 +362,7 @@ fn begin(to_guid: u64, from_guid: u64, features: Features) -> Vec<u8> {
     let mut header = [0; 312];
     let begin = Begin {
         features,
-        objset_type: 2,
+        objset_type: 2, // DMU_OST_ZFS
         to_guid,
         from_guid,
         to_name: b"src/x@s2".to_vec(),

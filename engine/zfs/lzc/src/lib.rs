@@ -1,0 +1,52 @@
+//! libzfs_core and libnvpair as a safe Rust API, opened at run time.
+//!
+//! Owns: the symbol tables, the nvlists that go in and come out, the errors by name, our channel programs.
+//! Leaves to others: names that are ours, what to replicate, what is in a stream, fencing and mounting (the
+//! kernel's receive and create never mount anything; nor does this crate). Knows no other crate of this
+//! workspace. Starts no process.
+//!
+//! Read next: [`Lzc`], then `program` for what is read and set without a transaction group of its own,
+//! [`receive`] and [`send`] for bulk data, `sys` for every line of `unsafe` there is.
+//!
+//! # Rules
+//!
+//! * Nothing here forces: no `force` of a receive, no recursive or deferred destruction that was not asked
+//!   for, no rollback past the newest snapshot. The one argument called `force` that is ever passed is that of
+//!   [`Lzc::sync`], which the kernel insists on, and it is false.
+//! * Every call blocks, some for as long as a stream lasts: plain threads only. While one runs, its thread
+//!   takes no signals: a signal makes a blocking read or write inside the kernel fail with `ERESTARTSYS`, and
+//!   a handler with `SA_RESTART` (all of tokio's) then *repeats the ioctl* on a stream that is already half
+//!   consumed. To stop a send or a receive, close the other end of its pipe.
+//! * Names are checked for length before the library sees them, since it cuts them off silently.
+//! * Errors are a number each, and one for each name where ZFS says so: see [`LzcError`].
+//!
+//! # Versions
+//!
+//! The soname is `libzfs_core.so.3` in OpenZFS 2.1 to 2.4, and the functions used here have the same
+//! signatures in all of them (`include/libzfs_core.h`, `lib/libzfs_core/libzfs_core.abi`). One that is missing
+//! is [`LzcError::NotAvailable`] when it is called, and nothing else suffers; [`Lzc::offers`] asks beforehand.
+
+mod bookmarks;
+mod datasets;
+mod error;
+mod holds;
+mod lua;
+mod name;
+pub mod nv;
+pub mod program;
+pub mod receive;
+pub mod send;
+mod session;
+mod snapshots;
+#[allow(unsafe_code)] // The C libraries are called here and nowhere else.
+mod sys;
+
+pub use bookmarks::Bookmark;
+pub use datasets::DatasetType;
+pub use error::{Errno, Limit, LzcError, NameErrors, OpenError, Operation};
+pub use name::NameProblem;
+pub use program::{Inventory, Property, PropertySource, PropertyValue, Snapshot, UserChange};
+pub use receive::{BEGIN_LEN, Properties, Receive, Received, Setting};
+pub use send::{ResumePoint, SendFlags};
+pub use session::Lzc;
+pub use sys::Function;

@@ -1,0 +1,13 @@
+//! Every line of `unsafe` of this crate: symbol tables, nvlists, calls, and the mask of signals.
+//!
+//! What is safe to call from outside is safe whatever it is given: pointers never leave this module.
+
+mod calls;
+mod nvlist;
+mod signals;
+mod symbols;
+
+pub(crate) use calls::{Incoming, Outcome, Session, Stream};
+pub(crate) use nvlist::NvList;
+pub use symbols::Function;
+pub(crate) use symbols::load_nvpair;

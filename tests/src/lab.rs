@@ -1,0 +1,255 @@
+//! The lab from Rust: two virtual machines with real ZFS (`tests/lab`), one at a time for all tests.
+//!
+//! Owns: whether it can run here (else a counted skip), starting it from its saved state, reusing what runs,
+//! putting the built binaries in, making the guests empty again. Leaves to others: building the images
+//! (`tests/lab/lab build`, which `tests/run` does), and what is done in the guests.
+//!
+//! The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
+//! `FLOCKER_NO_LAB` set: every test skips.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::e2e::skip;
+
+/// What the guests of a test run are: a folder of its own beside those of people.
+const RUN: &str = "/tmp/flocker-lab-tests";
+
+/// How long the guests wait for another test.
+const LINGER_S: &str = "90";
+
+/// The OpenZFS of a suite, for tables.
+pub fn version_of(suite: &str) -> &'static str {
+    match suite {
+        "bookworm" => "2.1",
+        "trixie" => "2.3",
+        _ => "?",
+    }
+}
+
+/// A guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// 10.77.0.1
+    Alpha,
+    /// 10.77.0.2
+    Beta,
+}
+
+impl Guest {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Guest::Alpha => "alpha",
+            Guest::Beta => "beta",
+        }
+    }
+
+    /// Its address on the private network.
+    pub fn address(self) -> &'static str {
+        match self {
+            Guest::Alpha => "10.77.0.1",
+            Guest::Beta => "10.77.0.2",
+        }
+    }
+}
+
+/// The running lab, for one test.
+#[derive(Debug)]
+pub struct Lab {
+    suites: [String; 2],
+    guests: Vec<Guest>,
+    _lock: File,
+}
+
+/// The lab with these suites, empty; or a loud skip.
+pub fn lab_or_skip(alpha: &str, beta: Option<&str>, test: &str) -> Option<Lab> {
+    let why = if std::env::var_os("FLOCKER_NO_LAB").is_some() {
+        Some("FLOCKER_NO_LAB is set".to_owned())
+    } else if !rustix::process::geteuid().is_root() {
+        Some("not root".to_owned())
+    } else {
+        [Some(alpha), beta].into_iter().flatten().find_map(|suite| {
+            let image = cache().join(suite).join("states/base/ok");
+            let words = format!("no guests of {suite}: LAB_SUITES={suite} tests/lab/lab build");
+            (!image.exists()).then_some(words)
+        })
+    };
+    match why {
+        Some(why) => {
+            skip(&format!("the lab: {why}"), test);
+            None
+        }
+        None => Some(Lab::start(alpha, beta)),
+    }
+}
+
+fn cache() -> PathBuf {
+    if let Some(place) = std::env::var_os("LAB_CACHE") {
+        return place.into();
+    }
+    let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    home.unwrap_or_else(|| "/root/.cache".into()).join("flocker-lab")
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/lab")
+}
+
+impl Lab {
+    fn start(alpha: &str, beta: Option<&str>) -> Self {
+        fs::create_dir_all(RUN).expect("a folder for the lab");
+        let lock = File::create(format!("{RUN}.lock")).expect("the lab's lock");
+        flock(&lock, FlockOperation::LockExclusive).expect("the lab's lock");
+        let lab = Lab {
+            suites: [alpha.to_owned(), beta.unwrap_or(alpha).to_owned()],
+            guests: match beta {
+                Some(_) => vec![Guest::Alpha, Guest::Beta],
+                None => vec![Guest::Alpha],
+            },
+            _lock: lock,
+        };
+        let mark = format!("{alpha} {}", beta.unwrap_or("-"));
+        let running = fs::read_to_string(format!("{RUN}.pair")).unwrap_or_default();
+        if running != mark || !lab.is_up() {
+            let _ = fs::remove_file(format!("{RUN}.pair"));
+            // Every guest, whichever were started.
+            let done = lab.lab_command().env("LAB_GUESTS", "alpha beta").arg("down").status();
+            assert!(done.is_ok_and(|s| s.success()), "the lab does not go down");
+            lab.run(&["up"]);
+            fs::write(format!("{RUN}.pair"), mark).expect("the lab's mark");
+        }
+        lab.linger();
+        for guest in lab.guests.clone() {
+            lab.clear(guest);
+        }
+        lab
+    }
+
+    fn is_up(&self) -> bool {
+        self.guests.iter().all(|g| self.output(*g, "true").status.success())
+    }
+
+    /// Takes the guests down when no test has come for a while.
+    fn linger(&self) {
+        let mut command = self.lab_command();
+        command.env("LAB_GUESTS", "alpha beta").args(["linger", &format!("{RUN}.lock"), LINGER_S]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A session of its own: it outlives the test.
+        let mut words = Command::new("setsid");
+        words.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            words.env(name, value.unwrap_or_default());
+        }
+        words.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = words.spawn();
+    }
+
+    fn lab_command(&self) -> Command {
+        let mut command = Command::new(script());
+        let names: Vec<&str> = self.guests.iter().map(|g| g.name()).collect();
+        command
+            .env("LAB_RUN", RUN)
+            .env("LAB_GUESTS", names.join(" "))
+            .env("LAB_ALPHA", &self.suites[0])
+            .env("LAB_BETA", &self.suites[1]);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> String {
+        let done = self.lab_command().args(words).stdin(Stdio::null()).output().expect("the lab");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "lab {}: {said}", words.join(" "));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// The suite of a guest.
+    pub fn suite(&self, guest: Guest) -> &str {
+        &self.suites[usize::from(guest == Guest::Beta)]
+    }
+
+    /// Runs a shell script in a guest, whatever comes of it.
+    pub fn output(&self, guest: Guest, script: &str) -> Output {
+        let mut command = self.lab_command();
+        command.args(["ssh", guest.name(), script]).stdin(Stdio::null());
+        command.output().expect("the lab")
+    }
+
+    /// Runs a shell script in a guest; it has to succeed. Returns its stdout.
+    pub fn ssh(&self, guest: Guest, script: &str) -> String {
+        let done = self.output(guest, script);
+        assert!(
+            done.status.success(),
+            "{}: {script}: {}\n{}{}",
+            guest.name(),
+            done.status,
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr)
+        );
+        String::from_utf8_lossy(&done.stdout).trim_end().to_owned()
+    }
+
+    /// A power cut.
+    pub fn crash(&self, guest: Guest) {
+        self.run(&["crash", guest.name()]);
+    }
+
+    /// A boot from the disks that a power cut has left.
+    pub fn boot(&self, guest: Guest) {
+        self.run(&["boot", guest.name()]);
+    }
+
+    /// Puts a binary of this build into a guest, unless it is there already.
+    pub fn put(&self, guest: Guest, binary: &Path) {
+        let name = binary.file_name().expect("a binary").to_string_lossy().into_owned();
+        let meta = fs::metadata(binary).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
+        let since = meta.modified().expect("a time").duration_since(SystemTime::UNIX_EPOCH);
+        let stamp = format!("{}-{}", meta.len(), since.expect("after 1970").as_nanos());
+        let known = self.output(guest, &format!("cat /usr/local/bin/{name}.stamp"));
+        if String::from_utf8_lossy(&known.stdout).trim() == stamp {
+            return;
+        }
+        // Without its line tables it is a fifth of the size, on a slow way into the guest.
+        let stripped = std::env::temp_dir().join(format!("flocker-lab-{}", std::process::id()));
+        fs::create_dir_all(&stripped).expect("a folder");
+        let small = stripped.join(&name);
+        let done = Command::new("strip").arg("-o").args([&small, binary]).status();
+        if !done.is_ok_and(|s| s.success()) {
+            fs::copy(binary, &small).expect("a copy");
+        }
+        self.run(&["put", guest.name(), &small.to_string_lossy(), "/usr/local/bin"]);
+        let _ = fs::remove_dir_all(&stripped);
+        self.ssh(guest, &format!("echo {stamp} >/usr/local/bin/{name}.stamp"));
+    }
+
+    /// Ends what an earlier test has left, and makes the pool anew.
+    pub fn clear(&self, guest: Guest) {
+        self.ssh(
+            guest,
+            "pkill -9 flocker- || true; pkill -9 postgres || true; sleep 0.2
+             rm -rf /etc/flocker-repl /var/lib/flocker-repl /var/log/flocker* /tmp/f*
+             umount -R /srv 2>/dev/null || true; rm -rf /srv/*
+             for p in $(zpool list -H -o name); do zpool destroy -f $p || { sleep 1; zpool destroy -f $p; }; done
+             rm -rf /tank
+             zpool create -f -o ashift=12 -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb",
+        );
+    }
+
+    /// Waits for a condition in a guest: a script that succeeds.
+    pub fn wait_for(&self, guest: Guest, what: &str, script: &str) {
+        let limit = Duration::from_secs(180);
+        let begun = std::time::Instant::now();
+        while !self.output(guest, script).status.success() {
+            if begun.elapsed() > limit {
+                let log = self.output(guest, "tail -n 40 /var/log/flocker.log; zfs list -t all");
+                panic!("{what} did not come about: {}", String::from_utf8_lossy(&log.stdout));
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Every kind of data, there, back and there again, with the contents compared each time.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use flocker_store::DatasetName;
+
+use super::content::{self, write_round};
+use super::{Check, Site, Trouble};
+use crate::ensure;
+
+/// The checks.
+pub const CHECKS: &[Check] = &[
+    ("a filesystem goes there, back and there again", |s| filesystem(s, &[])),
+    ("records of 1 MiB go there, back and there again", |s| {
+        filesystem(s, &["recordsize=1M", "compression=zstd"])
+    }),
+    ("large dnodes go there, back and there again", |s| {
+        filesystem(s, &["dnodesize=auto", "xattr=sa"])
+    }),
+    ("small compressed blocks go there, back and there again", |s| {
+        filesystem(s, &["recordsize=4k", "compression=gzip-9"])
+    }),
+    ("an encrypted filesystem goes raw there, back and there again", encrypted),
+    ("an unencrypted filesystem goes below an encrypted one and back", below_encrypted),
+    ("a zvol goes there, back and there again", zvol),
+    ("datasets with spaces, colons and long names go there and back", odd_names),
+];
+
+const PASSPHRASE: &str = "/tmp/flocker-suite.passphrase";
+
+/// Two datasets that change roles.
+struct Swap<'a> {
+    site: &'a Site,
+    raw: bool,
+    steps: u64,
+}
+
+impl Swap<'_> {
+    /// The final delta of a change of primary, and the first write on the other side.
+    fn filesystem(&mut self, from: &DatasetName, to: &DatasetName) -> Result<(), Trouble> {
+        let store = &self.site.store;
+        let path = store.activate(from)?.ok_or("no path")?;
+        let expect = content::tree(&path)?;
+        self.hand_over(from, to)?;
+        if self.raw && self.site.get("keystatus", to.as_str())? == "unavailable" {
+            load_key(self.site, to)?;
+        }
+        let path = store.activate(to)?.ok_or("no path")?;
+        let got = content::tree(&path)?;
+        ensure!(got == expect, "step {}: {to} has {got}, {from} had {expect}", self.steps);
+        write_round(&path, self.steps)
+    }
+
+    fn hand_over(&mut self, from: &DatasetName, to: &DatasetName) -> Result<(), Trouble> {
+        self.steps += 1;
+        let store = &self.site.store;
+        store.fence(from)?;
+        let last = self.site.snapshot(from, &format!("f{}", self.steps))?;
+        self.site.step(&last, to, self.raw)?;
+        store.verify_unwritten(&last.name)?;
+        let info = store.dataset(from)?;
+        ensure!(!info.writable, "{from} is fenced and writable");
+        Ok(())
+    }
+}
+
+fn there_back_there(
+    site: &Site,
+    a: &DatasetName,
+    path: &Path,
+    raw: bool,
+) -> Result<String, Trouble> {
+    let b = site.at("b");
+    write_round(path, 0)?;
+    let first = site.snapshot(a, "s1")?;
+    let full = site.step(&first, &b, raw)?;
+    write_round(path, 1)?;
+    let second = site.snapshot(a, "s2")?;
+    let step = site.step(&second, &b, raw)?;
+    let mut swap = Swap { site, raw, steps: 1 };
+    swap.filesystem(a, &b)?;
+    swap.filesystem(&b, a)?;
+    swap.filesystem(a, &b)?;
+    Ok(format!("full {full}, step {step} bytes"))
+}
+
+fn filesystem(site: &Site, options: &[&str]) -> Result<String, Trouble> {
+    let (a, path) = site.filesystem("a", options)?;
+    there_back_there(site, &a, &path, false)
+}
+
+fn load_key(site: &Site, dataset: &DatasetName) -> Result<(), Trouble> {
+    let location = format!("file://{PASSPHRASE}");
+    site.run(&["zfs", "load-key", "-L", &location, dataset.as_str()])?;
+    Ok(())
+}
+
+fn make_encrypted(site: &Site, leaf: &str) -> Result<(DatasetName, PathBuf), Trouble> {
+    site.needs(site.store.capabilities().raw_send, "encryption")?;
+    fs::write(PASSPHRASE, "correct horse battery")?;
+    let location = format!("keylocation=file://{PASSPHRASE}");
+    site.filesystem(leaf, &["encryption=aes-256-gcm", "keyformat=passphrase", &location])
+}
+
+fn encrypted(site: &Site) -> Result<String, Trouble> {
+    let (a, path) = make_encrypted(site, "a")?;
+    ensure!(site.store.dataset(&a)?.encrypted, "an encrypted dataset is not told as one");
+    let first = site.snapshot(&a, "s0")?;
+    let b = site.at("b");
+    site.step(&first, &b, true)?;
+    let status = site.get("keystatus", b.as_str())?;
+    ensure!(status == "unavailable", "the standby's key is {status}");
+    ensure!(site.store.dataset(&b)?.encrypted, "the standby is not encrypted");
+    there_back_there(site, &a, &path, true)
+}
+
+fn below_encrypted(site: &Site) -> Result<String, Trouble> {
+    make_encrypted(site, "locked")?;
+    let (a, path) = site.filesystem("a", &[])?;
+    write_round(&path, 0)?;
+    let first = site.snapshot(&a, "s1")?;
+    let b = site.at("locked").child("b")?;
+    site.step(&first, &b, false)?;
+    let encryption = site.get("encryption", b.as_str())?;
+    ensure!(encryption == "aes-256-gcm", "it is received with encryption={encryption}");
+    let mut swap = Swap { site, raw: false, steps: 1 };
+    swap.filesystem(&a, &b)?;
+    swap.filesystem(&b, &a)?;
+    swap.filesystem(&a, &b)?;
+    Ok(String::new())
+}
+
+const VOLUME_BYTES: u64 = 32 << 20;
+
+fn write_volume(path: &Path, round: u64) -> Result<(), Trouble> {
+    let device = fs::OpenOptions::new().write(true).open(path)?;
+    for n in 0..12 {
+        let at = (round * 7 + n * 5) % 61 * 524_288;
+        device.write_all_at(&content::noise(round * 100 + n, 40_960), at)?;
+    }
+    device.sync_all()?;
+    Ok(())
+}
+
+fn zvol(site: &Site) -> Result<String, Trouble> {
+    let can = site.store.capabilities().live_kinds.contains(&flocker_store::DatasetKind::Zvol);
+    site.needs(can, "zvols")?;
+    let (mut a, mut b) = (site.at("a"), site.at("b"));
+    site.run(&["zfs", "create", "-V", "32M", "-o", "volblocksize=16k", a.as_str()])?;
+    let node = site.store.activate(&a)?.ok_or("no path")?;
+    write_volume(&node, 0)?;
+    let first = site.snapshot(&a, "s1")?;
+    let full = site.step(&first, &b, false)?;
+    let mut swap = Swap { site, raw: false, steps: 1 };
+    for round in 1..4 {
+        let node = site.store.activate(&a)?.ok_or("no path")?;
+        write_volume(&node, round)?;
+        let expect = content::device(&node, VOLUME_BYTES)?;
+        swap.hand_over(&a, &b)?;
+        ensure!(fs::OpenOptions::new().write(true).open(&node).is_err(), "{a} opens for writing");
+        let node = site.store.activate(&b)?.ok_or("no path")?;
+        let got = content::device(&node, VOLUME_BYTES)?;
+        ensure!(got == expect, "round {round}: {b} has {got}, {a} had {expect}");
+        std::mem::swap(&mut a, &mut b);
+    }
+    Ok(format!("full {full} bytes"))
+}
+
+fn odd_names(site: &Site) -> Result<String, Trouble> {
+    let long = "x".repeat(200usize.saturating_sub(site.root.as_str().len() + 50));
+    for (n, leaf) in ["with space", "with:colon", "-dash.dot_", &long].into_iter().enumerate() {
+        let (a, path) = site.filesystem(leaf, &[])?;
+        fs::write(path.join("file"), leaf)?;
+        fs::File::open(path.join("file"))?.sync_all()?;
+        let first = site.snapshot(&a, "auto:2026 11.26")?;
+        let b = site.at(&format!("to {n}")).child(leaf)?;
+        site.step(&first, &b, false)?;
+        let mut swap = Swap { site, raw: false, steps: 1 };
+        swap.filesystem(&a, &b)?;
+        swap.filesystem(&b, &a)?;
+    }
+    Ok(String::new())
+}
