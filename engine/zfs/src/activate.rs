@@ -19,6 +19,7 @@ use crate::fence::{INHERIT, WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
 use crate::mounts;
 use crate::properties::{Native, OURS};
 use crate::rest::Watch;
+use crate::room::WAS_LIMITS;
 
 impl ZfsStore {
     pub(crate) fn activate_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
@@ -30,9 +31,16 @@ impl ZfsStore {
         {
             return Ok(Some(path));
         }
-        let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
-        self.discard_any_partial(dataset)?;
-        self.refuse_without_key(dataset)?;
+        let mut asked = vec!["type", "canmount", "readonly", "mountpoint"];
+        if !self.dialect.fuse {
+            asked.extend(["keystatus", "encryptionroot", "receive_resume_token", WAS_LIMITS]);
+        }
+        let now = self.native(dataset, &asked)?;
+        if !self.dialect.fuse {
+            self.refuse_without_key(dataset, &now)?;
+            self.discard_any_partial(dataset, &now["receive_resume_token"])?;
+            self.restore_limits(dataset, &now[WAS_LIMITS])?;
+        }
         if now["type"].value != "filesystem" {
             return self.activate_zvol(dataset, &now["readonly"]).map(Some);
         }
@@ -57,23 +65,19 @@ impl ZfsStore {
     }
 
     /// What an interrupted receive left would go on with a lineage that ends here.
-    fn discard_any_partial(&self, dataset: &DatasetName) -> Result<()> {
-        if !self.dialect.resumable {
-            return Ok(());
-        }
-        let left = self.native(dataset, &["receive_resume_token"])?;
-        match left["receive_resume_token"].value.as_str() {
+    fn discard_any_partial(&self, dataset: &DatasetName, token: &Native) -> Result<()> {
+        match token.value.as_str() {
             "-" | "" => Ok(()),
             _ => self.discard_partial(dataset),
         }
     }
 
     /// An encrypted dataset whose key nobody has loaded has neither mount nor device.
-    fn refuse_without_key(&self, dataset: &DatasetName) -> Result<()> {
-        if self.dialect.fuse {
-            return Ok(());
-        }
-        let now = self.native(dataset, &["keystatus", "encryptionroot"])?;
+    fn refuse_without_key(
+        &self,
+        dataset: &DatasetName,
+        now: &BTreeMap<String, Native>,
+    ) -> Result<()> {
         if now["keystatus"].value != "unavailable" {
             return Ok(());
         }
@@ -140,7 +144,6 @@ impl ZfsStore {
 
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
-        self.refuse_without_key(dataset)?;
         if self.dialect.fuse
             && let Some((path, nobody)) = self.known_path(dataset)
         {
@@ -150,7 +153,14 @@ impl ZfsStore {
                 false => self.rehearse_at(dataset, path),
             };
         }
-        let now = self.native(dataset, &["type", "canmount", "readonly", "mountpoint"])?;
+        let mut asked = vec!["type", "canmount", "readonly", "mountpoint"];
+        if !self.dialect.fuse {
+            asked.extend(["keystatus", "encryptionroot"]);
+        }
+        let now = self.native(dataset, &asked)?;
+        if !self.dialect.fuse {
+            self.refuse_without_key(dataset, &now)?;
+        }
         if now["type"].value != "filesystem" {
             return Ok(());
         }
@@ -239,6 +249,10 @@ impl ZfsStore {
     }
 
     pub(crate) fn give_dataset_back(&self, dataset: &DatasetName) -> Result<()> {
+        if !self.dialect.fuse {
+            let now = self.native(dataset, &[WAS_LIMITS])?;
+            self.restore_limits(dataset, &now[WAS_LIMITS])?;
+        }
         let properties = self.get_user_properties(dataset)?;
         let local = |name: &str| {
             properties

@@ -34,13 +34,14 @@ use crate::fence::{WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY};
 use crate::mounts;
 use crate::parse;
 use crate::properties::OURS;
+use crate::room::WAS_LIMITS;
 use crate::store::lock;
 
 /// Short name of the snapshot that keeps what was live; a number follows where that name is taken.
 const DIFFERENCE: &str = "diverged";
 
 /// What the new dataset needs of ours: how to give it back one day.
-const KEPT_OF_OURS: [&str; 3] = [WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY];
+const KEPT_OF_OURS: [&str; 4] = [WAS_CANMOUNT, WAS_MOUNTPOINT, WAS_READONLY, WAS_LIMITS];
 
 /// Properties that the fence rules, or that say how full a dataset is: not copied.
 const NOT_COPIED: [&str; 4] = ["canmount", "readonly", "volsize", "mountpoint"];

@@ -31,6 +31,7 @@ use crate::holders::other_mounts;
 use crate::mounts;
 use crate::properties::Native;
 use crate::rest::Watch;
+use crate::room::LIMITS;
 
 /// What `canmount` was before we took the dataset over.
 pub const WAS_CANMOUNT: &str = "flocker-repl:was-canmount";
@@ -51,7 +52,11 @@ impl ZfsStore {
         if self.dialect.fuse && (self.is_at_rest(dataset) || self.fence_by_connection(dataset)?) {
             return Ok(());
         }
-        let before = self.native(dataset, &["type", "canmount", "readonly"])?;
+        let mut asked = vec!["type", "canmount", "readonly"];
+        if !self.dialect.fuse {
+            asked.extend(LIMITS);
+        }
+        let before = self.native(dataset, &asked)?;
         if before["type"].value != "filesystem" {
             return self.fence_zvol(dataset, &before);
         }
@@ -72,6 +77,7 @@ impl ZfsStore {
         if automatic || open {
             self.read_back(dataset)?;
         }
+        self.lift_limits(dataset, &before)?;
         // Somebody may have mounted it since we looked.
         self.refuse_if_writable(dataset)
     }
@@ -173,13 +179,13 @@ impl ZfsStore {
     /// A zvol has no mount: its open block device counts, and `readonly` stops even an open one.
     fn fence_zvol(&self, dataset: &DatasetName, before: &BTreeMap<String, Native>) -> Result<()> {
         if before["readonly"].value == "on" {
-            return Ok(());
+            return self.lift_limits(dataset, before);
         }
         self.remember(dataset, WAS_READONLY, &before["readonly"])?;
         self.set_and_ignore_status(dataset, "readonly=on")?;
         let now = self.native(dataset, &["readonly"])?;
         if now["readonly"].value == "on" {
-            return Ok(());
+            return self.lift_limits(dataset, before);
         }
         Err(StoreError::Busy {
             dataset: dataset.clone(),

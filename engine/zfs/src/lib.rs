@@ -56,6 +56,7 @@ pub mod probe;
 pub mod properties;
 pub mod receive;
 mod rest;
+pub mod room;
 pub mod run;
 pub mod send;
 pub mod snapshots;

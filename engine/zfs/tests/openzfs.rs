@@ -191,8 +191,12 @@ fn properties_are_set_in_one_command_and_taken_away_by_inherit() {
 /// What a fence reads, then what it reads back.
 fn fence_answers(fake: &Fake, readonly_after: &str) {
     let was = "zfs get -Hp -o property,value,source";
-    let before = "type\tfilesystem\t-\ncanmount\ton\tdefault\nreadonly\toff\tdefault\n";
-    fake.on(&format!("{was} type,canmount,readonly tank/a"), 0, before, "");
+    let before = "type\tfilesystem\t-\ncanmount\ton\tdefault\nreadonly\toff\tdefault\nquota\t0\tdefault\n\
+                  refquota\t1048576\tlocal\nrefreservation\t0\tdefault\nreservation\t0\tdefault\n";
+    let limits = "quota,refquota,refreservation,reservation";
+    fake.on(&format!("{was} type,canmount,readonly,{limits} tank/a"), 0, before, "");
+    let lifted = "zfs set flocker-repl:was-limits=refquota=1048576 refquota=none tank/a";
+    fake.on(lifted, 0, "", "");
     for name in ["canmount", "readonly"] {
         let none = format!("flocker-repl:was-{name}\t-\t-\n");
         fake.on(&format!("{was} flocker-repl:was-{name} tank/a"), 0, &none, "");

@@ -26,6 +26,7 @@ pub const CHECKS: &[Check] = &[
     ("nothing written is proved, and a write is found", unwritten),
     ("a dataset given back is as it was found", given_back),
     ("a mount over a path in use is refused", path_in_use),
+    ("quotas do not hinder a standby, and are back when it is promoted", limits),
 ];
 
 fn pair(
@@ -227,4 +228,33 @@ fn path_in_use(site: &Site) -> Result<String, Trouble> {
     fs::remove_file(place.join("in the way"))?;
     site.store.activate(&b)?;
     Ok(error.map(|e| e.to_string()).unwrap_or_default())
+}
+
+fn limits(site: &Site) -> Result<String, Trouble> {
+    let (first, b, path) = pair(site)?;
+    let a = first.name.dataset().clone();
+    let names = "quota,refquota,reservation,refreservation";
+    let shown = |of: &str| site.run(&["zfs", "get", "-Hp", "-o", "property,value", names, of]);
+    site.run(&["zfs", "set", "refquota=20M", "quota=40M", "refreservation=9M", a.as_str()])?;
+    let before = shown(a.as_str())?;
+    // It becomes the standby, and gets more than it might ever hold as a primary.
+    site.store.fence(&a)?;
+    let last = site.snapshot(&a, "s2")?;
+    site.step(&last, &b, false)?;
+    let lifted = shown(a.as_str())?;
+    ensure!(lifted.lines().all(|line| line.ends_with("\t0")), "at rest it has {lifted}");
+    let place = site.store.activate(&b)?.ok_or("no path")?;
+    fs::write(place.join("bulk"), content::noise(4, 30 << 20))?;
+    fs::File::open(place.join("bulk"))?.sync_all()?;
+    let third = site.snapshot(&b, "s3")?;
+    site.step(&third, &a, false)?;
+    fs::remove_file(place.join("bulk"))?;
+    let fourth = site.snapshot(&b, "s4")?;
+    site.step(&fourth, &a, false)?;
+    site.store.fence(&b)?;
+    ensure!(!path.join("bulk").exists(), "{a} is mounted");
+    site.store.activate(&a)?;
+    let after = shown(a.as_str())?;
+    ensure!(after == before, "{before} became {after}");
+    Ok(String::new())
 }

@@ -7,6 +7,8 @@
 //! The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
 //! `FLOCKER_NO_LAB` set: every test skips.
 
+pub mod nodes;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -28,6 +30,18 @@ pub fn version_of(suite: &str) -> &'static str {
         "bookworm" => "2.1",
         "trixie" => "2.3",
         _ => "?",
+    }
+}
+
+/// Notes a line of the matrix of versions, kinds and directions, which `tests/run` prints at its end.
+pub fn matrix(line: &str) {
+    println!("MATRIX {line}");
+    if let Some(path) = std::env::var_os("FLOCKER_MATRIX_LOG") {
+        use std::io::Write;
+        let file = File::options().create(true).append(true).open(path);
+        if let Ok(mut file) = file {
+            let _ = writeln!(file, "{line}");
+        }
     }
 }
 
