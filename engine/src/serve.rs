@@ -166,7 +166,7 @@ impl Base {
         let journal = open_journal(&config)?;
         let contents = journal.contents()?;
         let in_store = |source| ServeError::Store { store: config.node.store.to_string(), source };
-        let store = store::open(&config.node.store).map_err(in_store)?;
+        let store = store::open(&config.node.store, config.zfs.engine).map_err(in_store)?;
         let mut boot = store::scan(store.as_ref(), contents.units.clone()).map_err(in_store)?;
         boot.peers = contents.peers.clone();
         let history = History::open(&config.history_path(), config.limits.history_events)

@@ -7,16 +7,24 @@ use flocker_core::record::{Mirror, UnitRecord};
 use flocker_core::{Boot, StoreFacts};
 use flocker_store::{DatasetName, Store, StoreError};
 use flocker_vault::Vault;
-use flocker_zfs::{ZfsOptions, ZfsStore};
+use flocker_zfs::{Engine, ZfsOptions, ZfsStore};
 
-use crate::config::StoreUri;
+use crate::config::{StoreUri, ZfsEngine};
 use crate::mirror;
 
 /// Opens the store; it has to exist.
-pub(crate) fn open(uri: &StoreUri) -> Result<Arc<dyn Store>, StoreError> {
+pub(crate) fn open(uri: &StoreUri, engine: ZfsEngine) -> Result<Arc<dyn Store>, StoreError> {
     match uri {
         StoreUri::Vault(path) => Ok(Arc::new(Vault::open(path)?)),
-        StoreUri::Zfs(root) => Ok(Arc::new(ZfsStore::open(root, ZfsOptions::default())?)),
+        StoreUri::Zfs(root) => {
+            let engine = match engine {
+                ZfsEngine::Auto => Engine::Auto,
+                ZfsEngine::Command => Engine::Command,
+                ZfsEngine::Library => Engine::Library,
+            };
+            let options = ZfsOptions { engine, ..ZfsOptions::default() };
+            Ok(Arc::new(ZfsStore::open(root, options)?))
+        }
     }
 }
 
@@ -28,7 +36,7 @@ pub(crate) fn init(uri: &StoreUri) -> Result<(), StoreError> {
             Err(StoreError::Exists { .. }) => Vault::open(path).map(drop),
             Err(other) => Err(other),
         },
-        StoreUri::Zfs(_) => open(uri).map(drop),
+        StoreUri::Zfs(_) => open(uri, ZfsEngine::Auto).map(drop),
     }
 }
 

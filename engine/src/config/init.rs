@@ -14,7 +14,7 @@ use flocker_transport::{Identity, IdentityError};
 use crate::journal::{Journal, JournalError};
 use crate::store;
 
-use super::{Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri};
+use super::{Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri, ZfsSection};
 
 /// What a new node is made of.
 #[derive(Debug, Clone)]
@@ -130,6 +130,7 @@ impl Config {
             },
             limits: LimitsSection::default(),
             fencing: None,
+            zfs: ZfsSection::default(),
         };
         config.check("")?;
         make_private_dir(&config.node.state)?;

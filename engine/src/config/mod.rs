@@ -18,6 +18,9 @@
 //! [fencing]                          # optional: a command that makes sure that a peer is off
 //! command = ["/usr/local/sbin/power-off-peer"]
 //! limit_s = 60
+//!
+//! [zfs]                              # optional: how ZFS is spoken to
+//! engine = "auto"                    # libzfs_core where it is there; or "command", or "library"
 //! ```
 
 mod init;
@@ -47,6 +50,8 @@ pub struct Config {
     pub limits: LimitsSection,
     /// `[fencing]`
     pub fencing: Option<FencingSection>,
+    /// `[zfs]`
+    pub zfs: ZfsSection,
 }
 
 /// `[node]`
@@ -107,6 +112,28 @@ pub struct FencingSection {
     pub limit_s: u64,
 }
 
+/// `[zfs]`: how ZFS is spoken to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZfsSection {
+    /// By which way.
+    #[serde(default)]
+    pub engine: ZfsEngine,
+}
+
+/// By which way ZFS is spoken to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ZfsEngine {
+    /// libzfs_core where it is there and can do it, else the commands.
+    #[default]
+    Auto,
+    /// The commands alone.
+    Command,
+    /// As `auto`, and an error where the library is not there.
+    Library,
+}
+
 fn default_fencing_limit_s() -> u64 {
     60
 }
@@ -119,6 +146,8 @@ struct File {
     limits: LimitsSection,
     #[serde(default)]
     fencing: Option<FencingSection>,
+    #[serde(default)]
+    zfs: ZfsSection,
 }
 
 /// Why a configuration cannot be used.
@@ -195,13 +224,13 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits, fencing } =
+        let File { mut node, limits, fencing, zfs } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self { path: full.clone(), node, limits, fencing };
+        let config = Self { path: full.clone(), node, limits, fencing, zfs };
         config.check(text)?;
         Ok(config)
     }
@@ -339,6 +368,15 @@ mod tests {
         assert_eq!((fencing.command.len(), fencing.limit_s), (2, 60));
         check(&text.replace("/sbin/off", "off"), &["line 7", "fencing.command", "full path"]);
         check(&format!("{text}limit_s = 0\n"), &["line 8", "fencing.limit_s"]);
+    }
+
+    #[test]
+    fn the_way_to_zfs_is_one_of_three() {
+        let config = |text: &str| Config::parse(Path::new("/etc/x/config.toml"), text).unwrap();
+        assert_eq!(config(GOOD).zfs.engine, ZfsEngine::Auto);
+        let text = format!("{GOOD}[zfs]\nengine = \"command\"\n");
+        assert_eq!(config(&text).zfs.engine, ZfsEngine::Command);
+        check(&text.replace("command", "shell"), &["line 7", "engine"]);
     }
 
     #[test]

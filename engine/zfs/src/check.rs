@@ -29,6 +29,7 @@ use zfs_stream::{Part, Reader};
 
 use crate::ZfsStore;
 use crate::errors::About;
+use crate::library::missing;
 use crate::parse;
 use crate::run::Program;
 use crate::snapshots::PROBE_PREFIX;
@@ -65,6 +66,11 @@ impl ZfsStore {
     fn written_since(&self, snapshot: &SnapshotName) -> Result<u64> {
         let property = format!("written@{}", snapshot.short());
         let dataset = snapshot.dataset();
+        let (name, word) = (dataset.as_str(), snapshot.to_string());
+        let about = About::dataset(dataset);
+        if let Some(outcome) = self.by_library(about, |lzc| lzc.written_since(name, &word)) {
+            return outcome.map_err(|error| missing(error, &word));
+        }
         let args = ["get", "-Hp", "-o", "value", &property, dataset.as_str()];
         let finished = self.zfs(&args, About::dataset(dataset))?;
         let rows = parse::rows(&finished, 1)?;
@@ -73,6 +79,18 @@ impl ZfsStore {
             // That is how ZFS says that there is no such snapshot.
             _ => Err(StoreError::NoSnapshot { name: snapshot.to_string() }),
         }
+    }
+
+    fn sync_pool(&self, dataset: &DatasetName) -> Result<()> {
+        let about = About::dataset(dataset);
+        if let Some(outcome) = self.by_library(about, |lzc| lzc.sync(dataset.pool())) {
+            return outcome;
+        }
+        let finished = self.runner.run(Program::Zpool, &["sync", dataset.pool()])?;
+        if finished.ending.is_success() {
+            return Ok(());
+        }
+        Err(crate::errors::explain(&finished, about))
     }
 
     pub(crate) fn prove_unwritten(&self, snapshot: &SnapshotName) -> Result<()> {
@@ -85,10 +103,7 @@ impl ZfsStore {
         let found = if self.dialect.fuse {
             self.probe(snapshot)?
         } else {
-            let finished = self.runner.run(Program::Zpool, &["sync", dataset.pool()])?;
-            if !finished.ending.is_success() {
-                return Err(crate::errors::explain(&finished, About::dataset(dataset)));
-            }
+            self.sync_pool(dataset)?;
             match self.written_since(snapshot)? {
                 0 => None,
                 bytes => Some(format!("{bytes} bytes were written since {snapshot}")),

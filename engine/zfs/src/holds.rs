@@ -43,6 +43,9 @@ impl ZfsStore {
             return Ok(());
         }
         for batch in snapshots.chunks(BATCH) {
+            if self.hold_by_library(tag, batch)? {
+                continue;
+            }
             match self.change_holds("hold", tag, batch) {
                 Ok(()) => {}
                 // One of them has it already, and then none may have got it.
@@ -71,6 +74,18 @@ impl ZfsStore {
     ) -> Result<()> {
         self.check_tag(tag)?;
         let _tags = lock(&self.tags);
+        if self.library.is_some() {
+            let by_library = |batch| self.release_by_library(tag, batch);
+            if snapshots
+                .chunks(BATCH)
+                .map(by_library)
+                .collect::<Result<Vec<_>>>()?
+                .iter()
+                .all(|d| *d)
+            {
+                return Ok(());
+            }
+        }
         if !self.dialect.fuse && snapshots.len() > 1 {
             let mut all = true;
             for batch in snapshots.chunks(BATCH) {
@@ -129,6 +144,9 @@ impl ZfsStore {
                 tags.push(HoldTag(UNNAMED.to_owned()));
             }
             return Ok(tags);
+        }
+        if let Some(found) = self.holds_by_library(snapshot) {
+            return found;
         }
         let name = snapshot.to_string();
         let finished = self.zfs(&["holds", "-H", &name], About::dataset(snapshot.dataset()))?;

@@ -49,6 +49,7 @@ pub mod fusectl;
 mod golden;
 pub mod holders;
 pub mod holds;
+mod library;
 mod mounts;
 pub mod options;
 mod parse;
@@ -62,6 +63,6 @@ pub mod send;
 pub mod snapshots;
 pub mod store;
 
-pub use options::ZfsOptions;
+pub use options::{Engine, ZfsOptions};
 pub use probe::{Availability, Probe};
 pub use store::ZfsStore;

@@ -23,11 +23,13 @@
 //! up behind it. So that the base is the newest snapshot is checked here, by guid, not left to ZFS.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Write};
-use std::process::ChildStdin;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use flocker_lzc::{Properties, Setting};
 use flocker_store::store::Result;
 use flocker_store::{
     DatasetName, Holder, Inventory, ReceiveSpec, ReceiveStream, Snapshot, StoreError,
@@ -40,7 +42,9 @@ use crate::ZfsStore;
 use crate::child::{Direction, Pipe, StreamChild};
 use crate::errors::{self, About};
 use crate::fence::WAS_CANMOUNT;
-use crate::run::{Finished, Program};
+use crate::library::stream::{Call, left_behind};
+use crate::library::{self};
+use crate::run::Program;
 use crate::store::lock;
 
 /// How long ZFS may take to make a received snapshot durable after its last byte.
@@ -180,7 +184,14 @@ impl ZfsStore {
     }
 
     pub(crate) fn discard_partial(&self, dataset: &DatasetName) -> Result<()> {
-        self.zfs(&["receive", "-A", dataset.as_str()], About::dataset(dataset)).map(drop)
+        let about = About::dataset(dataset);
+        match self.by_library(about, |lzc| lzc.discard_partial(dataset.as_str())) {
+            Some(Ok(true)) => return Ok(()),
+            Some(Err(error)) => return Err(error),
+            // Of a full stream the dataset itself is the part: the command knows how to tell.
+            Some(Ok(false)) | None => {}
+        }
+        self.zfs(&["receive", "-A", dataset.as_str()], about).map(drop)
     }
 }
 
@@ -236,14 +247,46 @@ impl Drop for Turn {
 enum State {
     /// The BEGIN record has not come in full; nothing was started.
     Waiting,
-    /// The command takes what we write.
-    Running { child: StreamChild, stdin: ChildStdin },
-    /// The command ended before the stream did.
-    Ended(Finished),
+    /// ZFS takes what we write.
+    Running { worker: Worker, pipe: File },
+    /// It ended before the stream did, and said this.
+    Ended(Result<()>),
     /// The stream was refused before anything was started.
     Refused(StoreError),
     /// Committed or aborted.
     Over,
+}
+
+/// Who receives.
+#[derive(Debug)]
+enum Worker {
+    Command(StreamChild),
+    Library(Call),
+}
+
+impl Worker {
+    /// What came of it, once its pipe is closed; what does not end is killed where it can be.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] (`TimedOut`): left behind.
+    fn end(&mut self, limit: Duration, about: About<'_>) -> Result<Result<()>> {
+        match self {
+            Worker::Command(child) => {
+                let finished = match child.wait(limit) {
+                    Some(finished) => finished,
+                    None => child.stop(Duration::ZERO)?,
+                };
+                Ok(match finished.ending.is_success() {
+                    true => Ok(()),
+                    false => Err(errors::explain(&finished, about)),
+                })
+            }
+            Worker::Library(call) => match call.wait(limit) {
+                Some(ended) => Ok(ended.map_err(|error| library::explain(&error, about))),
+                None => Err(left_behind("a receive into", about.dataset)),
+            },
+        }
+    }
 }
 
 struct ZfsReceive {
@@ -292,6 +335,14 @@ impl ZfsReceive {
         if self.spec.from_guid.is_none() && !self.partial {
             self.store.create_parents(dataset)?;
         }
+        let resumable = self.spec.resumable && self.store.dialect.resumable;
+        if let (Some(lzc), Some(header)) = (&self.store.library, self.begin.first_chunk()) {
+            let (snapshot, local) = (self.spec.snapshot.to_string(), self.at_rest(&announced));
+            let (call, pipe) = library::stream::receive(lzc, snapshot, *header, local, resumable)?;
+            self.state = State::Running { worker: Worker::Library(call), pipe };
+            self.begin.clear();
+            return Ok(());
+        }
         let words = self.store.receive_words(&self.spec, &announced);
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let path = self.store.runner.path(Program::Zfs);
@@ -299,16 +350,29 @@ impl ZfsReceive {
         let Pipe::In(stdin) = pipe else {
             unreachable!("a receive is started with a pipe to its stdin");
         };
-        self.state = State::Running { child, stdin };
+        let pipe = File::from(OwnedFd::from(stdin));
+        self.state = State::Running { worker: Worker::Command(child), pipe };
         let begin = std::mem::take(&mut self.begin);
         // A failed write is kept in the state.
         let _ = self.forward(&begin);
         Ok(())
     }
 
+    /// Properties of a dataset that a full stream makes: set with it, so that no boot in between mounts it.
+    fn at_rest(&self, announced: &Begin) -> Properties {
+        if self.spec.from_guid.is_some() || announced.objset_type != objset::ZFS {
+            return Properties::new();
+        }
+        [
+            ("canmount".to_owned(), Setting::CANMOUNT_NOAUTO),
+            (WAS_CANMOUNT.to_owned(), Setting::Text("on".to_owned())),
+        ]
+        .into()
+    }
+
     /// Writes everything but the last [`HEADER_LEN`] bytes so far.
     fn forward(&mut self, buf: &[u8]) -> io::Result<()> {
-        let State::Running { stdin, .. } = &mut self.state else {
+        let State::Running { pipe, .. } = &mut self.state else {
             return self.said(());
         };
         let from_tail =
@@ -316,11 +380,11 @@ impl ZfsReceive {
         let from_buf = buf.len().saturating_sub(HEADER_LEN);
         let mut outcome = Ok(());
         if from_tail > 0 {
-            outcome = stdin.write_all(&self.tail[..from_tail]);
+            outcome = pipe.write_all(&self.tail[..from_tail]);
             self.tail.drain(..from_tail);
         }
         if outcome.is_ok() && from_buf > 0 {
-            outcome = stdin.write_all(&buf[..from_buf]);
+            outcome = pipe.write_all(&buf[..from_buf]);
         }
         self.tail.extend_from_slice(&buf[from_buf..]);
         if let Err(error) = outcome {
@@ -329,13 +393,13 @@ impl ZfsReceive {
         Ok(())
     }
 
-    /// The command no longer reads: it has ended, and says why.
+    /// ZFS no longer reads: it has ended, and says why.
     fn broken(&mut self, error: io::Error) -> io::Result<()> {
-        if let State::Running { mut child, stdin } = std::mem::replace(&mut self.state, State::Over)
+        if let State::Running { mut worker, pipe } = std::mem::replace(&mut self.state, State::Over)
         {
-            drop(stdin);
-            self.state = match child.stop(ABORT_LIMIT) {
-                Ok(finished) => State::Ended(finished),
+            drop(pipe);
+            self.state = match worker.end(ABORT_LIMIT, self.about()) {
+                Ok(ended) => State::Ended(ended),
                 Err(left_behind) => State::Refused(left_behind),
             };
         }
@@ -349,10 +413,9 @@ impl ZfsReceive {
     fn said<T>(&self, value: T) -> io::Result<T> {
         match &self.state {
             State::Waiting | State::Running { .. } => Ok(value),
-            State::Ended(finished) => {
-                let about = self.about();
-                let error = errors::explain(finished, about);
-                Err(io::Error::new(io::ErrorKind::BrokenPipe, error.to_string()))
+            State::Ended(ended) => {
+                let said = ended.as_ref().err().map_or_else(String::new, ToString::to_string);
+                Err(io::Error::new(io::ErrorKind::BrokenPipe, said))
             }
             State::Refused(error) => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
@@ -372,23 +435,16 @@ impl ZfsReceive {
         }
     }
 
-    /// The verdict of a command that has ended.
-    fn verdict(&self, finished: &Finished) -> Result<Snapshot> {
-        if finished.ending.is_success() {
-            return self.store.confirm(&self.spec);
-        }
-        Err(errors::explain(finished, self.about()))
-    }
-
     /// Closes the pipe without the END record and waits until ZFS has taken back what arrived, or has
     /// put it where it goes on from.
     fn break_off(&mut self) -> Result<Rest> {
-        let State::Running { mut child, stdin } = std::mem::replace(&mut self.state, State::Over)
+        let State::Running { mut worker, pipe } = std::mem::replace(&mut self.state, State::Over)
         else {
             return Ok(Rest::Nothing);
         };
-        drop(stdin);
-        child.stop(ABORT_LIMIT)?;
+        drop(pipe);
+        // It fails, since the stream is not whole.
+        let _ = worker.end(ABORT_LIMIT, self.about())?;
         let deadline = Instant::now() + UNDO_GRACE;
         let mut pause = Duration::from_millis(5);
         loop {
@@ -415,20 +471,17 @@ impl ZfsReceive {
 impl ReceiveStream for ZfsReceive {
     fn commit(mut self: Box<Self>) -> Result<Snapshot> {
         let tail = std::mem::take(&mut self.tail);
-        let (mut child, mut stdin) = match std::mem::replace(&mut self.state, State::Over) {
-            State::Running { child, stdin } => (child, stdin),
+        let (mut worker, mut pipe) = match std::mem::replace(&mut self.state, State::Over) {
+            State::Running { worker, pipe } => (worker, pipe),
             State::Waiting | State::Over => return Err(self.incomplete()),
-            State::Ended(finished) => return self.verdict(&finished),
+            State::Ended(ended) => return ended.and_then(|()| self.store.confirm(&self.spec)),
             State::Refused(error) => return Err(error),
         };
-        // If the command has ended, its own words say why.
-        let _ = stdin.write_all(&tail);
-        drop(stdin);
-        let finished = match child.wait(COMMIT_LIMIT) {
-            Some(finished) => finished,
-            None => child.stop(Duration::ZERO)?,
-        };
-        self.verdict(&finished)
+        // If it has ended, its own words say why.
+        let _ = pipe.write_all(&tail);
+        drop(pipe);
+        worker.end(COMMIT_LIMIT, self.about())??;
+        self.store.confirm(&self.spec)
     }
 
     fn abort(mut self: Box<Self>) -> Result<()> {

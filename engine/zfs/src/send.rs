@@ -11,9 +11,12 @@ use flocker_store::store::Result;
 use flocker_store::{DatasetName, Guid, SendBase, SendSpec, SendStream, StoreError};
 use zfs_stream::token::{ResumeToken, TokenError};
 
+use flocker_lzc::{ResumePoint, SendFlags};
+
 use crate::ZfsStore;
 use crate::child::{Direction, Pipe, StreamChild};
 use crate::errors::{self, About};
+use crate::library::stream::{LibrarySend, Sending};
 use crate::run::{Finished, KILL_GRACE, Program};
 
 /// How long a send may take to end after its last byte was read.
@@ -23,7 +26,10 @@ impl ZfsStore {
     pub(crate) fn start_send(&self, spec: &SendSpec) -> Result<Box<dyn SendStream>> {
         let words = self.send_words(spec, false)?;
         let to = self.refuse_missing(spec)?;
-        check_token(spec, to)?;
+        let token = check_token(spec, to)?;
+        if let Some(lzc) = &self.library {
+            return Ok(Box::new(LibrarySend::start(lzc, sending(spec, token))?));
+        }
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let path = self.runner.path(Program::Zfs);
         let (child, pipe) = StreamChild::start(path, &args, Direction::Send)?;
@@ -99,9 +105,9 @@ impl ZfsStore {
 }
 
 /// A token comes from the peer: it has to be of the very send that it is to go on with.
-fn check_token(spec: &SendSpec, to: Guid) -> Result<()> {
+fn check_token(spec: &SendSpec, to: Guid) -> Result<Option<ResumeToken>> {
     let Some(token) = &spec.resume else {
-        return Ok(());
+        return Ok(None);
     };
     let bad = |detail: String| StoreError::BadToken { snapshot: spec.to.to_string(), detail };
     let token: ResumeToken = token.parse().map_err(|error: TokenError| bad(error.to_string()))?;
@@ -122,7 +128,37 @@ fn check_token(spec: &SendSpec, to: Guid) -> Result<()> {
             return Err(bad(format!("it is of a send {its} {flag}, asked for is one {ours}")));
         }
     }
-    Ok(())
+    Ok(Some(token))
+}
+
+/// The same send for the library, which takes the flags of a token one by one.
+fn sending(spec: &SendSpec, token: Option<ResumeToken>) -> Sending {
+    let from = spec.from.as_ref().map(|base| match base {
+        SendBase::Snapshot(name) => name.to_string(),
+        SendBase::Bookmark(name) => name.to_string(),
+    });
+    let flags = match &token {
+        Some(token) => SendFlags {
+            embed: token.embed_ok,
+            large_block: token.large_block_ok,
+            compress: token.compress_ok,
+            raw: token.raw_ok,
+        },
+        // As `zfs send -w`: a raw stream has everything as it is on disk.
+        None => SendFlags {
+            embed: spec.raw,
+            large_block: spec.large_blocks || spec.raw,
+            compress: spec.compressed || spec.raw,
+            raw: spec.raw,
+        },
+    };
+    Sending {
+        dataset: spec.to.dataset().clone(),
+        snapshot: spec.to.to_string(),
+        from,
+        flags,
+        resume: token.map(|t| ResumePoint { object: t.object, offset: t.offset, bytes: t.bytes }),
+    }
 }
 
 /// The `size` line of `zfs send -nP`, which is on stdout since 0.8 and on stderr before.

@@ -28,7 +28,9 @@ pub(crate) const PROBE_PREFIX: &str = "flocker-repl-probe-";
 
 impl ZfsStore {
     pub(crate) fn list_inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
-        let mut inventory = if self.dialect.fuse {
+        let mut inventory = if let Some(found) = self.inventory_by_library(dataset) {
+            found?
+        } else if self.dialect.fuse {
             self.inventory_by_get(dataset)?
         } else {
             self.inventory_by_list(dataset)?
@@ -95,6 +97,10 @@ impl ZfsStore {
     ) -> Result<BTreeMap<SnapshotName, Snapshot>> {
         let mut found = BTreeMap::new();
         for batch in names.chunks(BATCH) {
+            if let Some(some) = self.find_by_library(batch) {
+                found.extend(some?);
+                continue;
+            }
             let words: Vec<String> = batch.iter().map(ToString::to_string).collect();
             let mut args = vec!["get", "-Hp", "-o", "name,property,value", SNAPSHOT_COLUMNS];
             args.extend(words.iter().map(String::as_str));
@@ -142,7 +148,11 @@ impl ZfsStore {
                 }
             }
         } else {
-            run(&words)?;
+            let about = About::dataset(first.dataset());
+            match self.by_library(about, |lzc| lzc.snapshot(&words, &spec.properties)) {
+                Some(outcome) => outcome.map_err(|error| no_dataset(error, first))?,
+                None => run(&words).map(drop)?,
+            }
         }
         self.note_snapshots(&spec.names, &at_rest);
         let mut found = self.find_snapshots(&spec.names)?;
@@ -197,10 +207,20 @@ impl ZfsStore {
         let each = if self.dialect.fuse { 1 } else { BATCH };
         let mut failed = None;
         for batch in names.chunks(each) {
-            let shorts: Vec<&str> = batch.iter().map(|name| name.short()).collect();
-            let word = format!("{dataset}@{}", shorts.join(","));
-            match self.zfs(&["destroy", &word], About::dataset(dataset)) {
-                Ok(_) | Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) => {}
+            let about = About::dataset(dataset);
+            let outcome = self.by_library(about, |lzc| {
+                let words: Vec<String> = batch.iter().map(ToString::to_string).collect();
+                lzc.destroy_snapshots(&words, false)
+            });
+            let outcome = outcome.unwrap_or_else(|| {
+                let shorts: Vec<&str> = batch.iter().map(|name| name.short()).collect();
+                let word = format!("{dataset}@{}", shorts.join(","));
+                self.zfs(&["destroy", &word], about).map(drop)
+            });
+            match outcome {
+                // Clones of it.
+                Err(StoreError::Exists { .. }) => failed = Some(self.why_kept(batch)),
+                Ok(()) | Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) => {}
                 // The check for holds was a moment ago: somebody has put one on since.
                 Err(StoreError::Busy { .. }) => failed = Some(self.why_kept(batch)),
                 Err(error) => failed = Some(error),
@@ -237,6 +257,12 @@ impl ZfsStore {
             return Err(self.not_capable("a bookmark"));
         }
         let (from, to) = (snapshot.to_string(), bookmark.to_string());
+        let about = About::dataset(snapshot.dataset());
+        let by_library =
+            self.by_library(about, |lzc| lzc.bookmark(&[(to.clone(), from.clone())].into()));
+        if let Some(outcome) = by_library {
+            return outcome;
+        }
         self.zfs(&["bookmark", &from, &to], About::dataset(snapshot.dataset())).map_err(
             |error| match error {
                 StoreError::Exists { .. } => StoreError::Exists { name: to.clone() },
@@ -250,6 +276,18 @@ impl ZfsStore {
         if !self.dialect.bookmarks {
             return Err(self.not_capable("a bookmark"));
         }
+        let words: Vec<String> = bookmarks.iter().map(ToString::to_string).collect();
+        if let Some(first) = bookmarks.first()
+            && let Some(outcome) = self
+                .by_library(About::dataset(first.dataset()), |lzc| lzc.destroy_bookmarks(&words))
+        {
+            return match outcome {
+                Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) | Ok(()) => {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+        }
         for bookmark in bookmarks {
             let word = bookmark.to_string();
             match self.zfs(&["destroy", &word], About::dataset(bookmark.dataset())) {
@@ -261,8 +299,16 @@ impl ZfsStore {
     }
 }
 
+/// Where a snapshot was to be taken, what does not exist is its dataset.
+fn no_dataset(error: StoreError, of: &SnapshotName) -> StoreError {
+    match error {
+        StoreError::NoSnapshot { .. } => StoreError::NoDataset { dataset: of.dataset().clone() },
+        error => error,
+    }
+}
+
 /// What a resume token says of the receive that left it.
-fn partial(token: &str) -> Partial {
+pub(crate) fn partial(token: &str) -> Partial {
     let read = token.parse::<ResumeToken>();
     if let Err(error) = &read {
         tracing::warn!(%error, "what arrived of a receive can only be discarded");

@@ -18,7 +18,10 @@ use flocker_store::{
 };
 
 use crate::ZfsOptions;
+use flocker_lzc::Lzc;
+
 use crate::errors::{self, About};
+use crate::library;
 use crate::probe::Dialect;
 use crate::rest::Rests;
 use crate::run::{Finished, Program, Runner, SystemRunner};
@@ -35,6 +38,8 @@ pub struct ZfsStore {
     pub(crate) options: ZfsOptions,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) dialect: Dialect,
+    /// libzfs_core, where it is used.
+    pub(crate) library: Option<Lzc>,
     capabilities: Capabilities,
     /// Datasets that a receive is running into: ZFS takes one at a time.
     pub(crate) receiving: Arc<Mutex<BTreeSet<DatasetName>>>,
@@ -52,7 +57,12 @@ impl ZfsStore {
     /// [`StoreError::NotCapable`] when it does not work here, [`StoreError::NoDataset`].
     pub fn open(root: &DatasetName, options: ZfsOptions) -> Result<Self> {
         let runner = Arc::new(SystemRunner::new(&options));
-        Self::with_runner(root, options, runner)
+        let mut store = Self::with_runner(root, options, runner)?;
+        // It has nothing to say to zfs-fuse.
+        if !store.dialect.fuse {
+            store.library = library::open(store.options.engine)?;
+        }
+        Ok(store)
     }
 
     /// As [`ZfsStore::open`], with commands of one's own.
@@ -75,6 +85,7 @@ impl ZfsStore {
             runner,
             capabilities: dialect.capabilities(),
             dialect,
+            library: None,
             receiving: Arc::default(),
             tags: Arc::default(),
             rests: Arc::default(),

@@ -12,11 +12,15 @@ use flocker_zfs::{ZfsOptions, ZfsStore};
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let (mut root, mut only, mut spare, mut from) = (None, String::new(), None, 0);
-    let options = ZfsOptions::default();
+    let mut options = ZfsOptions::default();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--only" => only = args.next().unwrap_or_default(),
             "--from" => from = args.next().and_then(|n| n.parse().ok()).unwrap_or(0),
+            "--engine" => {
+                let word = args.next().unwrap_or_default();
+                options.engine = word.parse().expect("auto, command or library");
+            }
             "--spare" => spare = args.next(),
             _ => root = Some(arg),
         }

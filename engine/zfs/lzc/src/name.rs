@@ -60,8 +60,6 @@ pub(crate) enum Kind {
     SnapshotOrBookmark,
     /// `pool/fs` or `pool/fs@snap`.
     DatasetOrSnapshot,
-    /// Any of them.
-    Any,
 }
 
 /// Checks a name; the result is ready for C.
@@ -94,7 +92,6 @@ pub(crate) fn check(name: &str, kind: Kind) -> Result<CString, LzcError> {
         Kind::DatasetOrSnapshot => {
             (is == Some(Kind::Dataset) || is == Some(Kind::Snapshot), NameProblem::NotADataset)
         }
-        Kind::Any => (is.is_some(), NameProblem::NotADataset),
     };
     if !fits {
         return Err(bad(problem));
@@ -166,13 +163,13 @@ mod tests {
         ] {
             check(name, kind).unwrap();
         }
-        refused("", Kind::Any, NameProblem::Empty);
+        refused("", Kind::Dataset, NameProblem::Empty);
         refused("tank/a@b", Kind::Dataset, NameProblem::NotADataset);
         refused("tank/a", Kind::Snapshot, NameProblem::NotASnapshot);
         refused("tank/a@", Kind::Snapshot, NameProblem::NotASnapshot);
         refused("@a", Kind::Snapshot, NameProblem::NotASnapshot);
         refused("tank/a@b@c", Kind::Snapshot, NameProblem::NotASnapshot);
-        refused("tank/a@b#c", Kind::Any, NameProblem::NotADataset);
+        refused("tank/a@b#c", Kind::DatasetOrSnapshot, NameProblem::NotADataset);
         refused("tank/a@b", Kind::Bookmark, NameProblem::NotABookmark);
         refused("tank/%recv", Kind::Dataset, NameProblem::Percent);
         refused("tank/a\0b", Kind::Dataset, NameProblem::Nul);

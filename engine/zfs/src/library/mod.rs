@@ -1,0 +1,243 @@
+//! The engine by libzfs_core: what happens with every step, without starting a process.
+//!
+//! Owns: when the library is used instead of the command, and what its numbers mean in the trait's terms. Leaves
+//! to others: the library itself (`flocker-lzc`), the streams it reads and writes on threads ([`stream`]), and
+//! whatever has to do with mounting, which is not in libzfs_core: the command does that.
+//!
+//! An operation that the library cannot do here (an older one, an inventory beyond the limits of a channel
+//! program, no permission for one) is done by the command; what ZFS itself refuses is an error.
+
+pub(crate) mod stream;
+
+use std::collections::BTreeMap;
+
+use flocker_lzc::{Errno, Limit, Lzc, LzcError, PropertyValue};
+use flocker_store::store::Result;
+use flocker_store::{
+    Bookmark, DatasetName, Guid, HoldTag, Inventory, Snapshot, SnapshotName, StoreError,
+};
+
+use crate::errors::About;
+use crate::snapshots::partial;
+use crate::{Engine, ZfsStore};
+
+/// Opens it where the options and the machine allow.
+pub(crate) fn open(engine: Engine) -> Result<Option<Lzc>> {
+    if engine == Engine::Command {
+        return Ok(None);
+    }
+    match Lzc::open() {
+        Ok(lzc) => Ok(Some(lzc)),
+        Err(error) if engine == Engine::Auto => {
+            tracing::debug!(%error, "everything is done by the command");
+            Ok(None)
+        }
+        Err(error) => Err(StoreError::NotCapable {
+            store: "this machine".to_owned(),
+            what: format!("libzfs_core ({error}; configure `zfs_engine = \"auto\"`)"),
+        }),
+    }
+}
+
+impl ZfsStore {
+    /// What the library makes of it; `None` where the command has to.
+    pub(crate) fn by_library<T>(
+        &self,
+        about: About<'_>,
+        call: impl FnOnce(&Lzc) -> std::result::Result<T, LzcError>,
+    ) -> Option<Result<T>> {
+        let lzc = self.library.as_ref()?;
+        match call(lzc) {
+            Ok(value) => Some(Ok(value)),
+            Err(error) if is_for_the_command(&error) => {
+                tracing::debug!(%error, "done by the command instead");
+                None
+            }
+            Err(error) => Some(Err(explain(&error, about))),
+        }
+    }
+
+    pub(crate) fn inventory_by_library(&self, dataset: &DatasetName) -> Option<Result<Inventory>> {
+        let found =
+            self.by_library(About::dataset(dataset), |lzc| lzc.inventory(dataset.as_str()))?;
+        Some(found.and_then(|found| {
+            let snapshot = |s: flocker_lzc::Snapshot| {
+                Ok(Snapshot {
+                    name: SnapshotName::from_parts(dataset.clone(), &s.name)?,
+                    guid: Guid(s.guid),
+                    createtxg: s.createtxg,
+                    creation_unix_s: s.creation_unix_s.cast_signed(),
+                    fuzzy: false,
+                    holds: u32::try_from(s.userrefs).unwrap_or(u32::MAX),
+                })
+            };
+            let bookmark = |(short, b): (String, flocker_lzc::Bookmark)| {
+                Ok(Bookmark {
+                    name: flocker_store::BookmarkName::from_parts(dataset.clone(), &short)?,
+                    guid: Guid(b.guid),
+                    createtxg: b.createtxg,
+                })
+            };
+            Ok(Inventory {
+                snapshots: found.snapshots.into_iter().map(snapshot).collect::<Result<_>>()?,
+                bookmarks: found.bookmarks.into_iter().map(bookmark).collect::<Result<_>>()?,
+                partial: found.resume_token.as_deref().map(partial),
+            })
+        }))
+    }
+
+    /// Those of the snapshots that exist.
+    pub(crate) fn find_by_library(
+        &self,
+        names: &[SnapshotName],
+    ) -> Option<Result<BTreeMap<SnapshotName, Snapshot>>> {
+        const ASKED: [&str; 4] = ["guid", "createtxg", "creation", "userrefs"];
+        let first = names.first()?;
+        let words: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let asked: Vec<(&str, &[&str])> = words.iter().map(|w| (w.as_str(), &ASKED[..])).collect();
+        let found =
+            self.by_library(About::dataset(first.dataset()), |lzc| lzc.properties(&asked))?;
+        Some(found.map(|found| {
+            let of = |name: &SnapshotName| {
+                let all = found.get(&name.to_string())?.as_ref()?;
+                let number = |property: &str| match &all.get(property)?.value {
+                    PropertyValue::Number(n) => Some(*n),
+                    PropertyValue::Text(text) => text.parse().ok(),
+                    PropertyValue::Names(_) => None,
+                };
+                let snapshot = Snapshot {
+                    name: name.clone(),
+                    guid: Guid(number("guid")?),
+                    createtxg: number("createtxg")?,
+                    creation_unix_s: number("creation")?.cast_signed(),
+                    fuzzy: false,
+                    holds: number("userrefs").and_then(|n| n.try_into().ok()).unwrap_or(0),
+                };
+                Some((name.clone(), snapshot))
+            };
+            names.iter().filter_map(of).collect()
+        }))
+    }
+
+    /// `true`: done. `false`: the command has to.
+    pub(crate) fn hold_by_library(&self, tag: &HoldTag, names: &[SnapshotName]) -> Result<bool> {
+        let Some(first) = names.first() else { return Ok(true) };
+        let all = names.iter().map(|n| (n.to_string(), tag.0.clone())).collect();
+        let Some(outcome) = self.by_library(About::dataset(first.dataset()), |lzc| {
+            match lzc.hold(&all) {
+                // Some have it already: those that have not are to get it all the same, one by one.
+                Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                    for (name, tag) in &all {
+                        match lzc.hold(&[(name.clone(), tag.clone())].into()) {
+                            Ok(missing) if missing.is_empty() => {}
+                            Ok(missing) => return Ok(missing),
+                            Err(error) if error.errno() == Some(Errno::EEXIST) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Ok(flocker_lzc::NameErrors::default())
+                }
+                outcome => outcome,
+            }
+        }) else {
+            return Ok(false);
+        };
+        match outcome?.by_name.keys().next() {
+            None => Ok(true),
+            Some(missing) => Err(StoreError::NoSnapshot { name: missing.clone() }),
+        }
+    }
+
+    /// As [`ZfsStore::hold_by_library`].
+    pub(crate) fn release_by_library(&self, tag: &HoldTag, names: &[SnapshotName]) -> Result<bool> {
+        let Some(first) = names.first() else { return Ok(true) };
+        let all = names.iter().map(|n| (n.to_string(), [tag.0.clone()].into())).collect();
+        match self.by_library(About::dataset(first.dataset()), |lzc| lzc.release(&all)) {
+            // What was not there is not missed.
+            Some(outcome) => outcome.map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn holds_by_library(&self, name: &SnapshotName) -> Option<Result<Vec<HoldTag>>> {
+        let word = name.to_string();
+        let found = self.by_library(About::dataset(name.dataset()), |lzc| lzc.holds(&word))?;
+        Some(
+            found
+                .map(|tags| tags.into_keys().map(HoldTag).collect())
+                .map_err(|e| missing(e, &word)),
+        )
+    }
+}
+
+/// A dataset that is not there, where a snapshot was asked for.
+pub(crate) fn missing(error: StoreError, name: &str) -> StoreError {
+    match error {
+        StoreError::NoDataset { .. } => StoreError::NoSnapshot { name: name.to_owned() },
+        error => error,
+    }
+}
+
+/// Whether it is the way, and not ZFS, that does not do it.
+fn is_for_the_command(error: &LzcError) -> bool {
+    match error {
+        LzcError::NotAvailable { .. } | LzcError::Pools { .. } | LzcError::Program { .. } => true,
+        LzcError::TooBig {
+            limit: Limit::Memory | Limit::Instructions | Limit::Snapshots(_),
+            ..
+        } => true,
+        LzcError::Failed { errno, .. } => matches!(
+            *errno,
+            Errno::ZFS_ERR_IOC_CMD_UNAVAIL | Errno::ZFS_ERR_IOC_ARG_UNAVAIL | Errno::EPERM
+        ),
+        _ => false,
+    }
+}
+
+/// The typed error for a number of the kernel.
+pub(crate) fn explain(error: &LzcError, about: About<'_>) -> StoreError {
+    let dataset = || about.dataset.clone();
+    let detail = || error.to_string();
+    let unknown = || StoreError::Command {
+        command: "libzfs_core".to_owned(),
+        status: error.errno().map_or_else(|| "no answer".to_owned(), |e| format!("error {}", e.0)),
+        stderr: detail(),
+    };
+    let LzcError::Failed { subject, errno, .. } = error else { return unknown() };
+    match *errno {
+        Errno::ENOENT if subject.contains(['@', '#']) => {
+            StoreError::NoSnapshot { name: subject.clone() }
+        }
+        Errno::ENOENT | Errno::ENXIO => StoreError::NoDataset { dataset: dataset() },
+        Errno::EEXIST => StoreError::Exists { name: subject.clone() },
+        Errno::ENODEV => match about.base {
+            Some(base) => StoreError::NoBase { dataset: dataset(), base },
+            None => unknown(),
+        },
+        Errno::ETXTBSY => StoreError::Modified { dataset: dataset(), detail: detail() },
+        Errno::EBUSY => StoreError::Busy { dataset: dataset(), holders: Vec::new() },
+        Errno::ENOSPC | Errno::EDQUOT => {
+            StoreError::NoSpace { dataset: dataset(), detail: detail() }
+        }
+        Errno::EPERM => {
+            StoreError::Permission { command: "libzfs_core".to_owned(), detail: detail() }
+        }
+        Errno::EINVAL | Errno::ECKSUM | Errno::ZFS_ERR_STREAM_TRUNCATED | Errno::EPIPE => {
+            StoreError::BadStream { dataset: dataset(), detail: detail() }
+        }
+        Errno::EACCES
+        | Errno::ENOTSUP
+        | Errno::ZFS_ERR_WRONG_PARENT
+        | Errno::ZFS_ERR_FROM_IVSET_GUID_MISSING
+        | Errno::ZFS_ERR_FROM_IVSET_GUID_MISMATCH
+        | Errno::ZFS_ERR_SPILL_BLOCK_FLAG_MISSING
+        | Errno::ZFS_ERR_UNKNOWN_SEND_STREAM_FEATURE
+        | Errno::ZFS_ERR_STREAM_LARGE_BLOCK_MISMATCH
+        | Errno::ZFS_ERR_CRYPTO_NOTSUP
+        | Errno::ZFS_ERR_STREAM_LARGE_MICROZAP => StoreError::Unsupported {
+            dataset: dataset(),
+            feature: format!("this stream ({})", detail()),
+        },
+        _ => unknown(),
+    }
+}
