@@ -31,7 +31,7 @@ use crate::holders::other_mounts;
 use crate::mounts;
 use crate::properties::Native;
 use crate::rest::Watch;
-use crate::room::LIMITS;
+use crate::room;
 
 /// What `canmount` was before we took the dataset over.
 pub const WAS_CANMOUNT: &str = "flocker-repl:was-canmount";
@@ -54,7 +54,7 @@ impl ZfsStore {
         }
         let mut asked = vec!["type", "canmount", "readonly"];
         if !self.dialect.fuse {
-            asked.extend(LIMITS);
+            asked.extend(room::ASKED);
         }
         let before = self.native(dataset, &asked)?;
         if before["type"].value != "filesystem" {

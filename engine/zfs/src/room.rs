@@ -19,8 +19,12 @@ pub const WAS_LIMITS: &str = "flocker-repl:was-limits";
 /// The properties that are lifted.
 pub(crate) const LIMITS: [&str; 4] = ["quota", "refquota", "refreservation", "reservation"];
 
+/// What has to be known to lift them.
+pub(crate) const ASKED: [&str; 5] =
+    [WAS_LIMITS, "quota", "refquota", "refreservation", "reservation"];
+
 impl ZfsStore {
-    /// Lifts what is set on this very dataset. `now` has each of [`LIMITS`].
+    /// Lifts what is set on this very dataset. `now` has each of [`ASKED`].
     pub(crate) fn lift_limits(
         &self,
         dataset: &DatasetName,
@@ -35,21 +39,43 @@ impl ZfsStore {
         if set.is_empty() {
             return Ok(());
         }
+        // What could not be put back the last time is not forgotten for that.
+        let was = now.get(WAS_LIMITS).filter(|was| was.source == PropertySource::Local);
+        let name = |word: &str| word.split('=').next().map(str::to_owned);
+        let mut all = set.clone();
+        for word in was.map(|was| was.value.split(',')).into_iter().flatten() {
+            if !set.iter().any(|newer| name(newer) == name(word)) {
+                all.push(word.to_owned());
+            }
+        }
         // Remembered in the same transaction, so that a crash cannot lose them.
-        let mut words = vec![format!("{WAS_LIMITS}={}", set.join(","))];
+        let mut words = vec![format!("{WAS_LIMITS}={}", all.join(","))];
         let names = set.iter().filter_map(|word| word.split('=').next());
         words.extend(names.map(|name| format!("{name}=none")));
         self.set_words(dataset, &words)
     }
 
-    /// Puts back what was lifted. `was` is the property that remembers it.
+    /// Puts back what was lifted. `was` is the property that remembers it. What cannot be put back now, since
+    /// the data has outgrown it, stays remembered and is said: a database that is up without its quota is
+    /// better than one that is down because of it.
     pub(crate) fn restore_limits(&self, dataset: &DatasetName, was: &Native) -> Result<()> {
         if was.source != PropertySource::Local {
             return Ok(());
         }
         let known = |word: &&str| word.split('=').next().is_some_and(|name| LIMITS.contains(&name));
         let words: Vec<String> = was.value.split(',').filter(known).map(str::to_owned).collect();
-        self.set_words(dataset, &words)?;
-        self.inherit(dataset.as_str(), WAS_LIMITS, dataset)
+        let mut left = Vec::new();
+        if self.set_words(dataset, &words).is_err() {
+            for word in &words {
+                if let Err(error) = self.set_words(dataset, std::slice::from_ref(word)) {
+                    tracing::warn!(%dataset, limit = %word, %error, "could not be put back");
+                    left.push(word.as_str());
+                }
+            }
+        }
+        match left.is_empty() {
+            true => self.inherit(dataset.as_str(), WAS_LIMITS, dataset),
+            false => self.set_words(dataset, &[format!("{WAS_LIMITS}={}", left.join(","))]),
+        }
     }
 }

@@ -192,8 +192,9 @@ fn properties_are_set_in_one_command_and_taken_away_by_inherit() {
 fn fence_answers(fake: &Fake, readonly_after: &str) {
     let was = "zfs get -Hp -o property,value,source";
     let before = "type\tfilesystem\t-\ncanmount\ton\tdefault\nreadonly\toff\tdefault\nquota\t0\tdefault\n\
-                  refquota\t1048576\tlocal\nrefreservation\t0\tdefault\nreservation\t0\tdefault\n";
-    let limits = "quota,refquota,refreservation,reservation";
+                  refquota\t1048576\tlocal\nrefreservation\t0\tdefault\nreservation\t0\tdefault\n\
+                  flocker-repl:was-limits\t-\t-\n";
+    let limits = "flocker-repl:was-limits,quota,refquota,refreservation,reservation";
     fake.on(&format!("{was} type,canmount,readonly,{limits} tank/a"), 0, before, "");
     let lifted = "zfs set flocker-repl:was-limits=refquota=1048576 refquota=none tank/a";
     fake.on(lifted, 0, "", "");

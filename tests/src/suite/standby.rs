@@ -235,7 +235,7 @@ fn limits(site: &Site) -> Result<String, Trouble> {
     let a = first.name.dataset().clone();
     let names = "quota,refquota,reservation,refreservation";
     let shown = |of: &str| site.run(&["zfs", "get", "-Hp", "-o", "property,value", names, of]);
-    site.run(&["zfs", "set", "refquota=20M", "quota=40M", "refreservation=9M", a.as_str()])?;
+    site.run(&["zfs", "set", "refquota=20M", "quota=90M", "refreservation=9M", a.as_str()])?;
     let before = shown(a.as_str())?;
     // It becomes the standby, and gets more than it might ever hold as a primary.
     site.store.fence(&a)?;
@@ -256,5 +256,18 @@ fn limits(site: &Site) -> Result<String, Trouble> {
     site.store.activate(&a)?;
     let after = shown(a.as_str())?;
     ensure!(after == before, "{before} became {after}");
+    // Outgrown meanwhile: it comes up all the same, and what fits is back.
+    site.store.fence(&a)?;
+    site.run(&[
+        "zfs",
+        "set",
+        "flocker-repl:was-limits=quota=1048576,refquota=20971520",
+        a.as_str(),
+    ])?;
+    site.store.activate(&a)?;
+    let (quota, kept) =
+        (site.get("quota", a.as_str())?, site.get("flocker-repl:was-limits", a.as_str())?);
+    ensure!(quota == "0" && kept == "quota=1048576", "quota {quota}, remembered {kept}");
+    ensure!(site.get("refquota", a.as_str())? == "20971520", "what fits is not back");
     Ok(String::new())
 }
