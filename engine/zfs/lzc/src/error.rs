@@ -372,11 +372,16 @@ impl LzcError {
     }
 }
 
+/// The loader's own words, which its error keeps for its source.
+fn loader(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// The library could not be opened. All but [`OpenError::Symbol`] are the state of the machine, not faults.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A library is not installed.
-    #[error("{library} cannot be loaded: {source}")]
+    #[error("{library} cannot be loaded: {}", loader(source))]
     Library {
         /// Its soname.
         library: &'static str,
@@ -385,7 +390,7 @@ pub enum OpenError {
         source: libloading::Error,
     },
     /// A library without one of the symbols that there is no doing without.
-    #[error("{library} has no {symbol}: {source}")]
+    #[error("{library} has no {symbol}: {}", loader(source))]
     Symbol {
         /// Its soname.
         library: &'static str,

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::fmt;
 use std::ptr::{self, NonNull};
 
-use super::symbols::{NvSymbols, RawList, RawPair, load_nvpair};
+use super::symbols::{Boolean, NvSymbols, RawList, RawPair, load_nvpair};
 use crate::error::{Errno, OpenError};
 use crate::nv::{MAX_DEPTH, NvError, Value};
 
@@ -160,8 +160,6 @@ impl NvList {
     }
 }
 
-use super::symbols::Boolean;
-
 /// Copies a list out. `raw` is a list that lives, and that no other thread uses.
 fn read(
     lib: &'static NvSymbols,
@@ -179,8 +177,10 @@ fn read(
         if pair.is_null() {
             return Ok(entries);
         }
+        // SAFETY: the pair is one of this list.
+        let name = unsafe { (lib.nvpair_name)(pair) };
         // SAFETY: a pair's name ends in NUL and lives as long as its list.
-        let name = unsafe { text((lib.nvpair_name)(pair)) };
+        let name = unsafe { text(name) };
         let value = value(lib, &name, pair, depth)?;
         entries.insert(name, value);
     }
