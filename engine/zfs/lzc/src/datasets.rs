@@ -103,7 +103,8 @@ impl Lzc {
     /// left in it goes with it.
     ///
     /// # Errors
-    /// `EEXIST` (has snapshots or children), `EBUSY` (mounted, or in use), `ENOENT`.
+    /// `EEXIST` (has children), `EBUSY` (has snapshots, is mounted or in use; of a zvol also for the moment in
+    /// which udev looks at it after it was made), `ENOENT`.
     pub fn destroy(&self, dataset: &str) -> Result<(), LzcError> {
         let name = check(dataset, Kind::Dataset)?;
         if pool(dataset) == dataset {

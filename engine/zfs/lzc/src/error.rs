@@ -43,9 +43,9 @@ errnos! {
     EPERM = Sys::PERM.raw_os_error(), None;
     /// No such dataset, snapshot, bookmark or hold.
     ENOENT = Sys::NOENT.raw_os_error(), None;
-    /// A rollback's target is not a snapshot of that dataset.
+    /// No such bookmark, as the base of a send; a rollback's target is not a snapshot of that dataset.
     ESRCH = Sys::SRCH.raw_os_error(), None;
-    /// Interrupted.
+    /// Interrupted; of a send: its stream could not be written, most likely because nobody reads it.
     EINTR = Sys::INTR.raw_os_error(), None;
     /// Reading or writing failed.
     EIO = Sys::IO.raw_os_error(), None;
@@ -61,9 +61,9 @@ errnos! {
     ENOMEM = Sys::NOMEM.raw_os_error(), None;
     /// Not allowed; of an encrypted dataset: its key is not loaded.
     EACCES = Sys::ACCESS.raw_os_error(), None;
-    /// Held, mounted or being received into.
+    /// Held, mounted or being received into; of a dataset to destroy: it has snapshots.
     EBUSY = Sys::BUSY.raw_os_error(), None;
-    /// The name is taken; of a dataset to destroy: it has children or snapshots; of a rollback: there are
+    /// The name is taken; of a dataset to destroy: it has children; of a rollback: there are
     /// newer snapshots or bookmarks.
     EEXIST = Sys::EXIST.raw_os_error(), None;
     /// In another pool or dataset; of a send: the base is not an earlier moment of it.

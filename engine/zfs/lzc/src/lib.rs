@@ -13,10 +13,9 @@
 //! * Nothing here forces: no `force` of a receive, no recursive or deferred destruction that was not asked
 //!   for, no rollback past the newest snapshot. The one argument called `force` that is ever passed is that of
 //!   [`Lzc::sync`], which the kernel insists on, and it is false.
-//! * Every call blocks, some for as long as a stream lasts: plain threads only. While one runs, its thread
-//!   takes no signals: a signal makes a blocking read or write inside the kernel fail with `ERESTARTSYS`, and
-//!   a handler with `SA_RESTART` (all of tokio's) then *repeats the ioctl* on a stream that is already half
-//!   consumed. To stop a send or a receive, close the other end of its pipe.
+//! * Every call blocks, some for as long as a stream lasts: plain threads only. While one runs, its thread takes
+//!   no signals: one signal, whatever its handler, makes a send or a receive fail with `EINTR`. To stop one, close
+//!   the other end of its pipe.
 //! * Names are checked for length before the library sees them, since it cuts them off silently.
 //! * Errors are a number each, and one for each name where ZFS says so: see [`LzcError`].
 //!

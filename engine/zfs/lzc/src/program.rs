@@ -385,7 +385,10 @@ fn at<'a>(about: About<'_>, answer: &'a Entries, place: usize) -> Result<&'a Ent
 fn property(entry: &Entries, dataset: &str) -> Option<Property> {
     let value = match entry.get("v")? {
         Value::Text(text) => PropertyValue::Text(text.clone()),
-        Value::List(names) => PropertyValue::Names(names.keys().cloned().collect()),
+        // `clones`: an array, the keys of which are places.
+        Value::List(names) => PropertyValue::Names(
+            names.iter().map(|(key, name)| name.text().unwrap_or(key).to_owned()).collect(),
+        ),
         value => PropertyValue::Number(value.bits()?),
     };
     let source = PropertySource::of(entry.get("s").and_then(Value::text), dataset);

@@ -96,9 +96,9 @@ impl Lzc {
     /// the newer of the two ioctls (`ZFS_IOC_RECV_NEW`), so that raw and other streams are no different here.
     ///
     /// # Errors
-    /// `ENODEV` (no base, or nothing at all, of an increment), `EEXIST` (snapshot, or dataset of a full stream),
+    /// `ENODEV` (the dataset has not the base of an increment), `EEXIST` (snapshot, or dataset of a full stream),
     /// `ETXTBSY` (written since the base, or newer snapshots), `EBUSY` (another receive, or the dataset is
-    /// held), `ENOENT` (no parent), `EINVAL` (not a stream, or a property list), `ECKSUM` (damaged),
+    /// held), `ENOENT` (no parent; no dataset, of an increment), `EINVAL` (not a stream, or a property list), `ECKSUM` (damaged),
     /// `ZFS_ERR_STREAM_TRUNCATED` (broken off), `EDQUOT`, `ENOSPC`, `ZFS_ERR_*`. Nothing changed then, but for
     /// what `resumable` keeps. [`LzcError::Descriptor`].
     pub fn receive(&self, receive: Receive<'_>) -> Result<Received, LzcError> {

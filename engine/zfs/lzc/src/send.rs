@@ -2,7 +2,8 @@
 //!
 //! Where it writes has to be a blocking pipe: newer kernels refuse other files, the library of 2.2 and later
 //! starts a thread to get round that, and a descriptor that does not block makes the stream break off with
-//! `EAGAIN`. To stop a send, close the pipe's other end: it ends with `EPIPE`.
+//! `EAGAIN`. To stop a send, close the pipe's other end: it ends with `EPIPE` or, in the middle of the stream, with
+//! `EINTR` (`dump_record` in `dmu_send.c` says that for any write that fails).
 
 use std::ffi::c_int;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -50,8 +51,8 @@ impl Lzc {
     /// full name of an earlier snapshot or bookmark of the same dataset or its origin.
     ///
     /// # Errors
-    /// `ENOENT` (no snapshot or base), `EXDEV` (the base is not an earlier moment of it), `EPIPE` (nobody
-    /// reads), `EACCES` (the key is not loaded and it is not raw), `EINVAL`. What was written by then is not a
+    /// `ENOENT` (no snapshot, or no such base), `ESRCH` (no such bookmark as base), `EXDEV` (the base is not an earlier moment of it), `EPIPE` or
+    /// `EINTR` (nobody reads), `EACCES` (the key is not loaded and it is not raw), `EINVAL`. What was written by then is not a
     /// whole stream. [`LzcError::Descriptor`].
     pub fn send(
         &self,
@@ -93,7 +94,7 @@ impl Lzc {
     /// indirect blocks are read.
     ///
     /// # Errors
-    /// `ENOENT`, `EXDEV`.
+    /// `ENOENT`, `ESRCH`, `EXDEV`, as [`Lzc::send`].
     pub fn send_space(
         &self,
         snapshot: &str,
