@@ -13,7 +13,8 @@ fn run(suite: &str, engine: &str) {
     let test = format!("the store suite on OpenZFS {version} by the {engine}");
     let Some(lab) = lab_or_skip(suite, None, &test) else { return };
     lab.put(Guest::Alpha, Path::new(SUITE));
-    let command = format!("zfs create tank/suite && flocker-store-suite tank/suite --engine {engine}");
+    let command =
+        format!("zfs create tank/suite && flocker-store-suite tank/suite --engine {engine}");
     let done = lab.output(Guest::Alpha, &command);
     let said = String::from_utf8_lossy(&done.stdout);
     println!("{said}{}", String::from_utf8_lossy(&done.stderr));

@@ -94,8 +94,8 @@ fn bookmarks(site: &Site) -> Result<String, Trouble> {
     let from = Some(SendBase::Bookmark(bookmark.clone()));
     let send = SendSpec { from, ..site.send_spec(None, &target, false) };
     site.pass(&send, &site.receive_spec(Some(base.guid), &target, &b)?)?;
-    site.store.destroy_bookmarks(&[bookmark.clone()])?;
-    site.store.destroy_bookmarks(&[bookmark])?;
+    site.store.destroy_bookmarks(std::slice::from_ref(&bookmark))?;
+    site.store.destroy_bookmarks(std::slice::from_ref(&bookmark))?;
     ensure!(site.inventory(&a)?.bookmarks.is_empty(), "the bookmark is still there");
     Ok(String::new())
 }

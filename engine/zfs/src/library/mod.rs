@@ -208,6 +208,8 @@ pub(crate) fn explain(error: &LzcError, about: About<'_>) -> StoreError {
         Errno::ENOENT if subject.contains(['@', '#']) => {
             StoreError::NoSnapshot { name: subject.clone() }
         }
+        // A bookmark that was to be the base of a send.
+        Errno::ESRCH => StoreError::NoSnapshot { name: format!("the base of {subject}") },
         Errno::ENOENT | Errno::ENXIO => StoreError::NoDataset { dataset: dataset() },
         Errno::EEXIST => StoreError::Exists { name: subject.clone() },
         Errno::ENODEV => match about.base {
