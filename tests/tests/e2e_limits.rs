@@ -210,6 +210,13 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
     let inside = pa.mountpoint().join("db");
     std::fs::write(inside.join("mark"), b"of the volume").expect("room");
     zfs(&["umount", &dataset]);
+    // zfs-fuse goes on with an unmount after its command has returned.
+    let mounted =
+        || std::fs::read_to_string("/proc/self/mounts").expect("mounts").contains(&dataset);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while mounted() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     let script = "test -e mark && touch started && exec sleep 600";
     let _ = a.run(&["run", "db", "--", "sh", "-c", script]);
     a.wait_serving("db");

@@ -334,6 +334,11 @@ fn asked_again(place: &str, committed: bool) {
         let events = history["events"].as_array().expect("events").clone();
         events.iter().filter(|event| event["kind"] == "migrated").count()
     };
+    // The word of it comes after the fact, and may come after the answer, too.
+    let until = Instant::now() + PATIENCE;
+    while moved(&served.a) + moved(&served.b) == 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(moved(&served.a) + moved(&served.b), 1, "{place}: {answer:#}");
     if let Some(attempt) = answer["attempt"].as_str() {
         let number = attempt.rsplit('.').next().and_then(|n| n.parse::<u64>().ok());

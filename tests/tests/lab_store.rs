@@ -1,5 +1,5 @@
 //! Everything that a store has to do, on the OpenZFS of each suite and by each engine: `flocker-store-suite` in a
-//! guest. Every run has one of the pairs for each version; `tests/run --soak` has them all.
+//! guest. Every run has the newest by the library (`lab_pair` has both versions); `tests/run --soak` has them all.
 
 use std::path::Path;
 
@@ -32,6 +32,7 @@ fn the_store_suite_passes_on_openzfs_2_3_by_the_library() {
 }
 
 #[test]
+#[ignore = "the store suite on OpenZFS 2.1 by the command: tests/run --soak"]
 fn the_store_suite_passes_on_openzfs_2_1_by_the_command() {
     run("bookworm", "command");
 }

@@ -257,12 +257,37 @@ fn changed(tools: &Tools, since: &[SnapshotName]) -> Result<Outcome, Failure> {
 /// For how long what an activation has read back is not looked at once more.
 const JUST_NOW: Duration = Duration::from_millis(100);
 
+/// Where an activation has made a dataset reachable.
+#[derive(Debug, Clone)]
+pub(crate) struct Reachable {
+    pub(crate) path: PathBuf,
+    /// The filesystem that was there, which a bare mountpoint is not.
+    device: Option<u64>,
+    at: Instant,
+}
+
+impl Reachable {
+    fn now(path: &Path) -> Self {
+        Self { path: path.to_owned(), device: device_at(path), at: Instant::now() }
+    }
+
+    fn holds_just_now(&self, path: &Path) -> bool {
+        let recent = self.path == path && self.at.elapsed() < JUST_NOW;
+        recent && self.device.is_some() && self.device == device_at(path)
+    }
+}
+
+fn device_at(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|meta| meta.dev())
+}
+
 /// A workload that was started beside its volume would write where nothing is replicated.
 fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Result<(), Failure> {
     for (dataset, path) in datasets.iter().zip(paths) {
         // In a move the start comes right behind the activation, which has just read all that back.
         let known = tools.paths.lock().unwrap_or_else(|p| p.into_inner()).get(dataset).cloned();
-        if known.is_some_and(|(known, at)| known == *path && at.elapsed() < JUST_NOW) {
+        if known.is_some_and(|known| known.holds_just_now(path)) {
             continue;
         }
         let info = tools.store.dataset(dataset).map_err(failure)?;
@@ -350,7 +375,7 @@ fn activate(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure>
         let path = tools.store.activate(dataset).map_err(failure)?;
         if let Some(path) = &path {
             let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
-            paths.insert(dataset.clone(), (path.clone(), Instant::now()));
+            paths.insert(dataset.clone(), Reachable::now(path));
         }
         all.push(path);
     }

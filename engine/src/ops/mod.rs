@@ -46,7 +46,7 @@ pub(crate) struct Tools {
     /// What makes sure that a peer is off.
     pub(crate) fencing: Fencing,
     /// Where live data is reachable now, and since when.
-    pub(crate) paths: Mutex<BTreeMap<DatasetName, (PathBuf, Instant)>>,
+    pub(crate) paths: Mutex<BTreeMap<DatasetName, act::Reachable>>,
     /// Units whose last snapshot was fuzzy: said once, not at each snapshot.
     pub(crate) fuzzy: Mutex<BTreeSet<UnitId>>,
 }
@@ -55,7 +55,7 @@ impl Tools {
     /// Where live data is reachable now, by dataset.
     pub(crate) fn paths(&self) -> BTreeMap<String, PathBuf> {
         let paths = self.paths.lock().unwrap_or_else(|p| p.into_inner());
-        paths.iter().map(|(dataset, (path, _))| (dataset.to_string(), path.clone())).collect()
+        paths.iter().map(|(dataset, known)| (dataset.to_string(), known.path.clone())).collect()
     }
 }
 

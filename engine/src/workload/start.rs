@@ -94,8 +94,9 @@ fn spawn(
     let Some(path) = order.what.paths.first() else {
         return Err(io::Error::other("the unit's volume has no path here"));
     };
-    // A zvol's path is its device, in which nothing can run.
-    let directory = if path.is_dir() { path } else { Path::new("/") };
+    // A zvol's path is its device, in which nothing can run. A path that is not there is no place to run either.
+    let device = path.exists() && !path.is_dir();
+    let directory = if device { Path::new("/") } else { path };
     let log = open_log(places, order.unit)?;
     let mut command = Command::new(program);
     command

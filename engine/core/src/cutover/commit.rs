@@ -111,6 +111,9 @@ impl Unit {
         self.record.standbys.clear();
         self.set_role(ctx, Role::Following { source: target });
         self.clear_alarm(ctx);
+        if self.cutover.is_none() && epoch == next && !self.record.was_primary {
+            self.report_unwatched(ctx, target, epoch);
+        }
         self.local.inventories = None;
         // The target may have gone on long before its answer came. What was yielded goes on from an older
         // instance: then nothing equals it yet.
@@ -146,6 +149,29 @@ impl Unit {
                 format!("{}: the target has answered: it has taken over", self.record.name),
             )),
         );
+    }
+
+    /// A move that was committed before this daemon began, and that nobody has asked after since: the history
+    /// has it all the same, without what was measured before.
+    fn report_unwatched(&mut self, ctx: &mut Ctx, target: Fingerprint, epoch: Epoch) {
+        let note =
+            "the daemon ended after the commit: what was measured before is not known".to_owned();
+        let report = MigrationReport {
+            name: self.record.name.clone(),
+            source: ctx.config.fingerprint,
+            target,
+            attempt: epoch.attempt,
+            epoch: epoch.number,
+            rounds: Vec::new(),
+            downtime_ms: Vec::new(),
+            downtime_total_ms: 0,
+            total_ms: 0,
+            predicted: None,
+            budget_ms: None,
+            clients: None,
+            notes: vec![note],
+        };
+        ctx.report(self.record.id, &self.record.name, EventKind::Migrated(Box::new(report)));
     }
 
     pub(crate) fn refused_by_target(&mut self, ctx: &mut Ctx) {
