@@ -256,7 +256,7 @@ impl Lab {
 
     /// Waits for a condition in a guest: a script that succeeds.
     pub fn wait_for(&self, guest: Guest, what: &str, script: &str) {
-        let limit = Duration::from_secs(180);
+        let limit = Duration::from_secs(420);
         let begun = std::time::Instant::now();
         while !self.output(guest, script).status.success() {
             if begun.elapsed() > limit {
