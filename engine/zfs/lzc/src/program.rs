@@ -10,7 +10,21 @@
 //!   `allow_log`). So a poll by channel program dirties an idle pool, and pushes what people want to find in
 //!   `zpool history` out of its ring. Ask seldom, or after something has changed; [`Lzc::bookmarks`],
 //!   [`Lzc::holds`] and [`Lzc::exists`] leave no trace.
-//! * While one runs, no transaction group of the pool can finish: hence [`SNAPSHOTS`].
+//! * While one runs, it holds the pool's configuration: no transaction group in which a snapshot, a dataset or a
+//!   property is made or changed can finish, and with it everything that waits for one. Hence [`SNAPSHOTS`].
+//!
+//! Time of an inventory against that of `zfs list` with the same columns, OpenZFS 2.3.9 in a virtual machine
+//! without hardware support (some ten times slower than a real one; the process itself is 0.1 s of it):
+//!
+//! | snapshots | mounted, program | mounted, command | unmounted, program | unmounted, command |
+//! | --- | --- | --- | --- | --- |
+//! | 100 | 0.8 s | 0.5 s | | |
+//! | 400 | 2.8 s | 1.5 s | | |
+//! | 1000 | 6.5 s | 3.5 s | 19 s | 8.5 s |
+//!
+//! Of a dataset that nobody has open, which a standby is, each look at a snapshot reads the table of all of them
+//! (up to some 2000): the time grows with the square. The command takes the pool's configuration for one snapshot
+//! at a time.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -22,16 +36,16 @@ use crate::name::{Kind, check, check_user_property, one_pool, pool};
 use crate::nv::{Entries, Value};
 use crate::session::{About, Lzc};
 
-/// Lua instructions that a program may take: ZFS's own default. An inventory takes about 40 a snapshot.
+/// Lua instructions that a program may take: ZFS's own default. An inventory takes some 50 a snapshot.
 pub const INSTRUCTIONS: u64 = 10_000_000;
 
 /// Bytes of memory that a program may take, and its answer: the kernel's limit is 100 MiB
 /// (`zfs_lua_max_memlimit`), its default 10. An inventory takes less than 1 KiB a snapshot.
 pub const MEMORY_BYTES: u64 = 32 << 20;
 
-/// Snapshots of one dataset that an inventory lists at most: each costs the pool microseconds in which no
-/// transaction group can finish, and some hundred bytes of its history.
-pub const SNAPSHOTS: usize = 20_000;
+/// Snapshots of one dataset that [`Lzc::inventory`] lists at most; see the [module](self) for what they cost the
+/// pool meanwhile. Of more, the command does it better.
+pub const SNAPSHOTS: usize = 500;
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
