@@ -23,7 +23,8 @@ use std::path::PathBuf;
 use flocker_core::Failure;
 use flocker_core::ids::{Fingerprint, UnitId};
 use flocker_core::io::{
-    DrillReport, Event, FailoverPlan, FailoverReport, MigrationPlan, MigrationReport, RoundReport,
+    DrillReport, Event, FailoverPlan, FailoverReport, MigrationPlan, MigrationReport, ResolvePlan,
+    ResolveReport, RoundReport,
 };
 use flocker_core::record::{
     AddressRecord, ForwardRecord, Health, Hooks, Policy, StopSignal, WorkloadKind,
@@ -167,6 +168,15 @@ pub enum Request {
         /// The unit's name.
         name: String,
     },
+    /// A standby that went its own way: keep what only it has aside, and let it follow again. → events, then
+    /// [`Answer::Resolved`] or, with `dry_run`, [`Answer::ResolvePlan`]
+    Resolve {
+        /// The unit's name.
+        name: String,
+        /// Only say what each side has.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// Stop replicating. → [`Answer::Done`]
     Pause {
         /// The unit's name.
@@ -283,6 +293,10 @@ pub enum Answer {
     FailedOver(Box<FailoverReport>),
     /// [`Request::Drill`]; unhealthy or not.
     Drilled(Box<DrillReport>),
+    /// [`Request::Resolve`] with `dry_run`.
+    ResolvePlan(Box<ResolvePlan>),
+    /// [`Request::Resolve`].
+    Resolved(Box<ResolveReport>),
     /// [`Request::Rounds`].
     Rounds(Vec<StampedRound>),
     /// [`Request::History`].

@@ -281,4 +281,16 @@ pub enum Body {
     Stale,
     /// Standby → primary: I know no such unit (any more); introduce it again.
     Unknown,
+    /// Standby → primary: a person here wants to know what the two have in common. What do you hold?
+    Compare {
+        /// To be named in the answer.
+        question: QuestionId,
+    },
+    /// Primary → standby.
+    CompareReply {
+        /// What was asked.
+        question: QuestionId,
+        /// What was found; looked at after the question came.
+        answer: Result<Vec<VolumeSurvey>, Failure>,
+    },
 }

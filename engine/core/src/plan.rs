@@ -68,6 +68,31 @@ pub fn find_base(source: &Inventory, guid: Guid) -> Option<(SendBase, u64)> {
     Some((SendBase::Bookmark(bookmark.name.clone()), bookmark.createtxg))
 }
 
+/// What two sides have, as far as they went apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference<'a> {
+    /// The newest snapshot of the target that the source can start from.
+    pub common: Option<&'a Snapshot>,
+    /// Newer ones that only the target has, oldest first.
+    pub only_target: &'a [Snapshot],
+    /// Newer ones that only the source has, oldest first.
+    pub only_source: Vec<&'a Snapshot>,
+}
+
+/// What `target` has beyond what it has in common with `source`, and the other way round.
+pub fn difference<'a>(source: &'a Inventory, target: &'a Inventory) -> Difference<'a> {
+    let known = |s: &Snapshot| find_base(source, s.guid);
+    let at = target.snapshots.iter().rposition(|s| known(s).is_some());
+    let common = at.map(|at| &target.snapshots[at]);
+    let after_txg = common.and_then(known).map_or(0, |(_, createtxg)| createtxg);
+    let newer = |s: &&Snapshot| s.createtxg > after_txg;
+    Difference {
+        common,
+        only_target: &target.snapshots[at.map_or(0, |at| at + 1)..],
+        only_source: source.snapshots.iter().filter(newer).collect(),
+    }
+}
+
 /// The snapshot of `source` that an interrupted receive on the other side goes on to, if it can: the very
 /// one it was begun with, from the base that the receiver still has.
 pub fn resumable<'a>(
@@ -194,6 +219,21 @@ mod tests {
         let got = check("@1 @2", Some("@1 @9"), 2);
         let want = Conflict::Diverged { common: "t@1".into(), foreign: vec!["t@9".into()] };
         assert_eq!(got, Err(want));
+    }
+
+    #[test]
+    fn each_side_has_what_came_after_the_newest_snapshot_in_common() {
+        let alone = |src: &str, dst: &str| {
+            let (source, target) = (side("s", src), side("t", dst));
+            let found = difference(&source, &target);
+            let guids = |all: Vec<&Snapshot>| all.iter().map(|s| s.guid.0).collect::<Vec<_>>();
+            let common = found.common.map(|s| s.guid.0);
+            (common, guids(found.only_target.iter().collect()), guids(found.only_source))
+        };
+        assert_eq!(alone("@1 @2 @3", "@1 @9"), (Some(1), vec![9], vec![2, 3]));
+        assert_eq!(alone("#1 @2", "@1"), (Some(1), vec![], vec![2]));
+        assert_eq!(alone("@1 @2", "@7 @1 @2"), (Some(2), vec![], vec![]));
+        assert_eq!(alone("@1 @2", "@8 @9"), (None, vec![8, 9], vec![1, 2]));
     }
 
     #[test]

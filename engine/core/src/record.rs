@@ -371,7 +371,8 @@ pub struct UnitRecord {
     /// failed: what it has beyond what the new primary says is set aside.
     pub was_primary: bool,
     /// What each volume is to be set back to before anything is received, and what is beyond it kept
-    /// aside: durable until it is done.
+    /// aside: durable until it is done. Of a volume that is not named all is kept aside, as a person said
+    /// (`resolve`): it is received anew.
     pub step_back: Option<Vec<(VolumeId, Guid)>>,
     /// The last failover made by this node.
     pub failover: Option<FailoverRecord>,

@@ -15,7 +15,7 @@ use crate::cutover::{Cutover, DryRun};
 use crate::drill::Drill;
 use crate::failover::Failover;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{EpochOrder, Fingerprint, OpId, RequestId, TransferId, UnitId};
+use crate::ids::{EpochOrder, Fingerprint, OpId, QuestionId, RequestId, TransferId, UnitId};
 use crate::io::{Effect, EventKind, Outcome};
 use crate::lease::Lease;
 use crate::message::{Body, Message};
@@ -42,6 +42,10 @@ pub(crate) enum Op {
         peer: Fingerprint,
     },
     Room,
+    Compare {
+        peer: Fingerprint,
+    },
+    Resolve,
     Prepare,
     /// Its outcome is not looked at.
     Ahead,
@@ -84,6 +88,14 @@ pub(crate) struct Local {
     pub(crate) looking: Option<OpId>,
 }
 
+impl Local {
+    /// Something was changed that a look under way may have missed.
+    pub(crate) fn forget(&mut self) {
+        self.inventories = None;
+        self.looking = None;
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Unit {
     pub(crate) record: UnitRecord,
@@ -100,6 +112,8 @@ pub(crate) struct Unit {
     pub(crate) dry_runs: Vec<DryRun>,
     pub(crate) failover: Option<Failover>,
     pub(crate) drill: Option<Drill>,
+    /// Looks for standbys whose person asked what both sides have.
+    pub(crate) comparing: BTreeMap<Fingerprint, (OpId, QuestionId)>,
     pub(crate) lease: Lease,
     pub(crate) network: Network,
     /// When `Settle` is due again, while the role is `HandedOver`.
@@ -129,6 +143,7 @@ impl Unit {
             dry_runs: Vec::new(),
             failover: None,
             drill: None,
+            comparing: BTreeMap::new(),
             lease: Lease::default(),
             network: Network::default(),
             settle_at: 0,
@@ -387,6 +402,10 @@ impl Unit {
                 self.say(ctx, peer, Body::ClaimReply { question, known: true });
             }
             Body::ClaimReply { question, known: _ } => self.on_claim_reply(ctx, peer, question),
+            Body::Compare { question } => self.on_compare(ctx, peer, question),
+            Body::CompareReply { question, answer } => {
+                self.on_compare_reply(ctx, peer, question, answer);
+            }
             Body::Drop => self.on_drop(ctx, peer),
             // Routed before the epoch rule.
             Body::Settle { .. } | Body::SettleReply { .. } | Body::Stale | Body::Unknown => {}
@@ -502,6 +521,8 @@ impl Unit {
             Op::Mirror => self.mirror_done(ctx, op, outcome),
             Op::Survey { peer } => self.survey_done(ctx, op, *peer, outcome),
             Op::Room => self.room_done(ctx, op, outcome),
+            Op::Compare { peer } => self.compare_done(ctx, op, *peer, outcome),
+            Op::Resolve => self.resolve_done(ctx, op, outcome),
             Op::Prepare => self.prepare_done(ctx, op, outcome),
             Op::Preflight => self.preflight_done(ctx, op, outcome),
             Op::Network => self.network_done(ctx, op, outcome),
@@ -542,6 +563,7 @@ impl Unit {
         self.advance_cutover(ctx);
         self.advance_dry_runs(ctx);
         self.advance_network(ctx);
+        self.advance_resolving(ctx);
         self.advance_step_back(ctx);
         self.advance_replication(ctx);
         self.advance_settle(ctx);
@@ -561,6 +583,7 @@ impl Unit {
             self.lease_timeout(),
             self.network_timeout(),
             self.step_back_timeout(),
+            self.resolving_timeout(),
             self.replication_timeout(ctx),
             matches!(self.record.role, Role::HandedOver { .. }).then_some(self.settle_at),
             self.upkeep_timeout(),
@@ -638,6 +661,7 @@ fn say_where(peer: &str, body: &mut Body) {
         | Body::YieldRefused { failure: f, .. }
         | Body::StepBackReply { answer: Err(f), .. }
         | Body::SurveyReply { answer: Err(f), .. }
+        | Body::CompareReply { answer: Err(f), .. }
         | Body::OfferReply { answer: Err(f), .. }
         | Body::StepReply { outcome: Err(f), .. }
         | Body::PreflightReply { answer: Err(f), .. }
@@ -662,6 +686,7 @@ fn is_question(body: &Body) -> bool {
         | Body::Lease { .. }
         | Body::Confirm { .. }
         | Body::Claim { .. }
+        | Body::Compare { .. }
         | Body::Drop => true,
         Body::IntroReply(_)
         | Body::SurveyReply { .. }
@@ -678,6 +703,7 @@ fn is_question(body: &Body) -> bool {
         | Body::StepBackReply { .. }
         | Body::LeaseReply { .. }
         | Body::ClaimReply { .. }
+        | Body::CompareReply { .. }
         | Body::Stale
         | Body::Unknown => false,
     }

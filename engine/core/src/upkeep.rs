@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use flocker_store::{Guid, SnapshotName};
+use flocker_store::{Guid, Snapshot, SnapshotName};
 
 use crate::ctx::Ctx;
 use crate::failure::Failure;
@@ -222,6 +222,7 @@ impl Unit {
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
         needed.extend(newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid));
+        needed.extend(self.newest_of_ours(at));
         needed
     }
 
@@ -246,12 +247,17 @@ impl Unit {
         kept.map(|s| s.guid).collect()
     }
 
+    /// Somebody may have taken snapshots of a standby by hand: then this is what both sides have, and without
+    /// it everything would have to be sent anew.
+    fn newest_of_ours(&self, at: usize) -> Option<Guid> {
+        let prefix = self.prefix();
+        let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at))?;
+        let ours = |s: &&Snapshot| s.name.short().starts_with(&prefix);
+        inventory.snapshots.iter().rev().find(ours).map(|s| s.guid)
+    }
+
     /// What is held: what the other side is known to start from.
     fn held_here(&self, at: usize) -> BTreeSet<Guid> {
-        let newest = || {
-            let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
-            inventory.and_then(|i| i.latest()).map(|s| s.guid)
-        };
         match self.record.role {
             Role::Serving | Role::Leaving { .. } => {
                 let mut held: BTreeSet<Guid> = BTreeSet::new();
@@ -267,7 +273,7 @@ impl Unit {
                 held
             }
             Role::HandedOver { .. } | Role::Following { .. } | Role::Ready { .. } => {
-                newest().into_iter().collect()
+                self.newest_of_ours(at).into_iter().collect()
             }
         }
     }
@@ -333,7 +339,8 @@ impl Unit {
         let over = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
         self.refuse_dry_runs(ctx, &over);
         self.end_cutover(ctx, Err(over.clone()));
-        self.end_failover(ctx, Err(over));
+        self.end_failover(ctx, Err(over.clone()));
+        self.end_resolving(ctx, Err(over));
         self.ending = Some(Ending { op: None, keep_newest, request, refusal });
         self.advance_ending(ctx);
     }

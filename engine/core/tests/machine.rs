@@ -11,6 +11,8 @@ mod ahead;
 #[path = "machine/late.rs"]
 mod late;
 mod pair;
+#[path = "machine/resolve.rs"]
+mod resolve;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
 

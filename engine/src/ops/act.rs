@@ -65,8 +65,8 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             network::addresses::set(&addresses, up)?;
             Ok(Outcome::Nothing)
         }
-        Action::SetAside { keep, tag, wall_ms } => {
-            super::aside::set_aside(tools, &keep, &tag, wall_ms)
+        Action::SetAside { keep, away, tag, wall_ms } => {
+            super::aside::set_aside(tools, &keep, &away, &tag, wall_ms)
         }
         Action::FencingHook { peer, peer_name } => tools.fencing.run(&peer, &peer_name),
         Action::Drill { name, snapshots, workload } => {

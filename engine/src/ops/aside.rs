@@ -19,13 +19,23 @@ const MAX_NAMES: u32 = 20;
 pub(super) fn set_aside(
     tools: &Tools,
     keep: &[SnapshotName],
+    away: &[DatasetName],
     tag: &HoldTag,
     wall_ms: i64,
 ) -> Result<Outcome, Failure> {
-    let aside = set_all_aside(tools.store.as_ref(), keep, tag, wall_ms)?;
+    let store = tools.store.as_ref();
+    // Refused before anything is set aside.
+    for dataset in away {
+        refuse_children(store, dataset)?;
+    }
+    let mut aside = set_all_aside(store, keep, tag, wall_ms)?;
+    for dataset in away {
+        aside.push(put_away(store, dataset, tag, wall_ms)?);
+    }
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
-    for (keep, _) in keep.iter().zip(&aside).filter(|(_, aside)| aside.is_some()) {
-        paths.remove(keep.dataset());
+    let concerned = keep.iter().map(SnapshotName::dataset).chain(away);
+    for (dataset, _) in concerned.zip(&aside).filter(|(_, aside)| aside.is_some()) {
+        paths.remove(dataset);
     }
     drop(paths);
     Ok(Outcome::SetAside { aside })
@@ -59,6 +69,51 @@ fn set_all_aside(
         all.push(done.then_some(name));
     }
     Ok(all)
+}
+
+/// What lies below would go along with a rename, whosever it is.
+fn refuse_children(store: &dyn Store, dataset: &DatasetName) -> Result<(), Failure> {
+    let all = store.datasets().map_err(|e| Failure::from(&e))?;
+    let below = all.iter().find(|info| info.name != *dataset && info.name.is_within(dataset));
+    match below {
+        None => Ok(()),
+        Some(child) => {
+            let text = format!(
+                "{dataset} has to be renamed away as a whole, and {} lies below it: move that first",
+                child.name
+            );
+            Err(Failure::new(Remedy::Operator, FailureCode::Busy, text))
+        }
+    }
+}
+
+/// Renames a whole dataset away. The rename is the last step and one by itself, so what is called again after
+/// a crash finds it done, or all of it to do.
+fn put_away(
+    store: &dyn Store,
+    dataset: &DatasetName,
+    tag: &HoldTag,
+    wall_ms: i64,
+) -> Result<Option<DatasetName>, Failure> {
+    let failure = |error: StoreError| Failure::from(&error);
+    let inventory = match store.inventory(dataset) {
+        Ok(inventory) => inventory,
+        Err(StoreError::NoDataset { .. }) => return Ok(None),
+        Err(error) => return Err(failure(error)),
+    };
+    let name = free_name(store, dataset, wall_ms)?;
+    let names: Vec<SnapshotName> = inventory.snapshots.into_iter().map(|s| s.name).collect();
+    if store.capabilities().holds && !names.is_empty() {
+        store.release(tag, &names).map_err(failure)?;
+    }
+    // A rename keeps the guid that a claim is bound to.
+    crate::mirror::remove(store, dataset).map_err(failure)?;
+    store.rename(dataset, &name).map_err(failure)?;
+    tracing::warn!(
+        %dataset, aside = %name,
+        "it has nothing in common with the primary and is set aside as a whole; look at it, then destroy it"
+    );
+    Ok(Some(name))
 }
 
 /// `dataset-diverged-20261126T120501Z`, the time in UTC.

@@ -393,3 +393,39 @@ fn clones_that_a_drill_left_behind_are_removed_at_the_next_start_and_nothing_els
     assert!(here.tools.store.dataset(&clone).is_err());
     assert!(here.tools.store.dataset(&dataset("drill-mine")).is_ok());
 }
+
+#[test]
+fn what_has_nothing_in_common_is_renamed_as_a_whole_and_its_claims_and_holds_stay_with_neither() {
+    let here = Here::new();
+    here.volume("db");
+    here.take("vault/db@s", false, true);
+    here.act(Action::Fence { datasets: vec![dataset("db")] }).unwrap();
+    let tag = HoldTag("flocker-repl:x".into());
+    here.tools.store.hold(&tag, &[snapshot("vault/db@s")]).unwrap();
+    here.act(Action::Mirror { mirrors: vec![(dataset("db"), mirror_state())] }).unwrap();
+    let away = || Action::SetAside {
+        keep: Vec::new(),
+        away: vec![dataset("db")],
+        tag: tag.clone(),
+        wall_ms: 1_795_694_701_000,
+    };
+    let Outcome::SetAside { aside } = here.act(away()).unwrap() else { panic!() };
+    let aside = aside[0].clone().unwrap();
+    assert!(aside.as_str().starts_with("vault/db-diverged-"), "{aside}");
+    assert!(here.tools.store.dataset(&dataset("db")).is_err());
+    assert!(here.tools.store.holds(&aside.snapshot("s").unwrap()).unwrap().is_empty());
+    let boot = crate::store::scan(here.tools.store.as_ref(), Vec::new()).unwrap();
+    assert!(boot.orphans.is_empty(), "{:?}", boot.orphans);
+    // Asked again after a crash there is nothing to do.
+    assert_eq!(here.act(away()).unwrap(), Outcome::SetAside { aside: vec![None] });
+}
+
+#[test]
+fn what_lies_below_does_not_go_along() {
+    let here = Here::new();
+    here.tools.store.create(&dataset("up"), DatasetKind::Filesystem).unwrap();
+    here.tools.store.create(&dataset("up/below"), DatasetKind::Directory).unwrap();
+    let tag = HoldTag("flocker-repl:x".into());
+    let away = Action::SetAside { keep: vec![], away: vec![dataset("up")], tag, wall_ms: 1 };
+    assert_eq!(here.act(away).unwrap_err().code, FailureCode::Busy);
+}

@@ -68,6 +68,9 @@ pub(super) async fn answer(
         Request::Drill { name } => {
             followed(api, name.clone(), Command::Drill { name }, lines).await
         }
+        Request::Resolve { name, dry_run } => {
+            followed(api, name.clone(), Command::Resolve { name, dry_run }, lines).await
+        }
         Request::Pause { name } => api.done(Command::Pause { name }).await,
         Request::Resume { name } => api.done(Command::Resume { name }).await,
         Request::Unprotect { name } => api.done(Command::Unprotect { name }).await,
@@ -117,6 +120,8 @@ impl Api {
             Reply::FailoverPlan(plan) => Answer::FailoverPlan(plan),
             Reply::FailedOver(report) => Answer::FailedOver(report),
             Reply::Drilled(report) => Answer::Drilled(report),
+            Reply::ResolvePlan(plan) => Answer::ResolvePlan(plan),
+            Reply::Resolved(report) => Answer::Resolved(report),
         })
     }
 

@@ -108,7 +108,8 @@ impl Unit {
             return self.take_over(ctx);
         }
         let keep = f.instance.iter().map(|(_, name, _)| name.clone()).collect();
-        let op = ctx.run(id, Op::Failover, Action::SetAside { keep, tag, wall_ms });
+        let op =
+            ctx.run(id, Op::Failover, Action::SetAside { keep, away: Vec::new(), tag, wall_ms });
         let attempt = match f.phase {
             Phase::AskPrimary { attempt, .. } => Some(attempt),
             _ => None,

@@ -103,6 +103,9 @@ pub enum Action {
     SetAside {
         /// One a volume.
         keep: Vec<SnapshotName>,
+        /// Volumes that have nothing to be set back to: all of each is renamed `…-diverged-<time>`, and
+        /// nothing takes its name. One that does not exist is gone already.
+        away: Vec<DatasetName>,
         /// The tag of our holds for this unit.
         tag: HoldTag,
         /// For the name, milliseconds since 1970.
@@ -218,7 +221,8 @@ pub enum Outcome {
         /// A workload of this unit runs here already, though the unit is not primary here.
         running: bool,
     },
-    /// Where what was beyond the snapshots is kept, in the order asked; `None`: there was nothing.
+    /// Where what was beyond the snapshots is kept, in the order asked, then what went away as a whole;
+    /// `None`: there was nothing.
     SetAside {
         /// The datasets.
         aside: Vec<Option<DatasetName>>,

@@ -164,6 +164,13 @@ pub enum Command {
         /// The unit's name.
         name: String,
     },
+    /// A standby that went its own way: keep what only it has aside, and let it follow again.
+    Resolve {
+        /// The unit's name.
+        name: String,
+        /// Only say what each side has.
+        dry_run: bool,
+    },
     /// Stop replicating.
     Pause {
         /// The unit's name.

@@ -1,6 +1,6 @@
 //! What people are told: answers, plans, reports, events.
 
-use flocker_store::DatasetName;
+use flocker_store::{DatasetName, Guid, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -36,6 +36,10 @@ pub enum Reply {
     FailedOver(Box<FailoverReport>),
     /// `Drill`
     Drilled(Box<DrillReport>),
+    /// `Resolve { dry_run: true }`
+    ResolvePlan(Box<ResolvePlan>),
+    /// `Resolve`: what only this standby had is kept aside.
+    Resolved(Box<ResolveReport>),
 }
 
 /// How long a move would be down, and why.
@@ -133,6 +137,68 @@ pub struct DrillReport {
     pub trouble: Option<Failure>,
     /// The replica went on being replicated to meanwhile: rounds that ended well.
     pub rounds_meanwhile: u64,
+}
+
+/// What two sides of a unit have in common, and what each has alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvePlan {
+    /// The unit's name.
+    pub name: String,
+    /// Whose data is followed.
+    pub primary: Fingerprint,
+    /// Each volume.
+    pub volumes: Vec<VolumeDifference>,
+    /// Written here since the newest snapshots, of all volumes together, bytes; `None`: the store cannot say.
+    pub written_bytes: Option<u64>,
+    /// Something here would be set aside.
+    pub differs: bool,
+}
+
+/// One volume of a [`ResolvePlan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDifference {
+    /// The standby's dataset.
+    pub dataset: DatasetName,
+    /// It exists.
+    pub exists: bool,
+    /// The newest snapshot that both have; `None`: all of the dataset is set aside, and everything is sent anew.
+    pub common: Option<SnapshotLine>,
+    /// Newer ones that only the standby has, oldest first.
+    pub only_here: Vec<SnapshotLine>,
+    /// Newer ones that only the primary has, oldest first.
+    pub only_there: Vec<SnapshotLine>,
+}
+
+/// A snapshot, as it is listed for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotLine {
+    /// The part of its name behind the `@`.
+    pub short: String,
+    /// The same on every node.
+    pub guid: Guid,
+    /// When it was taken, seconds since 1970.
+    pub taken_unix_s: i64,
+}
+
+impl From<&Snapshot> for SnapshotLine {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self {
+            short: snapshot.name.short().to_owned(),
+            guid: snapshot.guid,
+            taken_unix_s: snapshot.creation_unix_s,
+        }
+    }
+}
+
+/// What became of a standby that went its own way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveReport {
+    /// The unit's name.
+    pub name: String,
+    /// What was found before anything was done; `None`: it had been begun before.
+    pub plan: Option<ResolvePlan>,
+    /// Where what only this node had is kept.
+    pub aside: Vec<DatasetName>,
 }
 
 /// One replication round, as reported.

@@ -52,6 +52,10 @@ impl Node {
                 Ok(unit) => return unit.drill(&mut ctx, request),
                 Err(failure) => Err(failure),
             },
+            Command::Resolve { name, dry_run } => match find(&mut self.units, &name) {
+                Ok(unit) => return unit.resolve(&mut ctx, request, dry_run),
+                Err(failure) => Err(failure),
+            },
             Command::Pause { name } => self.set_paused(now, &name, true),
             Command::Resume { name } => self.set_paused(now, &name, false),
             Command::Unprotect { name } => match self.unprotect(now, request, &name) {

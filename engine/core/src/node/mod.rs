@@ -327,6 +327,7 @@ impl Node {
             | Body::Yield { .. }
             | Body::StepBack { .. }
             | Body::Lease { .. }
+            | Body::Compare { .. }
             | Body::Settle { .. } => {
                 ctx.send(peer, Message { body: Body::Unknown, ..message });
             }
@@ -345,6 +346,7 @@ impl Node {
             | Body::StepBackReply { .. }
             | Body::LeaseReply { .. }
             | Body::ClaimReply { .. }
+            | Body::CompareReply { .. }
             | Body::Drop
             | Body::Stale
             | Body::Unknown => {}

@@ -13,6 +13,7 @@
 //! snapshot is there, by guid. One that fails: nothing was destroyed on either side, and the next
 //! thing that happens is a look at both inventories.
 
+mod compare;
 mod rounds;
 mod snapshots;
 mod stepback;
@@ -480,9 +481,10 @@ impl Unit {
                 }
                 Err(conflict) => {
                     let text = format!(
-                        "{} cannot be replicated to {}: {conflict}",
+                        "{} cannot be replicated to {}: {conflict}; {}",
                         volume.dataset,
-                        ctx.peer_name(peer)
+                        ctx.peer_name(peer),
+                        self.resolve_words(ctx, peer)
                     );
                     let failure = Failure::new(Remedy::Operator, FailureCode::Modified, text);
                     return self.round_failed(ctx, peer, failure);

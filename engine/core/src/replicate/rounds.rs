@@ -335,8 +335,20 @@ impl Unit {
         }
     }
 
-    pub(crate) fn round_failed(&mut self, ctx: &mut Ctx, peer: Fingerprint, failure: Failure) {
+    /// What to do about a standby that went its own way, and where.
+    pub(super) fn resolve_words(&self, ctx: &Ctx, peer: Fingerprint) -> String {
+        format!(
+            "run `flocker-repl resolve {}` on {}: it shows what each side has, and keeps what only {1} has aside",
+            self.record.name,
+            ctx.peer_name(peer)
+        )
+    }
+
+    pub(crate) fn round_failed(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut failure: Failure) {
         let unit = self.record.id;
+        if failure.code == FailureCode::Modified && !failure.message.contains("resolve") {
+            failure.message = format!("{}; {}", failure.message, self.resolve_words(ctx, peer));
+        }
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
@@ -350,7 +362,8 @@ impl Unit {
         replica.cancel_round(ctx, unit);
         replica.wait(ctx.now, failure.clone());
         if ctx.config.planted(PlantedBug::RoundNotRetried) {
-            replica.state = State::Waiting { until: u64::MAX };
+            // Some thousand years: clocks are reckoned with.
+            replica.state = State::Waiting { until: u64::MAX >> 16 };
         }
         self.local.inventories = None;
         if self.cutover_target() == Some(peer) {

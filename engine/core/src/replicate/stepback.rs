@@ -26,10 +26,10 @@ impl Unit {
             });
             let Some(common) = common else {
                 let text = format!(
-                    "{} and its old primary {} have no snapshot in common any more; rename the old one \
-                     away there, and it is sent anew",
+                    "{} and its old primary {} have no snapshot in common any more; {}",
                     volume.dataset,
-                    ctx.peer_name(peer)
+                    ctx.peer_name(peer),
+                    self.resolve_words(ctx, peer)
                 );
                 let failure = Failure::new(Remedy::Operator, FailureCode::NoBase, text);
                 return self.round_failed(ctx, peer, failure);

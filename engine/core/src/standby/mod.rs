@@ -4,6 +4,7 @@
 //! primary is told its guid. One that fails: the replica is at its last good snapshot. `Ready` is
 //! durable before it is said; so are `Taken` and `Refused`; neither is ever changed.
 
+mod resolve;
 mod stepback;
 mod steps;
 mod takeover;
@@ -46,6 +47,7 @@ pub(crate) struct StandbyView {
     confirming: Option<QuestionId>,
     preflighting: Option<(OpId, Fingerprint, QuestionId)>,
     pub(crate) stepping_back: stepback::SteppingBack,
+    resolving: Option<resolve::Resolving>,
     /// What the attempt that brought this unit here ended with.
     pub(crate) arrived: Option<(AttemptId, Vec<(VolumeId, Guid)>)>,
     /// Since it arrived its workload ran where clients could find it.
@@ -211,8 +213,8 @@ impl Unit {
             return self.say(ctx, peer, Body::SurveyReply { question, was_primary, answer });
         }
         self.standby.source_waits = false;
-        if self.failing_over() {
-            return; // Asked again; by then it is known who goes on.
+        if self.failing_over() || self.standby.is_resolving() || self.goes_away() {
+            return; // Asked again; by then it is known who goes on, or from what.
         }
         // A receive in flight would change what is found; its sender is not there any more. Once it
         // has ended the primary asks again: a look begun before that may miss what it committed.

@@ -4,7 +4,7 @@
 //! snapshots the two have in common; that is made durable, done once nothing runs here any more, and
 //! only then is anything received. What was beyond them is kept under another name.
 
-use flocker_store::{Guid, SnapshotName};
+use flocker_store::{DatasetName, Guid, SnapshotName};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
@@ -12,6 +12,7 @@ use crate::ids::{Fingerprint, OpId, QuestionId, VolumeId};
 use crate::io::{Action, Outcome};
 use crate::limits::RETRY_MS;
 use crate::message::Body;
+use crate::record::VolumeRecord;
 use crate::service::Service;
 use crate::unit::{Op, Unit};
 
@@ -46,6 +47,14 @@ impl Unit {
             // Done already, and the answer was lost; or nothing here may be set back.
             return self.say(ctx, peer, answer(Ok(Vec::new())));
         }
+        let named = |v: &VolumeRecord| bases.iter().any(|(id, _)| *id == v.id);
+        if self.record.step_back.is_none() && !self.record.volumes.iter().all(named) {
+            // Only a person here may send all of a volume away.
+            let text =
+                format!("{}: not every volume has something to go back to", self.record.name);
+            let failure = Failure::refused(FailureCode::NoBase, text);
+            return self.say(ctx, peer, answer(Err(failure)));
+        }
         self.standby.stepping_back.asked = Some((peer, question));
         if self.record.step_back.is_none() {
             self.record.step_back = Some(bases);
@@ -67,32 +76,41 @@ impl Unit {
             return self.look(ctx);
         }
         match self.step_back_names() {
-            Ok(keep) => {
-                let action = Action::SetAside { keep, tag: self.tag(), wall_ms: ctx.now.wall_ms };
+            Ok((keep, away)) => {
+                let (tag, wall_ms) = (self.tag(), ctx.now.wall_ms);
+                let action = Action::SetAside { keep, away, tag, wall_ms };
                 self.standby.stepping_back.op = Some(ctx.run(self.id(), Op::StepBack, action));
             }
             Err(failure) => self.step_back_failed(ctx, failure),
         }
     }
 
-    fn step_back_names(&self) -> Result<Vec<SnapshotName>, Failure> {
+    /// A volume has nothing to be set back to, and is to be received anew.
+    pub(super) fn goes_away(&self) -> bool {
+        let bases = self.record.step_back.as_ref();
+        bases.is_some_and(|bases| bases.len() < self.record.volumes.len())
+    }
+
+    /// What is kept of each volume, and the volumes that go away as a whole.
+    fn step_back_names(&self) -> Result<(Vec<SnapshotName>, Vec<DatasetName>), Failure> {
         let bases = self.record.step_back.as_deref().unwrap_or_default();
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
-        let mut names = Vec::new();
+        let (mut names, mut away) = (Vec::new(), Vec::new());
         for (volume, inventory) in self.record.volumes.iter().zip(inventories) {
             let wanted = bases.iter().find(|(id, _)| *id == volume.id).map(|(_, guid)| *guid);
-            match wanted.and_then(|guid| inventory.snapshot(guid)) {
-                Some(snapshot) => names.push(snapshot.name.clone()),
-                None => {
+            match wanted.map(|guid| (guid, inventory.snapshot(guid))) {
+                None => away.push(volume.dataset.clone()),
+                Some((_, Some(snapshot))) => names.push(snapshot.name.clone()),
+                Some((guid, None)) => {
                     let text = format!(
-                        "{} has not got the snapshot that it is to be set back to ({wanted:?})",
+                        "{} has not got the snapshot that it is to be set back to (guid {guid})",
                         volume.dataset
                     );
                     return Err(Failure::new(Remedy::Operator, FailureCode::NoBase, text));
                 }
             }
         }
-        Ok(names)
+        Ok((names, away))
     }
 
     fn step_back_failed(&mut self, ctx: &mut Ctx, failure: Failure) {
@@ -102,6 +120,7 @@ impl Unit {
             let answer = Err(failure.clone());
             self.say(ctx, peer, Body::StepBackReply { question, answer });
         }
+        self.resolved(ctx, Err(failure.clone()));
         self.raise(ctx, failure);
     }
 
@@ -131,8 +150,9 @@ impl Unit {
         self.upkeep.forget_holds();
         self.upkeep.mirror_due = true;
         self.upkeep.tidy_due = true;
-        self.local.inventories = None;
+        self.local.forget();
         self.clear_alarm(ctx);
+        self.resolved(ctx, Ok(names.clone()));
         if let Some((peer, question)) = self.standby.stepping_back.asked.take() {
             self.say(ctx, peer, Body::StepBackReply { question, answer: Ok(names) });
         }

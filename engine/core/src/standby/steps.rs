@@ -48,6 +48,9 @@ impl Unit {
         if self.failing_over() {
             return busy(format!("{}: this node is failing over", self.record.name));
         }
+        if self.standby.is_resolving() {
+            return busy(format!("{}: it is being resolved", self.record.name));
+        }
         if self.record.step_back.is_some() || self.record.was_primary {
             return busy(format!("{}: it is still to be set back", self.record.name));
         }

@@ -16,7 +16,8 @@ use flocker_core::record::{
     WorkloadRecord,
 };
 use flocker_core::{
-    Action, Body, Boot, Command, Effect, Failure, Input, Message, Node, Outcome, StoreFacts,
+    Action, Body, Boot, Command, Effect, Event, EventKind, Failure, Input, Message, Node, Outcome,
+    Reply, StoreFacts,
 };
 use flocker_store::{
     Change, DatasetInfo, DatasetKind, DatasetName, Guid, Inventory, ReceiveSpec, Snapshot,
@@ -66,6 +67,12 @@ pub(crate) struct Pair {
     pub(crate) starts_fail_at: Option<usize>,
     /// The workload writes all the time.
     pub(crate) written: bool,
+    /// What people were answered.
+    pub(crate) replies: Vec<Result<Reply, Failure>>,
+    /// Rounds of the first side that sent everything.
+    pub(crate) rounds_in_full: usize,
+    /// What the second side has set aside: the snapshots that went.
+    pub(crate) set_aside: Vec<Vec<Guid>>,
     next_guid: u64,
 }
 
@@ -179,6 +186,9 @@ impl Pair {
             clock_ms,
             starts_fail_at: None,
             written: false,
+            replies: Vec::new(),
+            rounds_in_full: 0,
+            set_aside: Vec::new(),
             next_guid: 100,
         };
         for side in 0..2 {
@@ -257,16 +267,64 @@ impl Pair {
                 side.expected.remove(&transfer);
                 Some("end the transfer".into())
             }
-            Effect::Reply { reply: Ok(reply), .. } => {
-                Some(format!("answer {}", first_word(&reply)))
-            }
-            Effect::Reply { reply: Err(failure), .. } => {
-                Some(format!("answer no: {:?}", failure.code))
+            Effect::Reply { reply, .. } => {
+                let words = match &reply {
+                    Ok(reply) => format!("answer {}", first_word(reply)),
+                    Err(failure) => format!("answer no: {:?}", failure.code),
+                };
+                self.replies.push(reply);
+                Some(words)
             }
             Effect::Lease { until_ms, .. } => {
                 Some(if until_ms.is_some() { "lease" } else { "no lease" }.into())
             }
+            Effect::Report(Event { kind: EventKind::Round(round), .. }) => {
+                self.rounds_in_full += usize::from(round.full);
+                None
+            }
             Effect::PeersChanged(_) | Effect::Report(_) => None,
+        }
+    }
+
+    /// One thing happens, or the next moment comes in which something is due.
+    pub(crate) fn step(&mut self) {
+        if let Some(item) = self.pending.pop_front() {
+            self.happen(item);
+            return;
+        }
+        let due = (0..2).filter_map(|i| self.sides[i].node.poll_timeout().map(|d| (d, i))).min();
+        if let Some((due, side)) = due {
+            self.clock_ms = self.clock_ms.max(due);
+            self.input(side, Input::Tick);
+        }
+    }
+
+    /// So much time passes, with all that happens in it.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        let until = self.clock_ms + ms;
+        for _ in 0..100_000 {
+            if self.clock_ms >= until {
+                return;
+            }
+            self.step();
+        }
+        panic!("time stands still");
+    }
+
+    /// A side's daemon dies and starts anew; what it had under way is gone.
+    pub(crate) fn reboot(&mut self, side: usize) {
+        self.pending.retain(|item| match item {
+            Item::Message { to, .. } => *to != side,
+            Item::Op { at, .. } | Item::Arrive { at, .. } | Item::SendEnded { at, .. } => {
+                *at != side
+            }
+        });
+        let now = self.now();
+        self.input(1 - side, Input::PeerDown { peer: print_of(side) });
+        self.sides[side].restart(side, now);
+        self.drain(side);
+        for side in [side, 1 - side] {
+            self.connect(side);
         }
     }
 
@@ -309,6 +367,13 @@ impl Pair {
             }
             Item::Arrive { at, transfer } => {
                 let spec = self.sides[at].expected.remove(&transfer)?;
+                let newest = self.sides[at].snapshots.last().map(|s| s.guid);
+                if newest != spec.from_guid {
+                    let words = format!("{} was modified since", spec.dataset);
+                    let failure = Failure::new(Remedy::Operator, FailureCode::Modified, words);
+                    self.ended(at, transfer, Err(failure));
+                    return Some(at);
+                }
                 let snapshot = Snapshot {
                     name: spec.snapshot.clone(),
                     guid: spec.to_guid,
@@ -381,7 +446,22 @@ impl Pair {
             Action::Preflight { .. } => {
                 Outcome::Preflight { available_bytes: 1 << 40, running: side.runs }
             }
-            Action::SetAside { .. } => Outcome::SetAside { aside: vec![None] },
+            Action::SetAside { keep, away, .. } => {
+                let from = match keep.first() {
+                    Some(keep) => {
+                        side.snapshots.iter().position(|s| s.name == *keep).map(|n| n + 1)
+                    }
+                    None => Some(0),
+                };
+                let gone: Vec<_> = side.snapshots.drain(from.unwrap_or(0)..).collect();
+                let dataset = keep.first().map(|k| k.dataset()).or(away.first());
+                let name = dataset.map(|d| DatasetName::new(format!("{d}-diverged-1")));
+                let name = name.and_then(Result::ok).filter(|_| !gone.is_empty());
+                if !gone.is_empty() {
+                    self.set_aside.push(gone.into_iter().map(|s| s.guid).collect());
+                }
+                Outcome::SetAside { aside: vec![name] }
+            }
             Action::Activate { .. } => {
                 Outcome::Activated { paths: vec![Some(PathBuf::from("/db"))] }
             }
