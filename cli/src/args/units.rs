@@ -251,6 +251,33 @@ pub(crate) struct FailoverArgs {
     pub(crate) yes: bool,
 }
 
+/// `resolve`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it on the standby, when the primary says that it cannot be replicated to: somebody wrote it, or took \
+snapshots of it. It first shows what both have, what only this node has and what only the primary has; on a \
+terminal it then asks. It is run here and not on the primary since it is this node's data that goes aside: the \
+primary's is never touched, and there it is refused.
+
+What only this node has is kept under the dataset's name with `-diverged-<time>` behind it, and replication goes \
+on from what both have, without a resend. With nothing in common the whole dataset is renamed so, and everything is \
+sent anew; that is said before. Nothing is destroyed. After a crash it finishes by itself, or asked again.
+
+Examples:
+  flocker-repl resolve db --dry-run
+  flocker-repl resolve db
+  flocker-repl resolve db --yes --json | jq -r '.aside[]'")]
+pub(crate) struct ResolveArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// Only show what each side has
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not ask
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) yes: bool,
+}
+
 /// `start-alone`
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -8,6 +8,7 @@ pub(crate) mod failover;
 pub(crate) mod history;
 pub(crate) mod migration;
 pub(crate) mod plain;
+pub(crate) mod resolve;
 pub(crate) mod rounds;
 pub(crate) mod status;
 
