@@ -701,7 +701,8 @@ impl Machine {
             Action::Preflight { .. } => {
                 Ok(Outcome::Preflight { available_bytes: 1 << 50, running: self.works })
             }
-            Action::SetAside { keep, wall_ms, .. } => {
+            Action::SetAside { keep, away, wall_ms, .. } => {
+                assert!(away.is_empty(), "nobody resolves anything here");
                 let aside = keep.iter().map(|name| self.set_aside(name, *wall_ms));
                 Ok(Outcome::SetAside { aside: aside.collect::<Result<_, _>>()? })
             }

@@ -127,7 +127,9 @@ impl World {
                 let running = self.hosts[node].workloads.contains_key(&unit);
                 Ok(Outcome::Preflight { available_bytes: 1 << 50, running })
             }
-            Action::SetAside { keep, tag: _, wall_ms } => self.set_aside(node, keep, *wall_ms),
+            Action::SetAside { keep, away, tag: _, wall_ms } => {
+                self.set_aside(node, keep, away, *wall_ms)
+            }
             Action::Network { up, .. } => self.move_address(node, unit, *up),
             Action::FencingHook { peer, .. } => self.fencing_hook(node, unit, *peer),
             Action::Drill { snapshots, .. } => self.drill(node, snapshots),
@@ -324,7 +326,13 @@ impl World {
         Ok(Outcome::Nothing)
     }
 
-    fn set_aside(&mut self, node: usize, keep: &[SnapshotName], wall_ms: i64) -> Done {
+    fn set_aside(
+        &mut self,
+        node: usize,
+        keep: &[SnapshotName],
+        away: &[DatasetName],
+        wall_ms: i64,
+    ) -> Done {
         let mut all = Vec::new();
         for name in keep {
             let aside = format!("{}-diverged-{wall_ms}", name.dataset());
@@ -339,9 +347,21 @@ impl World {
             }
             if let Some(before) = before.filter(|_| was_beyond) {
                 self.coverage.fault("set aside");
-                self.remember_aside(node, name, &aside, &before);
+                self.remember_aside(node, name.dataset(), &aside, &before);
             }
             all.push(was_beyond.then_some(aside));
+        }
+        for name in away {
+            let Ok(aside) = DatasetName::new(format!("{name}-diverged-{wall_ms}")) else {
+                return Err(injected("for want of a name"));
+            };
+            let before = self.hosts[node].store.datasets.get(name).cloned();
+            let was_there = stored(self.hosts[node].store.put_away(name, &aside))?;
+            if let Some(before) = before {
+                self.coverage.fault("put away");
+                self.remember_aside(node, name, &aside, &before);
+            }
+            all.push(was_there.then_some(aside));
         }
         Ok(Outcome::SetAside { aside: all })
     }

@@ -7,6 +7,9 @@ use flocker_core::{Body, Input, Message};
 use super::host::index_of;
 use super::world::{Ev, World};
 
+/// What the names of snapshots begin with that somebody took of a standby.
+pub const BY_HAND: &str = "by-hand-";
+
 /// Something goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -24,6 +27,8 @@ pub enum Fault {
     DiskFull(usize),
     /// Somebody else holds a unit's dataset open, and may write it.
     Stranger(usize),
+    /// Somebody writes standbys by hand, or takes snapshots of them.
+    ByHand(usize),
     /// A workload ends by itself.
     KillWorkload(usize),
     /// A daemon gets no processor for a while (SIGSTOP); its workload goes on.
@@ -59,6 +64,9 @@ impl World {
         }
         let node = self.rng.below(self.hosts.len());
         let other = (node + 1 + self.rng.below(self.hosts.len() - 1)) % self.hosts.len();
+        if self.scenario.by_hand && self.rng.one_in(6) {
+            return self.strike(Fault::ByHand(node));
+        }
         let fault = match self.rng.range(0, 14) {
             0..=3 => Fault::Crash(node),
             4 | 5 => Fault::Cut(node, other),
@@ -138,6 +146,7 @@ impl World {
                 self.after(after, Ev::DiskFreed(node));
             }
             Fault::Stranger(node) => self.stranger_comes(node),
+            Fault::ByHand(node) => self.standbys_are_changed_by_hand(node),
             Fault::Stop(node) => self.stop_running(node, false),
             Fault::StopHost(node) => self.stop_running(node, true),
             Fault::AskAgain(node) if self.hosts[node].stopped_until > self.now_ms => {}
@@ -181,6 +190,38 @@ impl World {
         }
         let after = self.rng.log_range(50, 10_000);
         self.after(after, Ev::StrangerLeaves(node, name));
+    }
+
+    /// Somebody takes snapshots of standbys, and may have made them writable for a moment before. Not in
+    /// the middle of a change of primary: whoever writes what was just proven is beyond any promise.
+    fn standbys_are_changed_by_hand(&mut self, node: usize) {
+        let records = self.hosts[node].durable.units.values();
+        let rests = |id: UnitId| {
+            let at_rest = |r: &Role| matches!(r, Role::Serving | Role::Following { .. });
+            self.hosts.iter().all(|h| h.record(id).is_none_or(|r| at_rest(&r.role)))
+                && !self.moves.contains_key(&id)
+                && !self.is_open(node, "failover")
+        };
+        let following = records.filter(|r| matches!(r.role, Role::Following { .. }) && rests(r.id));
+        let names: Vec<_> = following.flat_map(|r| &r.volumes).map(|v| v.dataset.clone()).collect();
+        let written = self.rng.one_in(2);
+        for name in names {
+            self.stamps += 1;
+            let stamp = self.stamps;
+            let unix_s = self.hosts[node].now(self.now_ms).wall_ms / 1000;
+            let store = &mut self.hosts[node].store;
+            let Some(dataset) = store.datasets.get_mut(&name) else { continue };
+            if dataset.can_be_written() || dataset.snapshots.is_empty() {
+                continue;
+            }
+            if written {
+                dataset.live.scribble(stamp, 100);
+            }
+            if let Ok(hand) = name.snapshot(&format!("{BY_HAND}{stamp}")) {
+                let _ = store.take_snapshots(&[hand], true, unix_s);
+            }
+            self.coverage.fault("standby changed by hand");
+        }
     }
 
     /// The tombstone of an attempt defeats every later commit of it.

@@ -11,6 +11,7 @@ use flocker_store::DatasetName;
 
 use super::check::Rule;
 use super::content::Content;
+use super::faults::BY_HAND;
 use super::host::{Asked, dataset_name, fingerprint_of};
 use super::takeover::Loss;
 use super::world::{Ev, World};
@@ -215,6 +216,7 @@ impl World {
             if self.units[unit].protected {
                 self.add_standbys(unit);
                 self.configure_workload(unit);
+                self.resolve_what_went_apart(unit);
             } else if (1..self.hosts.len()).all(|peer| self.net.believes(0, peer)) {
                 self.clear_leftovers(unit);
                 self.protect(unit, 1);
@@ -222,7 +224,7 @@ impl World {
         }
     }
 
-    fn is_open(&self, node: usize, what: &str) -> bool {
+    pub(super) fn is_open(&self, node: usize, what: &str) -> bool {
         let life = self.hosts[node].life.as_ref();
         life.is_none_or(|l| l.asked.values().any(|a| a.what == what))
     }
@@ -296,6 +298,32 @@ impl World {
             lease_ms: self.scenario.lease_ms,
         };
         self.ask(owner, unit, "protect", command);
+    }
+
+    /// A standby that somebody changed by hand is let follow again.
+    fn resolve_what_went_apart(&mut self, unit: usize) {
+        if !self.scenario.by_hand {
+            return;
+        }
+        let id = self.units[unit].id;
+        for node in 0..self.hosts.len() {
+            let Some(record) = self.hosts[node].record(id) else { continue };
+            let follows = matches!(record.role, Role::Following { .. });
+            let apart = record.volumes.iter().any(|v| {
+                let dataset = self.hosts[node].store.datasets.get(&v.dataset);
+                dataset.is_some_and(|d| match d.snapshots.last() {
+                    Some(newest) => newest.content.stamp() != d.live.stamp(),
+                    None => false,
+                } || d.snapshots.last().is_some_and(|s| s.short.starts_with(BY_HAND)))
+            });
+            let soon = self.healing || self.rng.one_in(8);
+            if follows && apart && soon && !self.is_open(node, "resolve") {
+                let dry_run = !self.healing && self.rng.one_in(4);
+                let name = self.units[unit].name.clone();
+                self.coverage.fault("resolve asked");
+                self.ask(node, unit, "resolve", Command::Resolve { name, dry_run });
+            }
+        }
     }
 
     /// Two that were told to serve, neither knowing of the other, wait for somebody to choose.
@@ -402,6 +430,10 @@ impl World {
             7 | 8 => self.wish_cancel(node, unit),
             9 | 10 => self.wish_failover(unit),
             11 => self.wish_drill(unit),
+            12 if self.scenario.by_hand => {
+                let dry_run = self.rng.one_in(2);
+                self.ask(anyone, unit, "resolve", Command::Resolve { name, dry_run });
+            }
             // Who takes that risk makes sure that it runs nowhere else.
             6 if self.others_are_down(anyone, self.units[unit].id) => {
                 self.units[unit].told_alone = true;

@@ -76,6 +76,8 @@ pub struct Scenario {
     pub policy: Policy,
     /// The primary needs a lease of this length, milliseconds.
     pub lease_ms: Option<u64>,
+    /// Somebody changes standbys by hand, and lets them follow again. In one seed of eight.
+    pub by_hand: bool,
     /// Bytes in a volume before the workload starts.
     pub preload_bytes: u64,
     /// Bytes of one record.
@@ -155,6 +157,7 @@ impl Scenario {
             holds: !rng.one_in(8),
             policy: if rng.one_in(4) { Policy::Every(rpo) } else { Policy::Rpo(rpo) },
             lease_ms: (nodes == 2 && rng.one_in(4)).then(|| rng.log_range(3_000, 30_000)),
+            by_hand: nodes == 2 && seed % 8 == 5,
             preload_bytes: rng.log_range(1_000, 400_000_000),
             record_bytes,
             write_every_ms: rng.log_range(20, 800),

@@ -222,6 +222,26 @@ impl Store {
         Ok(true)
     }
 
+    /// Renames a whole dataset away; `false`: there is none.
+    ///
+    /// # Errors
+    /// Somebody may write it.
+    pub fn put_away(&mut self, name: &DatasetName, aside: &DatasetName) -> Result<bool> {
+        self.partials.remove(name);
+        let Some(old) = self.datasets.get(name) else {
+            return Ok(false);
+        };
+        if old.foreign_holder || old.can_be_written() {
+            return Err(StoreError::Busy { dataset: name.clone(), holders: Vec::new() });
+        }
+        let Some(mut old) = self.datasets.remove(name) else {
+            return Ok(false);
+        };
+        old.mirror = None;
+        self.datasets.insert(aside.clone(), old);
+        Ok(true)
+    }
+
     fn snapshot_as_reported(name: &DatasetName, snap: &Snap) -> Option<Snapshot> {
         Some(Snapshot {
             name: name.snapshot(&snap.short).ok()?,

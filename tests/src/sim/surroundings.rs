@@ -182,17 +182,18 @@ impl World {
     pub(super) fn remember_aside(
         &mut self,
         node: usize,
-        keep: &SnapshotName,
+        name: &DatasetName,
         aside: &DatasetName,
         before: &Dataset,
     ) {
         self.memory.kept.push((node, aside.clone(), before.live.stamp()));
         self.check_kept();
         let unit = before.mirror.as_ref().map(|m| m.unit);
-        let record =
-            self.hosts[node].durable.units.values().find(|r| {
-                Some(r.id) == unit || r.volumes.iter().any(|v| v.dataset == *keep.dataset())
-            });
+        let record = self.hosts[node]
+            .durable
+            .units
+            .values()
+            .find(|r| Some(r.id) == unit || r.volumes.iter().any(|v| v.dataset == *name));
         let Some(unit) = record.map(|r| r.id) else { return };
         // What was confirmed beyond is in the other dataset now.
         let now = self.dataset_of(node, unit).map_or(0, |d| d.live.last());
