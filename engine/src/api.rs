@@ -177,6 +177,15 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Every hold, snapshot and bookmark of ours on this node, and why it is kept. → [`Answer::Holds`]
+    Holds {
+        /// Only this unit.
+        #[serde(default)]
+        name: Option<String>,
+        /// Release those holds of ours first that no unit accounts for.
+        #[serde(default)]
+        collect: bool,
+    },
     /// Stop replicating. → [`Answer::Done`]
     Pause {
         /// The unit's name.
@@ -297,12 +306,42 @@ pub enum Answer {
     ResolvePlan(Box<ResolvePlan>),
     /// [`Request::Resolve`].
     Resolved(Box<ResolveReport>),
+    /// [`Request::Holds`].
+    Holds(HoldsView),
     /// [`Request::Rounds`].
     Rounds(Vec<StampedRound>),
     /// [`Request::History`].
     History(Vec<StampedEvent>),
     /// [`Request::Metrics`]: the text.
     Metrics(String),
+}
+
+/// What is kept in the store, and what was released.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldsView {
+    /// By dataset, oldest first.
+    pub kept: Vec<KeptView>,
+    /// Holds that were released: the snapshot and the tag.
+    pub released: Vec<(String, String)>,
+}
+
+/// One snapshot or bookmark that we made, or that is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptView {
+    /// The unit that accounts for it.
+    pub unit: Option<String>,
+    /// Its full name, with `@` or `#`.
+    pub name: String,
+    /// When the snapshot was taken, seconds since 1970; `None` for a bookmark.
+    pub taken_unix_s: Option<i64>,
+    /// Tags of ours that hold it.
+    pub tags: Vec<String>,
+    /// Tags of others: never touched.
+    pub foreign_tags: Vec<String>,
+    /// Why it is kept; empty: the next tidying takes it away, or nobody knows it.
+    pub why: Vec<String>,
+    /// Made by us for a unit that nobody here knows any more.
+    pub stale: bool,
 }
 
 /// An event with its moment.

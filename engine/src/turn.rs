@@ -14,6 +14,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flocker_core::ids::{Fingerprint, RequestId};
 use flocker_core::io::Event;
+use flocker_core::node::UnitAccount;
 use flocker_core::record::{JournalChange, PeerRecord};
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Effect, EventKind, Failure, Input, Node, Reply};
@@ -52,6 +53,8 @@ pub(crate) enum Turn {
     Command(Command, Answer),
     /// How are things?
     Status(oneshot::Sender<NodeStatus>),
+    /// What do the units account for?
+    Accounts(oneshot::Sender<Vec<UnitAccount>>),
     /// The end.
     Stop,
 }
@@ -116,6 +119,7 @@ impl Loop {
                     // Whoever asked may have gone away.
                     let _ = answer.send(self.node.status(self.clock.now()));
                 }
+                Ok(Turn::Accounts(answer)) => drop(answer.send(self.node.accounts())),
                 Ok(Turn::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => self.input(Input::Tick),
             }

@@ -249,7 +249,7 @@ impl Unit {
 
     /// Somebody may have taken snapshots of a standby by hand: then this is what both sides have, and without
     /// it everything would have to be sent anew.
-    fn newest_of_ours(&self, at: usize) -> Option<Guid> {
+    pub(crate) fn newest_of_ours(&self, at: usize) -> Option<Guid> {
         let prefix = self.prefix();
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at))?;
         let ours = |s: &&Snapshot| s.name.short().starts_with(&prefix);

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
-use super::{End, Lines, ending, pairing, refused};
+use super::{End, Lines, ending, holds, pairing, refused};
 use crate::api::{Answer, LinkView, NodeView, Request};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -71,6 +71,7 @@ pub(super) async fn answer(
         Request::Resolve { name, dry_run } => {
             followed(api, name.clone(), Command::Resolve { name, dry_run }, lines).await
         }
+        Request::Holds { name, collect } => holds::holds(api, name, collect).await,
         Request::Pause { name } => api.done(Command::Pause { name }).await,
         Request::Resume { name } => api.done(Command::Resume { name }).await,
         Request::Unprotect { name } => api.done(Command::Unprotect { name }).await,
@@ -97,7 +98,7 @@ pub(super) async fn answer(
     }
 }
 
-async fn blocking(work: impl FnOnce() -> End + Send + 'static) -> End {
+pub(super) async fn blocking(work: impl FnOnce() -> End + Send + 'static) -> End {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ending()))
 }
 

@@ -11,6 +11,7 @@ macro_rules! ctx {
     };
 }
 
+mod accounts;
 mod commands;
 mod introductions;
 mod picture;
@@ -27,6 +28,7 @@ use crate::unit::{Op, Unit};
 
 use introductions::intro_datasets;
 
+pub use accounts::{SNAPSHOT_PREFIX, TAG_PREFIX, UnitAccount, VolumeAccount};
 pub use commands::check_group;
 
 /// A bug put in on purpose: the simulator must catch each one.

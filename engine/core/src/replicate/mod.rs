@@ -280,6 +280,22 @@ impl Replica {
         }
     }
 
+    /// Why snapshots are kept for this standby, in words before its name.
+    pub(crate) fn reasons(&self, volume: usize) -> Vec<(Guid, &'static str)> {
+        let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
+        let mut all: Vec<_> = base.into_iter().map(|g| (g, "base of")).collect();
+        let maybe = self.candidates.iter().flatten().filter(|g| Some(**g) != base);
+        all.extend(maybe.map(|g| (*g, "may be the base of")));
+        let left = self.partials.get(volume).and_then(|p| p.as_ref()?.to);
+        all.extend(left.map(|g| (g, "a receive of it was interrupted on")));
+        if let State::Round(round) = &self.state {
+            let target = round.targets.get(volume).map(|t| t.guid);
+            let why = if round.is_final { "final snapshot, to" } else { "on its way to" };
+            all.extend(target.filter(|g| Some(*g) != base).map(|g| (g, why)));
+        }
+        all
+    }
+
     /// Guids that must not be destroyed here because of this standby.
     pub(crate) fn needed(&self, volume: usize) -> Vec<Guid> {
         let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
