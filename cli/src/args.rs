@@ -15,8 +15,8 @@ use flocker_engine::config::{NodeName, StoreUri};
 use crate::quantity::{parse_duration, parse_size};
 
 pub(crate) use units::{
-    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, MigrateArgs, ProtectArgs,
-    ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs, UnitArgs,
+    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, HoldsArgs, MigrateArgs,
+    ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs, UnitArgs,
 };
 
 const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
@@ -101,6 +101,8 @@ pub(crate) enum Command {
     Migrate(MigrateArgs),
     /// Make this node primary when the primary is lost; or try it on a clone with --drill
     Failover(FailoverArgs),
+    /// List every hold, snapshot and bookmark of ours on this node, and why it is kept
+    Holds(HoldsArgs),
     /// Let a standby that was changed by hand follow again; what only it has is kept aside
     Resolve(ResolveArgs),
     /// Stop replicating a unit until `resume`

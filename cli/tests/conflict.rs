@@ -75,3 +75,32 @@ fn on_the_primary_it_is_refused_with_4_and_the_place_to_run_it() {
     let run = node.run(&["resolve", "db", "--yes"]).fails_with(4);
     assert!(run.stderr.contains("on b"), "{}", run.stderr);
 }
+
+#[test]
+fn holds_are_listed_with_their_reasons_and_collected_only_when_asked() {
+    use flocker_engine::api::{HoldsView, KeptView};
+    let node = FakeNode::start(|request| {
+        let Request::Holds { collect, .. } = request else { panic!("{request:?}") };
+        let kept = KeptView {
+            unit: None,
+            name: "vault/old@flocker_01234567_e1_000001".into(),
+            taken_unix_s: Some(9),
+            tags: if *collect { vec![] } else { vec!["flocker-repl:01234567".into()] },
+            foreign_tags: vec!["backup".into()],
+            why: Vec::new(),
+            stale: true,
+        };
+        let name = kept.name.clone();
+        let released = collect.then(|| (name, "flocker-repl:01234567".to_owned()));
+        let view = HoldsView { kept: vec![kept], released: released.into_iter().collect() };
+        vec![Response::Ok(Answer::Holds(view))]
+    });
+    let text = node.run(&["holds"]).ok().stdout;
+    assert!(text.contains("stale") && text.contains("backup (not ours)"), "{text}");
+    let json = node.run(&["holds", "--collect", "--json"]).ok().json();
+    assert_eq!(json["released"][0]["tag"], "flocker-repl:01234567");
+    node.run(&["holds", "db", "--collect"]).fails_with(2);
+    let asked = node.asked();
+    assert_eq!(asked[0], Request::Holds { name: None, collect: false });
+    assert_eq!(asked[1], Request::Holds { name: None, collect: true });
+}

@@ -151,3 +151,25 @@ fn with_nothing_in_common_the_whole_replica_is_renamed_and_all_is_sent_anew() {
     b.kill();
     reads(world.path(), &report["aside"][0], "one");
 }
+
+#[test]
+fn holds_say_why_and_a_hold_that_nobody_accounts_for_is_released_on_request() {
+    let (world, a, mut b) = protected();
+    let tag = flocker_store::HoldTag("flocker-repl:01234567".into());
+    by_hand(&world, &mut b, |vault, dataset| {
+        let newest = vault.inventory(dataset).expect("an inventory").latest().cloned();
+        vault.hold(&tag, &[newest.expect("a snapshot").name]).expect("held");
+    });
+    let view = a.json(&["holds", "db"]);
+    let reasons = view["kept"].to_string();
+    assert!(reasons.contains("base of b"), "{view:#}");
+    let view = b.json(&["holds"]);
+    assert!(
+        view["kept"].as_array().expect("a list").iter().any(|k| k["stale"] == true),
+        "{view:#}"
+    );
+    let view = b.json(&["holds", "--collect"]);
+    assert_eq!(view["released"][0]["tag"], "flocker-repl:01234567", "{view:#}");
+    assert_eq!(view["released"].as_array().map(Vec::len), Some(1), "{view:#}");
+    goes_on(&world, &a);
+}

@@ -251,6 +251,26 @@ pub(crate) struct FailoverArgs {
     pub(crate) yes: bool,
 }
 
+/// `holds`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Lists every snapshot and bookmark that we made on this node and every hold on it, with the unit it is of, why it is \
+kept and how old it is. Holds of others are shown as such, and never touched. What we made for a unit that this node \
+does not know any more is marked as stale: --collect releases such holds, and destroys no snapshot.
+
+Examples:
+  flocker-repl holds
+  flocker-repl holds db
+  flocker-repl holds --collect
+  flocker-repl holds --json | jq -r '.kept[] | select(.stale) | .name'")]
+pub(crate) struct HoldsArgs {
+    /// One unit only
+    pub(crate) name: Option<String>,
+    /// Release those of our holds that no unit accounts for
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) collect: bool,
+}
+
 /// `resolve`
 #[derive(Debug, Args)]
 #[command(after_help = "\

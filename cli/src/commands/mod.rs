@@ -91,6 +91,7 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::StartAlone(args) => unit::start_alone(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
         Command::Failover(args) => failover::failover(context, &args),
+        Command::Holds(args) => view::holds(context, args),
         Command::Resolve(args) => resolve::resolve(context, &args),
         Command::Status(args) => view::status(context, args.name),
         Command::Watch => view::watch(context),

@@ -7,7 +7,7 @@ use flocker_engine::client::{Client, ClientError};
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::args::{HistoryArgs, RoundsArgs};
+use crate::args::{HistoryArgs, HoldsArgs, RoundsArgs};
 use crate::exit::Exit;
 use crate::render::{self, Names};
 
@@ -101,6 +101,22 @@ pub(super) fn history(context: &Context<'_>, args: HistoryArgs) -> anyhow::Resul
         out.line(format!("the history of this node has nothing{whose} yet"))?;
     } else {
         out.text(&render::history::for_people(&events, &names, out.theme))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// `holds`
+pub(super) fn holds(context: &Context<'_>, args: HoldsArgs) -> anyhow::Result<Exit> {
+    let HoldsArgs { name, collect } = args;
+    let view = match context.ask(&Request::Holds { name, collect })? {
+        Answer::Holds(view) => view,
+        other => return unexpected(&other),
+    };
+    let out = context.out;
+    if out.json {
+        out.object(&render::holds::object(&view))?;
+    } else {
+        out.text(&render::holds::for_people(&view, collect, render::holds::now_s(), out.theme))?;
     }
     Ok(Exit::Ok)
 }

@@ -6,6 +6,7 @@
 pub(crate) mod event;
 pub(crate) mod failover;
 pub(crate) mod history;
+pub(crate) mod holds;
 pub(crate) mod migration;
 pub(crate) mod plain;
 pub(crate) mod resolve;
