@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use flocker_tests::e2e::{Host, World, skip};
+use flocker_tests::e2e::{Host, World, skip, wait_for};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
 
 fn volume(host: &Host, world: &World, name: &str) -> PathBuf {
@@ -213,15 +213,12 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
     // zfs-fuse goes on with an unmount after its command has returned.
     let mounted =
         || std::fs::read_to_string("/proc/self/mounts").expect("mounts").contains(&dataset);
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while mounted() && std::time::Instant::now() < until {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    wait_for("the dataset is unmounted", || !mounted());
     let script = "test -e mark && touch started && exec sleep 600";
     let _ = a.run(&["run", "db", "--", "sh", "-c", script]);
     a.wait_serving("db");
     assert!(inside.join("mark").exists(), "the dataset is mounted again");
-    assert!(inside.join("started").exists(), "and the workload started in it");
+    wait_for("the workload started in it", || inside.join("started").exists());
     a.ok(&["stop", "db"]);
 }
 

@@ -19,6 +19,19 @@ pub mod watch;
 pub use host::{Host, World};
 pub use ledger::{Ledger, Verdict};
 
+/// Waits for what another process does in its own time: a workload that runs has not yet done
+/// anything.
+///
+/// # Panics
+/// When `good` is not so within a minute.
+pub fn wait_for(what: &str, good: impl Fn() -> bool) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !good() {
+        assert!(std::time::Instant::now() < until, "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Says loudly that a test does not run here, and counts it in `tests/run`.
 pub fn skip(reason: &str, test: &str) {
     eprintln!("SKIPPED: {reason} ({test})");
