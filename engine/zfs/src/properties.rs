@@ -74,6 +74,9 @@ impl ZfsStore {
         &self,
         dataset: &DatasetName,
     ) -> Result<BTreeMap<String, Property>> {
+        if let Some(found) = self.user_properties_by_library(dataset) {
+            return found;
+        }
         let args = ["get", "-Hp", "-o", "property,source,value", "all", dataset.as_str()];
         let finished = self.zfs(&args, About::dataset(dataset))?;
         let text = parse::text(&finished)?;
@@ -87,6 +90,9 @@ impl ZfsStore {
     ) -> Result<()> {
         for (name, value) in changes {
             self.check_property(name, value.as_deref())?;
+        }
+        if self.change_by_library(dataset, changes)? {
+            return Ok(());
         }
         let words: Vec<String> = changes
             .iter()

@@ -91,10 +91,18 @@ impl ZfsStore {
 
     /// Whether an increment fits; `true` when a partial receive is in its way.
     fn check_increment(&self, spec: &ReceiveSpec) -> Result<bool> {
-        let inventory = self.clear_probes(&spec.dataset)?;
         let Some(base) = spec.from_guid else {
             return Ok(false);
         };
+        if let Some(found) = self.newest_by_library(&spec.dataset) {
+            let newest = found?;
+            let taken = || self.find_snapshots(std::slice::from_ref(&spec.snapshot));
+            if newest.guid == Some(base) && taken()?.is_empty() {
+                return Ok(newest.partial);
+            }
+            // What is the matter is seen in the whole inventory.
+        }
+        let inventory = self.clear_probes(&spec.dataset)?;
         let Some(at) = inventory.snapshot(base) else {
             return Err(StoreError::NoBase { dataset: spec.dataset.clone(), base });
         };
@@ -153,14 +161,16 @@ impl ZfsStore {
 
     /// What was received, by its guid, and put to rest.
     fn confirm(&self, spec: &ReceiveSpec) -> Result<Snapshot> {
-        let inventory = self.list_inventory(&spec.dataset)?;
-        let Some(found) = inventory.snapshot(spec.to_guid) else {
+        let mut found = self.find_snapshots(std::slice::from_ref(&spec.snapshot))?;
+        let found = found.remove(&spec.snapshot).filter(|found| found.guid == spec.to_guid);
+        let Some(found) = found else {
             return Err(StoreError::BadStream {
                 dataset: spec.dataset.clone(),
                 detail: format!(
-                    "zfs receive reports success, yet there is no snapshot with guid {}; the newest is {}",
+                    "zfs receive reports success, yet {} is not there with guid {}; the newest is {}",
+                    spec.snapshot,
                     spec.to_guid,
-                    newest(&inventory)
+                    newest(&self.list_inventory(&spec.dataset)?)
                 ),
             });
         };
@@ -169,7 +179,7 @@ impl ZfsStore {
                 self.set_words(&spec.dataset, &[word])?;
             }
         }
-        Ok(found.clone())
+        Ok(found)
     }
 
     /// After a receive that was broken off.

@@ -166,7 +166,6 @@ pub enum Operation {
     Receive,
     Inventory,
     Properties,
-    UserProperties,
     ChangeUserProperties,
 }
 
@@ -194,7 +193,6 @@ impl fmt::Display for Operation {
             Self::Receive => "receiving",
             Self::Inventory => "listing the snapshots",
             Self::Properties => "reading properties",
-            Self::UserProperties => "reading user properties",
             Self::ChangeUserProperties => "setting user properties",
         })
     }
@@ -238,8 +236,6 @@ pub enum Limit {
     Memory,
     /// [`crate::program::INSTRUCTIONS`].
     Instructions,
-    /// As many snapshots of one dataset: [`crate::program::SNAPSHOTS`], or what the caller has said.
-    Snapshots(usize),
 }
 
 impl fmt::Display for Limit {
@@ -247,7 +243,6 @@ impl fmt::Display for Limit {
         match self {
             Self::Memory => write!(f, "{} bytes of memory", crate::program::MEMORY_BYTES),
             Self::Instructions => write!(f, "{} instructions", crate::program::INSTRUCTIONS),
-            Self::Snapshots(most) => write!(f, "{most} snapshots"),
         }
     }
 }

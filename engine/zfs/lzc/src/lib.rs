@@ -1,12 +1,12 @@
-//! libzfs_core and libnvpair as a safe Rust API, opened at run time.
+//! libzfs_core, libnvpair and `/dev/zfs` as a safe Rust API, opened at run time.
 //!
 //! Owns: the symbol tables, the nvlists that go in and come out, the errors by name, our channel programs.
 //! Leaves to others: names that are ours, what to replicate, what is in a stream, fencing and mounting (the
 //! kernel's receive and create never mount anything; nor does this crate). Knows no other crate of this
 //! workspace. Starts no process.
 //!
-//! Read next: [`Lzc`], then `program` for what is read and set without a transaction group of its own,
-//! [`receive`] and [`send`] for bulk data, `sys` for every line of `unsafe` there is.
+//! Read next: [`Lzc`], then [`stats`] for what is read, [`receive`] and [`send`] for bulk data, `sys` for every line of
+//! `unsafe` there is.
 //!
 //! # Rules
 //!
@@ -37,6 +37,7 @@ pub mod receive;
 pub mod send;
 mod session;
 mod snapshots;
+pub mod stats;
 #[allow(unsafe_code)] // The C libraries are called here and nowhere else.
 mod sys;
 
@@ -44,8 +45,9 @@ pub use bookmarks::Bookmark;
 pub use datasets::DatasetType;
 pub use error::{Errno, Limit, LzcError, NameErrors, OpenError, Operation};
 pub use name::NameProblem;
-pub use program::{Inventory, Property, PropertySource, PropertyValue, Snapshot, UserChange};
+pub use program::UserChange;
 pub use receive::{BEGIN_LEN, Properties, Receive, Received, Setting};
 pub use send::{ResumePoint, SendFlags};
 pub use session::Lzc;
+pub use stats::{Inventory, Property, PropertySource, PropertyValue, Snapshot, Stats};
 pub use sys::Function;

@@ -4,17 +4,18 @@
 //! to others: the library itself (`flocker-lzc`), the streams it reads and writes on threads ([`stream`]), and
 //! whatever has to do with mounting, which is not in libzfs_core: the command does that.
 //!
-//! An operation that the library cannot do here (an older one, an inventory beyond the limits of a channel
-//! program, no permission for one) is done by the command; what ZFS itself refuses is an error.
+//! An operation that the library cannot do here (an older one, no permission for a channel program) is done by the
+//! command; what ZFS itself refuses is an error.
 
 pub(crate) mod stream;
 
 use std::collections::BTreeMap;
 
-use flocker_lzc::{Errno, Limit, Lzc, LzcError, PropertyValue};
+use flocker_lzc::{Errno, Lzc, LzcError, UserChange};
 use flocker_store::store::Result;
 use flocker_store::{
-    Bookmark, DatasetName, Guid, HoldTag, Inventory, Snapshot, SnapshotName, StoreError,
+    Bookmark, DatasetName, Guid, HoldTag, Inventory, Property, PropertySource, Snapshot,
+    SnapshotName, StoreError,
 };
 
 use crate::errors::About;
@@ -62,14 +63,8 @@ impl ZfsStore {
             self.by_library(About::dataset(dataset), |lzc| lzc.inventory(dataset.as_str()))?;
         Some(found.and_then(|found| {
             let snapshot = |s: flocker_lzc::Snapshot| {
-                Ok(Snapshot {
-                    name: SnapshotName::from_parts(dataset.clone(), &s.name)?,
-                    guid: Guid(s.guid),
-                    createtxg: s.createtxg,
-                    creation_unix_s: s.creation_unix_s.cast_signed(),
-                    fuzzy: false,
-                    holds: u32::try_from(s.userrefs).unwrap_or(u32::MAX),
-                })
+                let name = SnapshotName::from_parts(dataset.clone(), &s.name)?;
+                Ok(of_snapshot(name, &s))
             };
             let bookmark = |(short, b): (String, flocker_lzc::Bookmark)| {
                 Ok(Bookmark {
@@ -91,32 +86,88 @@ impl ZfsStore {
         &self,
         names: &[SnapshotName],
     ) -> Option<Result<BTreeMap<SnapshotName, Snapshot>>> {
-        const ASKED: [&str; 4] = ["guid", "createtxg", "creation", "userrefs"];
-        let first = names.first()?;
-        let words: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let asked: Vec<(&str, &[&str])> = words.iter().map(|w| (w.as_str(), &ASKED[..])).collect();
-        let found =
-            self.by_library(About::dataset(first.dataset()), |lzc| lzc.properties(&asked))?;
-        Some(found.map(|found| {
-            let of = |name: &SnapshotName| {
-                let all = found.get(&name.to_string())?.as_ref()?;
-                let number = |property: &str| match &all.get(property)?.value {
-                    PropertyValue::Number(n) => Some(*n),
-                    PropertyValue::Text(text) => text.parse().ok(),
-                    PropertyValue::Names(_) => None,
-                };
-                let snapshot = Snapshot {
-                    name: name.clone(),
-                    guid: Guid(number("guid")?),
-                    createtxg: number("createtxg")?,
-                    creation_unix_s: number("creation")?.cast_signed(),
-                    fuzzy: false,
-                    holds: number("userrefs").and_then(|n| n.try_into().ok()).unwrap_or(0),
-                };
-                Some((name.clone(), snapshot))
+        let mut found = BTreeMap::new();
+        for name in names {
+            let word = name.to_string();
+            let about = About::dataset(name.dataset());
+            match self.by_library(about, |lzc| lzc.find_snapshot(&word))? {
+                Ok(Some(snapshot)) => {
+                    found.insert(name.clone(), of_snapshot(name.clone(), &snapshot))
+                }
+                Ok(None) => None,
+                Err(error) => return Some(Err(error)),
             };
-            names.iter().filter_map(of).collect()
+        }
+        Some(Ok(found))
+    }
+
+    /// The newest snapshot and an interrupted receive, however many snapshots there are.
+    pub(crate) fn newest_by_library(&self, dataset: &DatasetName) -> Option<Result<Newest>> {
+        let about = About::dataset(dataset);
+        let found = self.by_library(about, |lzc| {
+            let Some(stats) = lzc.stats(dataset.as_str())? else { return Ok(None) };
+            let newest = match stats.newest_snapshot() {
+                // It may be gone by now: then it was not the base of anything.
+                Some(name) => lzc.find_snapshot(name)?,
+                None => None,
+            };
+            Ok(Some((newest, stats.text("receive_resume_token").is_some())))
+        })?;
+        Some(found.and_then(|found| {
+            let missing = || StoreError::NoDataset { dataset: dataset.clone() };
+            let (newest, partial) = found.ok_or_else(missing)?;
+            Ok(Newest { guid: newest.map(|s| Guid(s.guid)), partial })
         }))
+    }
+
+    /// Properties whose names hold a `:`.
+    pub(crate) fn user_properties_by_library(
+        &self,
+        dataset: &DatasetName,
+    ) -> Option<Result<BTreeMap<String, Property>>> {
+        let found = self.by_library(About::dataset(dataset), |lzc| lzc.stats(dataset.as_str()))?;
+        Some(found.and_then(|found| {
+            let missing = || StoreError::NoDataset { dataset: dataset.clone() };
+            let all = found.ok_or_else(missing)?.properties.into_iter();
+            Ok(all
+                .filter(|(name, _)| name.contains(':'))
+                .filter_map(|(name, property)| {
+                    let source = match property.source {
+                        flocker_lzc::PropertySource::Local => PropertySource::Local,
+                        flocker_lzc::PropertySource::Received => PropertySource::Received,
+                        flocker_lzc::PropertySource::Inherited(_) => PropertySource::Inherited,
+                        flocker_lzc::PropertySource::None => PropertySource::Other,
+                    };
+                    let value = property.value.text()?.to_owned();
+                    Some((name, Property { value, source }))
+                })
+                .collect())
+        }))
+    }
+
+    /// `true`: done. `false`: the command has to.
+    pub(crate) fn change_by_library(
+        &self,
+        dataset: &DatasetName,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<bool> {
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        let change =
+            |(property, value): (&'_ String, &'_ Option<String>)| (property.clone(), value.clone());
+        let changes: Vec<_> = changes.iter().map(change).collect();
+        let changes: Vec<UserChange<'_>> = changes
+            .iter()
+            .map(|(property, value)| UserChange {
+                dataset: dataset.as_str(),
+                property,
+                value: value.as_deref(),
+            })
+            .collect();
+        let about = About::dataset(dataset);
+        self.by_library(about, |lzc| lzc.change_user_properties(&changes))
+            .map_or(Ok(false), |outcome| outcome.map(|()| true))
     }
 
     /// `true`: done. `false`: the command has to.
@@ -170,6 +221,26 @@ impl ZfsStore {
     }
 }
 
+/// What a receive has to know of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Newest {
+    /// Of the newest snapshot.
+    pub(crate) guid: Option<Guid>,
+    /// A receive was interrupted.
+    pub(crate) partial: bool,
+}
+
+fn of_snapshot(name: SnapshotName, found: &flocker_lzc::Snapshot) -> Snapshot {
+    Snapshot {
+        name,
+        guid: Guid(found.guid),
+        createtxg: found.createtxg,
+        creation_unix_s: found.creation_unix_s.cast_signed(),
+        fuzzy: false,
+        holds: u32::try_from(found.userrefs).unwrap_or(u32::MAX),
+    }
+}
+
 /// A dataset that is not there, where a snapshot was asked for.
 pub(crate) fn missing(error: StoreError, name: &str) -> StoreError {
     match error {
@@ -181,11 +252,11 @@ pub(crate) fn missing(error: StoreError, name: &str) -> StoreError {
 /// Whether it is the way, and not ZFS, that does not do it.
 fn is_for_the_command(error: &LzcError) -> bool {
     match error {
-        LzcError::NotAvailable { .. } | LzcError::Pools { .. } | LzcError::Program { .. } => true,
-        LzcError::TooBig {
-            limit: Limit::Memory | Limit::Instructions | Limit::Snapshots(_),
-            ..
-        } => true,
+        LzcError::NotAvailable { .. }
+        | LzcError::Pools { .. }
+        | LzcError::Program { .. }
+        | LzcError::Name { .. } => true,
+        LzcError::TooBig { .. } => true,
         LzcError::Failed { errno, .. } => matches!(
             *errno,
             Errno::ZFS_ERR_IOC_CMD_UNAVAIL | Errno::ZFS_ERR_IOC_ARG_UNAVAIL | Errno::EPERM
@@ -227,6 +298,8 @@ pub(crate) fn explain(error: &LzcError, about: About<'_>) -> StoreError {
         Errno::EINVAL | Errno::ECKSUM | Errno::ZFS_ERR_STREAM_TRUNCATED | Errno::EPIPE => {
             StoreError::BadStream { dataset: dataset(), detail: detail() }
         }
+        // Its stream could not be written: nobody reads any more.
+        Errno::EINTR => StoreError::io(detail(), std::io::ErrorKind::BrokenPipe.into()),
         Errno::EACCES
         | Errno::ENOTSUP
         | Errno::ZFS_ERR_WRONG_PARENT

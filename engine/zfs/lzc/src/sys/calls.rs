@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use super::device::Device;
 use super::nvlist::{NvList, NvPtr};
 use super::signals::NoSignals;
 use super::symbols::{CoreSymbols, Function, NvSymbols, load_core, load_nvpair};
@@ -43,6 +44,7 @@ type Plain = Result<Outcome<()>, LzcError>;
 pub(crate) struct Session {
     core: &'static CoreSymbols,
     nv: &'static NvSymbols,
+    device: Device,
 }
 
 /// Where a send comes from and goes to.
@@ -97,14 +99,29 @@ impl Session {
         let (nv, core) = (load_nvpair()?, load_core()?);
         // SAFETY: no arguments; it opens /dev/zfs once and counts, under a lock of its own.
         let rc = unsafe { (core.libzfs_core_init)() };
-        match Errno(rc) {
-            Errno(0) => Ok(Self { core, nv }),
+        let errno = match Errno(rc) {
+            Errno(0) => match Device::open() {
+                Ok(device) => return Ok(Self { core, nv, device }),
+                Err(error) => {
+                    // SAFETY: once for the init that has just succeeded.
+                    unsafe { (core.libzfs_core_fini)() };
+                    Errno(error.raw_os_error().unwrap_or_default())
+                }
+            },
+            errno => errno,
+        };
+        match errno {
             errno @ (Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => {
                 Err(OpenError::NoDevice(errno))
             }
             errno @ (Errno::EACCES | Errno::EPERM) => Err(OpenError::Permission(errno)),
             errno => Err(OpenError::Device(errno)),
         }
+    }
+
+    /// `/dev/zfs`, for what is only read.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     pub(crate) fn has(&self, function: Function) -> bool {
@@ -319,21 +336,15 @@ impl Session {
         Ok(Outcome { rc: outcome.rc, out: taken })
     }
 
-    /// Runs a channel program, `sync` in a transaction group of its own, or at once and without writing.
+    /// Runs a channel program in a transaction group of its own.
     pub(crate) fn program(
         &self,
-        sync: bool,
         pool: &CStr,
         program: &CString,
-        limits: (u64, u64),
+        (instructions, memory): (u64, u64),
         arguments: &NvList,
     ) -> Listed {
-        let call = if sync {
-            function!(self, lzc_channel_program)
-        } else {
-            function!(self, lzc_channel_program_nosync)
-        };
-        let (instructions, memory) = limits;
+        let call = function!(self, lzc_channel_program);
         let (pool, program) = (pool.as_ptr(), program.as_ptr());
         // SAFETY: name, program and list live during the call, which reads them.
         Ok(self.listed(|out| unsafe {

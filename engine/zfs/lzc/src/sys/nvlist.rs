@@ -80,6 +80,19 @@ impl NvList {
         Ok(Self { lib, raw })
     }
 
+    /// Reads a list that the kernel has packed (`NV_ENCODE_NATIVE`; the first bytes say which way).
+    pub(super) fn unpack(packed: &[u8]) -> Result<Self, NvError> {
+        let lib = load_nvpair().map_err(|error| NvError::Library(error.to_string()))?;
+        let mut raw = ptr::null_mut();
+        let from = packed.as_ptr().cast_mut().cast();
+        // SAFETY: it reads as many bytes as is said, writes none of them, and puts out a list of its own.
+        let rc = unsafe { (lib.nvlist_unpack)(from, packed.len(), &raw mut raw, 0) };
+        match NonNull::new(raw).filter(|_| rc == 0) {
+            Some(raw) => Ok(Self { lib, raw }),
+            None => Err(NvError::Refused { name: "what was packed".to_owned(), errno: Errno(rc) }),
+        }
+    }
+
     /// Takes over a list that a call has returned; null is none.
     ///
     /// # Safety

@@ -80,6 +80,7 @@ nvpair_symbols! {
     nvlist_add_string(*mut RawList, *const c_char, *const c_char) -> c_int;
     nvlist_add_string_array(*mut RawList, *const c_char, *const *const c_char, c_uint) -> c_int;
     nvlist_add_nvlist(*mut RawList, *const c_char, *const RawList) -> c_int;
+    nvlist_unpack(*mut c_char, usize, *mut *mut RawList, c_int) -> c_int;
     nvlist_next_nvpair(*mut RawList, *const RawPair) -> *mut RawPair;
     nvpair_name(*const RawPair) -> *const c_char;
     nvpair_type(*const RawPair) -> c_int;
@@ -185,9 +186,6 @@ core_symbols! {
         Boolean, c_int, *const c_void, c_int, *mut u64, *mut u64, *mut u64, *mut *mut RawList
     ) -> c_int;
     lzc_channel_program = ChannelProgram(
-        *const c_char, *const c_char, u64, u64, *mut RawList, *mut *mut RawList
-    ) -> c_int;
-    lzc_channel_program_nosync = ChannelProgramNosync(
         *const c_char, *const c_char, u64, u64, *mut RawList, *mut *mut RawList
     ) -> c_int;
 }

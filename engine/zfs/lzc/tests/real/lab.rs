@@ -100,8 +100,8 @@ impl Lab {
     }
 
     pub(crate) fn property(&self, dataset: &str, property: &str) -> Option<flocker_lzc::Property> {
-        let found = self.lzc.properties(&[(dataset, &[property])]).unwrap();
-        found[dataset].clone().unwrap_or_else(|| panic!("{dataset} exists")).remove(property)
+        let found = self.lzc.stats(dataset).unwrap();
+        found.unwrap_or_else(|| panic!("{dataset} exists")).properties.remove(property)
     }
 
     pub(crate) fn number(&self, dataset: &str, property: &str) -> u64 {

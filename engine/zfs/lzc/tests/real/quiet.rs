@@ -92,8 +92,7 @@ fn every_call(root: &str) {
     let change = UserChange { dataset: &a, property: "test:p", value: Some("v") };
     lzc.change_user_properties(&[change]).unwrap();
     assert_eq!(lzc.inventory(&a).unwrap().snapshots.len(), 2);
-    lzc.properties(&[(&a, &["guid"])]).unwrap();
-    lzc.user_properties(&[&a]).unwrap();
+    lzc.stats(&a).unwrap().unwrap();
     lzc.written_since(&a, &a2).unwrap();
     lzc.clone_snapshot(&clone, &a2, &noauto()).unwrap();
     lzc.promote(&clone).unwrap();
