@@ -15,8 +15,9 @@ use flocker_engine::config::{NodeName, StoreUri};
 use crate::quantity::{parse_duration, parse_size};
 
 pub(crate) use units::{
-    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, HoldsArgs, MigrateArgs,
-    ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs, UnitArgs,
+    BrowseArgs, DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, HoldsArgs,
+    MigrateArgs, ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs,
+    UnitArgs,
 };
 
 const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
@@ -103,6 +104,10 @@ pub(crate) enum Command {
     Failover(FailoverArgs),
     /// List every hold, snapshot and bookmark of ours on this node, and why it is kept
     Holds(HoldsArgs),
+    /// Look at a unit's newest replica: a read-only copy beside replication, and taking it away
+    Browse(BrowseArgs),
+    /// Look over this machine: configuration, store, versions with known bugs, peers, units
+    Doctor,
     /// Let a standby that was changed by hand follow again; what only it has is kept aside
     Resolve(ResolveArgs),
     /// Stop replicating a unit until `resume`

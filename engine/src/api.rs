@@ -186,6 +186,15 @@ pub enum Request {
         #[serde(default)]
         collect: bool,
     },
+    /// A read-only copy of a unit's newest whole moment, or taking it away again. → [`Answer::Browsed`]
+    Browse {
+        /// The unit's name; without one the copies that are open are listed, or all are closed.
+        #[serde(default)]
+        name: Option<String>,
+        /// Take it away.
+        #[serde(default)]
+        close: bool,
+    },
     /// Stop replicating. → [`Answer::Done`]
     Pause {
         /// The unit's name.
@@ -308,6 +317,8 @@ pub enum Answer {
     Resolved(Box<ResolveReport>),
     /// [`Request::Holds`].
     Holds(HoldsView),
+    /// [`Request::Browse`].
+    Browsed(BrowseView),
     /// [`Request::Rounds`].
     Rounds(Vec<StampedRound>),
     /// [`Request::History`].
@@ -323,6 +334,30 @@ pub struct HoldsView {
     pub kept: Vec<KeptView>,
     /// Holds that were released: the snapshot and the tag.
     pub released: Vec<(String, String)>,
+}
+
+/// Copies to look at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrowseView {
+    /// Those that are open, or that were just opened.
+    pub open: Vec<CopyView>,
+    /// Datasets of those that were taken away.
+    pub removed: Vec<String>,
+}
+
+/// A read-only copy of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// The unit it was made for.
+    pub unit: String,
+    /// What it is called in the store.
+    pub dataset: String,
+    /// The snapshot it is a copy of, by its full name.
+    pub snapshot: String,
+    /// When that was taken, seconds since 1970.
+    pub taken_unix_s: Option<i64>,
+    /// Where it can be looked at; none for a kind that this store cannot show.
+    pub path: Option<PathBuf>,
 }
 
 /// One snapshot or bookmark that we made, or that is held.

@@ -19,6 +19,7 @@ pub mod api;
 pub mod client;
 mod clock;
 pub mod config;
+pub mod doctor;
 mod failpoint;
 mod fencing;
 mod history;

@@ -17,14 +17,18 @@ pub(crate) fn open(uri: &StoreUri, engine: ZfsEngine) -> Result<Arc<dyn Store>, 
     match uri {
         StoreUri::Vault(path) => Ok(Arc::new(Vault::open(path)?)),
         StoreUri::Zfs(root) => {
-            let engine = match engine {
-                ZfsEngine::Auto => Engine::Auto,
-                ZfsEngine::Command => Engine::Command,
-                ZfsEngine::Library => Engine::Library,
-            };
-            let options = ZfsOptions { engine, ..ZfsOptions::default() };
+            let options = ZfsOptions { engine: self::engine(engine), ..ZfsOptions::default() };
             Ok(Arc::new(ZfsStore::open(root, options)?))
         }
+    }
+}
+
+/// The configuration's word in the store's terms.
+pub(crate) fn engine(engine: ZfsEngine) -> Engine {
+    match engine {
+        ZfsEngine::Auto => Engine::Auto,
+        ZfsEngine::Command => Engine::Command,
+        ZfsEngine::Library => Engine::Library,
     }
 }
 

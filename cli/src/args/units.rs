@@ -271,6 +271,34 @@ pub(crate) struct HoldsArgs {
     pub(crate) collect: bool,
 }
 
+/// `browse`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Makes a read-only copy of the newest whole moment that this node has of the unit, on a standby as on the primary, and \
+says where it is. Replication goes on meanwhile. Asked again, it shows a newer moment in the same place. The copy stays \
+until --close; with a command after `--` it is there for as long as the command runs, whose working directory it is \
+(FLOCKER_VOLUME_PATH has its path). Without a name the copies that are open are listed.
+
+A snapshot that is being looked at cannot be destroyed, so do not leave it open for ever. An encrypted replica can be \
+looked at once its key is loaded (`zfs load-key`).
+
+Examples:
+  flocker-repl browse db
+  flocker-repl browse db -- ls -l
+  flocker-repl browse db -- sh -c 'pg_verifybackup . || tar cf /tmp/db.tar .'
+  flocker-repl browse
+  flocker-repl browse db --close")]
+pub(crate) struct BrowseArgs {
+    /// The unit
+    pub(crate) name: Option<String>,
+    /// Take the copy away; without a name all copies
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) close: bool,
+    /// A command that looks at it
+    #[arg(last = true, value_name = "COMMAND", requires = "name")]
+    pub(crate) command: Vec<String>,
+}
+
 /// `resolve`
 #[derive(Debug, Args)]
 #[command(after_help = "\

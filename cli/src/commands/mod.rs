@@ -3,6 +3,8 @@
 //! Owns: the way from arguments to requests, and which printer takes the answer. Leaves to others: the
 //! words for people ([`crate::render`]), the node's side (`flocker_engine::api`).
 
+mod browse;
+mod doctor;
 mod failover;
 mod follow;
 mod migrate;
@@ -92,6 +94,8 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::Migrate(args) => migrate::migrate(context, args),
         Command::Failover(args) => failover::failover(context, &args),
         Command::Holds(args) => view::holds(context, args),
+        Command::Browse(args) => browse::browse(context, &args),
+        Command::Doctor => doctor::doctor(context),
         Command::Resolve(args) => resolve::resolve(context, &args),
         Command::Status(args) => view::status(context, args.name),
         Command::Watch => view::watch(context),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use flocker_core::ids::UnitId;
 use flocker_core::record::WorkloadRecord;
 use flocker_core::{Failure, FailureCode, Outcome, Remedy};
-use flocker_store::{DatasetName, SnapshotName, StoreError};
+use flocker_store::{CloneAccess, DatasetName, SnapshotName, StoreError};
 
 use super::Tools;
 use super::act::stop_signal;
@@ -54,7 +54,7 @@ pub(super) fn hold(
     snapshots: &[SnapshotName],
     workload: Option<&WorkloadRecord>,
 ) -> Result<Outcome, Failure> {
-    let clones = clone_names(tools, name, snapshots.len())?;
+    let clones = clone_names(tools.store.root(), PREFIX, name, snapshots.len())?;
     let mut parts = Parts::default();
     let cloned = parts.timed("clone", || clone_all(tools, snapshots, &clones));
     let mut trouble = match (cloned, workload) {
@@ -71,14 +71,18 @@ pub(super) fn hold(
     Ok(Outcome::Drilled { parts_ms: parts.0, trouble })
 }
 
-/// Flat, since nothing but a dataset could be above them.
-fn clone_names(tools: &Tools, name: &str, count: usize) -> Result<Vec<DatasetName>, Failure> {
-    let root = tools.store.root();
+/// Names of copies: flat, since nothing but a dataset could be above them.
+pub(crate) fn clone_names(
+    root: &DatasetName,
+    prefix: &str,
+    name: &str,
+    count: usize,
+) -> Result<Vec<DatasetName>, Failure> {
     (0..count)
         .map(|at| {
             let text = match count {
-                1 => format!("{root}/{PREFIX}{name}"),
-                _ => format!("{root}/{PREFIX}{name}:{at}"),
+                1 => format!("{root}/{prefix}{name}"),
+                _ => format!("{root}/{prefix}{name}:{at}"),
             };
             DatasetName::new(text).map_err(|error| Failure::from(&StoreError::from(error)))
         })
@@ -95,7 +99,7 @@ fn clone_all(
         let path = tools
             .store
             .remove_clone(clone)
-            .and_then(|()| tools.store.clone_snapshot(snapshot, clone))
+            .and_then(|()| tools.store.clone_snapshot(snapshot, clone, CloneAccess::Writable))
             .map_err(|error| Failure::from(&error))?;
         paths.extend(path);
     }

@@ -388,7 +388,10 @@ fn clones_that_a_drill_left_behind_are_removed_at_the_next_start_and_nothing_els
     here.volume("drill-mine");
     here.take("vault/db@a", false, true);
     let clone = dataset("drill-db");
-    here.tools.store.clone_snapshot(&snapshot("vault/db@a"), &clone).unwrap();
+    here.tools
+        .store
+        .clone_snapshot(&snapshot("vault/db@a"), &clone, flocker_store::CloneAccess::Writable)
+        .unwrap();
     drill::clean_up(&here.tools, &[UNIT]);
     assert!(here.tools.store.dataset(&clone).is_err());
     assert!(here.tools.store.dataset(&dataset("drill-mine")).is_ok());

@@ -3,6 +3,7 @@
 //! Owns: the socket's mode and its owner's check, reading a request within bounds, writing lines.
 //! Leaves to others: what requests do (`requests`, `pairing`), their words ([`crate::api`]).
 
+mod browse;
 mod holds;
 mod pairing;
 mod requests;

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
-use super::{End, Lines, ending, holds, pairing, refused};
+use super::{End, Lines, browse, ending, holds, pairing, refused};
 use crate::api::{Answer, LinkView, NodeView, Request};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -71,6 +71,7 @@ pub(super) async fn answer(
         Request::Resolve { name, dry_run } => {
             followed(api, name.clone(), Command::Resolve { name, dry_run }, lines).await
         }
+        Request::Browse { name, close } => browse::browse(api, name, close).await,
         Request::Holds { name, collect } => holds::holds(api, name, collect).await,
         Request::Pause { name } => api.done(Command::Pause { name }).await,
         Request::Resume { name } => api.done(Command::Resume { name }).await,

@@ -16,6 +16,7 @@ pub use error::{Holder, Recovery, StoreError};
 pub use name::{BookmarkName, DatasetName, HoldTag, NameError, SnapshotName};
 pub use store::{ASIDE, CLONE, ReceiveStream, SendStream, Store};
 pub use types::{
-    Bookmark, Capabilities, Change, DatasetInfo, DatasetKind, Guid, Inventory, Partial, Property,
-    PropertySource, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotHold, SnapshotSpec, Space,
+    Bookmark, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Finding, Guid,
+    Inventory, Level, Partial, Property, PropertySource, ReceiveSpec, SendBase, SendSpec, Snapshot,
+    SnapshotHold, SnapshotSpec, Space,
 };

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use crate::error::StoreError;
 use crate::name::{BookmarkName, DatasetName, HoldTag, SnapshotName};
 use crate::types::{
-    Capabilities, Change, DatasetInfo, DatasetKind, Inventory, Property, ReceiveSpec, SendSpec,
-    Snapshot, SnapshotSpec, Space,
+    Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Inventory, Property, ReceiveSpec,
+    SendSpec, Snapshot, SnapshotSpec, Space,
 };
 
 /// Outcome of a store operation.
@@ -243,9 +243,10 @@ pub trait Store: Send + Sync {
     /// `aside` is something else.
     fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool>;
 
-    /// Makes a writable copy of a snapshot under a name of its own and mounts it there, without touching
-    /// the dataset it comes from or what is received into that. Returns where it is reachable; `None` for a
-    /// kind that has no path here.
+    /// Makes a copy of a snapshot under a name of its own and mounts it there, without touching the dataset it
+    /// comes from or what is received into that. Returns where it is reachable; `None` for a kind that has no path
+    /// here. A vault cannot keep anybody from writing into a copy that is asked for as [`CloneAccess::ReadOnly`]:
+    /// it goes with the copy.
     ///
     /// # Errors
     /// [`StoreError::NoSnapshot`], [`StoreError::Exists`].
@@ -253,6 +254,7 @@ pub trait Store: Send + Sync {
         &self,
         snapshot: &SnapshotName,
         clone: &DatasetName,
+        access: CloneAccess,
     ) -> Result<Option<PathBuf>>;
 
     /// Takes a copy made by [`Store::clone_snapshot`] away again. One that does not exist is not an error.

@@ -180,6 +180,55 @@ pub enum Change {
     Unknown,
 }
 
+/// How serious a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// It works; somebody should know.
+    Warning,
+    /// It does not work, or data are in danger.
+    Bad,
+}
+
+/// What a look at a store or a node has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How serious it is.
+    pub level: Level,
+    /// What was found, a sentence.
+    pub what: String,
+    /// What to do about it, a command where there is one.
+    pub todo: Option<String>,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn good(what: impl Into<String>) -> Self {
+        Self { level: Level::Good, what: what.into(), todo: None }
+    }
+
+    /// It works; somebody should know.
+    pub fn warning(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self { level: Level::Warning, what: what.into(), todo: Some(todo.into()) }
+    }
+
+    /// It does not work, or data are in danger.
+    pub fn bad(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self { level: Level::Bad, what: what.into(), todo: Some(todo.into()) }
+    }
+}
+
+/// What may be done with a copy of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneAccess {
+    /// A workload is started on it.
+    Writable,
+    /// People look at it.
+    ReadOnly,
+}
+
 /// What a store can do, found at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {

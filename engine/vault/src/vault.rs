@@ -8,9 +8,9 @@ use std::sync::mpsc::channel;
 
 use flocker_store::store::Result;
 use flocker_store::{
-    BookmarkName, Capabilities, Change, DatasetInfo, DatasetKind, DatasetName, HoldTag, Inventory,
-    Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot, SnapshotName,
-    SnapshotSpec, Space, Store, StoreError,
+    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
+    HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
+    SnapshotName, SnapshotSpec, Space, Store, StoreError,
 };
 
 use crate::blocks::Blocks;
@@ -278,6 +278,7 @@ impl Store for Vault {
         &self,
         snapshot: &SnapshotName,
         clone: &DatasetName,
+        _: CloneAccess,
     ) -> Result<Option<PathBuf>> {
         self.inner.clone_snapshot(snapshot, clone)
     }

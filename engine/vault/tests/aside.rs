@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::*;
-use flocker_store::{DatasetKind, HoldTag, Store, StoreError};
+use flocker_store::{CloneAccess, DatasetKind, HoldTag, Store, StoreError};
 use flocker_vault::Vault;
 
 const ASIDE: &str = "vault/d-diverged-20261126T120501Z";
@@ -126,10 +126,13 @@ fn a_copy_of_a_snapshot_is_written_without_touching_what_it_is_of() {
     let ((_a, a), (_b, b)) = (new_vault(), new_vault());
     diverged(&a, &b);
     let copy = name("vault/drill");
-    let path = b.clone_snapshot(&snap("vault/d@1"), &copy).expect("copied").expect("a path");
+    let path = b
+        .clone_snapshot(&snap("vault/d@1"), &copy, CloneAccess::Writable)
+        .expect("copied")
+        .expect("a path");
     assert_eq!(text(path.join("f")), "one");
     std::fs::write(path.join("f"), "tried").expect("write");
-    let again = b.clone_snapshot(&snap("vault/d@1"), &copy);
+    let again = b.clone_snapshot(&snap("vault/d@1"), &copy, CloneAccess::Writable);
     assert!(matches!(again, Err(StoreError::Exists { .. })), "{again:?}");
     take(&a, "vault/d@4");
     replicate(&a, &b, Some("vault/d@2"), "vault/d@4");

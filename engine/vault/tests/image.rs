@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use common::*;
-use flocker_store::{Change, DatasetKind, SnapshotSpec, Store, StoreError};
+use flocker_store::{Change, CloneAccess, DatasetKind, SnapshotSpec, Store, StoreError};
 use flocker_vault::{Vault, fault};
 use zfs_stream::format::objset;
 use zfs_stream::record::Record;
@@ -184,7 +184,9 @@ fn whoever_holds_an_image_keeps_it_from_being_fenced() {
 #[test]
 fn a_copy_of_a_volume_has_an_image_of_its_own_and_an_image_of_another_size_is_refused() {
     let (_dir, vault) = standby("zvol-full");
-    let copy = vault.clone_snapshot(&snap("vault/d@s1"), &name("vault/c")).expect("cloned");
+    let copy = vault
+        .clone_snapshot(&snap("vault/d@s1"), &name("vault/c"), CloneAccess::Writable)
+        .expect("cloned");
     let copy = copy.expect("a path");
     assert_eq!(sum(&copy), golden_sum());
     write_at(&copy, 0, b"mine");

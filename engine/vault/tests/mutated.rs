@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use flocker_store::{Guid, ReceiveSpec, SendSpec, Store, StoreError};
+use flocker_store::{CloneAccess, Guid, ReceiveSpec, SendSpec, Store, StoreError};
 use flocker_vault::Vault;
 use zfs_stream::record::{Begin, Record};
 use zfs_stream::{Compression, Reader, Seal, Writer};
@@ -179,7 +179,9 @@ fn check(full: &str, step: Option<&str>, rounds: u64, raw: bool) {
         };
         let dataset = format!("vault/m{round}");
         if base.is_some() {
-            vault.clone_snapshot(&snap("vault/base@0"), &name(&dataset)).expect("a copy");
+            vault
+                .clone_snapshot(&snap("vault/base@0"), &name(&dataset), CloneAccess::Writable)
+                .expect("a copy");
         }
         tried += 1;
         applied += u64::from(try_one(&vault, &format!("{dataset}@x"), &begin, &stream, raw));

@@ -64,6 +64,33 @@ impl ZfsStore {
         Ok(Some(path))
     }
 
+    /// Mounts a dataset that is read-only.
+    pub(crate) fn show_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        let mut asked = vec!["type", "mountpoint"];
+        if !self.dialect.fuse {
+            asked.extend(["keystatus", "encryptionroot"]);
+        }
+        let now = self.native(dataset, &asked)?;
+        if !self.dialect.fuse {
+            self.refuse_without_key(dataset, &now)?;
+        }
+        if now["type"].value != "filesystem" {
+            return wait_for_node(dataset).map(Some);
+        }
+        let path = self.mount_path(dataset, &now["mountpoint"])?;
+        refuse_taken_path(dataset, &path)?;
+        self.set_words(dataset, &["canmount=noauto".to_owned()])?;
+        self.zfs_patiently(&["mount", dataset.as_str()], About::dataset(dataset))?;
+        let own = mounts::own()?;
+        match own.iter().find(|mount| mount.is_live_of(dataset)) {
+            Some(mount) if mount.mountpoint == path && mount.readonly => Ok(Some(path)),
+            other => Err(StoreError::Output {
+                command: format!("zfs mount {dataset}"),
+                detail: format!("expected it read-only at {}: {other:?}", path.display()),
+            }),
+        }
+    }
+
     /// What an interrupted receive left would go on with a lineage that ends here.
     fn discard_any_partial(&self, dataset: &DatasetName, token: &Native) -> Result<()> {
         match token.value.as_str() {
@@ -100,24 +127,7 @@ impl ZfsStore {
                 });
             }
         }
-        let path = node_of(dataset);
-        let deadline = Instant::now() + NODE_LIMIT;
-        let mut pause = Duration::from_millis(5);
-        while !is_node(&path) {
-            if Instant::now() >= deadline {
-                return Err(StoreError::Io {
-                    context: format!(
-                        "{} did not appear within {} s (is udev running, and volmode of {dataset} not none?)",
-                        path.display(),
-                        NODE_LIMIT.as_secs()
-                    ),
-                    source: io::ErrorKind::TimedOut.into(),
-                });
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(100));
-        }
-        Ok(path)
+        wait_for_node(dataset)
     }
 
     /// Mounts what was looked at before, and sees whether it came out as expected; what was asked then is
@@ -290,6 +300,28 @@ impl ZfsStore {
 
 /// How long udev may take to make the node of a zvol.
 const NODE_LIMIT: Duration = Duration::from_secs(30);
+
+/// The device node of a zvol, which udev makes in its own time.
+fn wait_for_node(dataset: &DatasetName) -> Result<PathBuf> {
+    let path = node_of(dataset);
+    let deadline = Instant::now() + NODE_LIMIT;
+    let mut pause = Duration::from_millis(5);
+    while !is_node(&path) {
+        if Instant::now() >= deadline {
+            return Err(StoreError::Io {
+                context: format!(
+                    "{} did not appear within {} s (is udev running, and volmode of {dataset} not none?)",
+                    path.display(),
+                    NODE_LIMIT.as_secs()
+                ),
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+    Ok(path)
+}
 
 /// A mount hides what lies under it, and OpenZFS mounts over it without a word (`overlay=on`).
 fn refuse_taken_path(dataset: &DatasetName, path: &Path) -> Result<()> {

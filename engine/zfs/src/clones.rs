@@ -1,4 +1,4 @@
-//! Writable copies of snapshots under names of their own, for drills.
+//! Copies of snapshots under names of their own, for drills and for people who look.
 //!
 //! Owns: making one, and taking it away. A copy says in [`CLONE`] what it is a copy of, from the moment it
 //! exists, so that nothing else is ever destroyed by mistake. Leaves to others: how long it lives. As long as
@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use flocker_store::store::Result;
-use flocker_store::{CLONE, DatasetName, PropertySource, SnapshotName, StoreError};
+use flocker_store::{CLONE, CloneAccess, DatasetName, PropertySource, SnapshotName, StoreError};
 
 use crate::ZfsStore;
 
@@ -16,6 +16,7 @@ impl ZfsStore {
         &self,
         snapshot: &SnapshotName,
         clone: &DatasetName,
+        access: CloneAccess,
     ) -> Result<Option<PathBuf>> {
         if clone.pool() != snapshot.dataset().pool() {
             return Err(self.not_capable(format!("cloning {snapshot} to {clone}")));
@@ -25,8 +26,18 @@ impl ZfsStore {
             return Err(StoreError::Exists { name: clone.to_string() });
         }
         self.create_parents(clone)?;
-        self.clone_at_rest(snapshot, clone, &[format!("{CLONE}={snapshot}")])?;
-        let opened = self.activate_dataset(clone);
+        let mut properties = vec![format!("{CLONE}={snapshot}")];
+        let opened = match access {
+            CloneAccess::Writable => {
+                self.clone_at_rest(snapshot, clone, &properties)?;
+                self.activate_dataset(clone)
+            }
+            CloneAccess::ReadOnly => {
+                properties.push("readonly=on".to_owned());
+                self.clone_at_rest(snapshot, clone, &properties)?;
+                self.show_dataset(clone)
+            }
+        };
         if opened.is_err()
             && let Err(error) = self.destroy_one_dataset(clone)
         {

@@ -41,6 +41,7 @@ pub mod child;
 mod clones;
 pub mod datasets;
 mod errors;
+pub mod examine;
 pub mod fence;
 #[cfg(feature = "fixture")]
 pub mod fixture;
@@ -49,6 +50,7 @@ pub mod fusectl;
 mod golden;
 pub mod holders;
 pub mod holds;
+mod known;
 mod library;
 mod mounts;
 pub mod options;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
 use flocker_store::{
-    BookmarkName, Capabilities, Change, DatasetInfo, DatasetKind, DatasetName, HoldTag, Inventory,
-    Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot, SnapshotName,
-    SnapshotSpec, Space, Store, StoreError,
+    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
+    HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
+    SnapshotName, SnapshotSpec, Space, Store, StoreError,
 };
 
 use crate::ZfsOptions;
@@ -316,10 +316,11 @@ impl Store for ZfsStore {
         &self,
         snapshot: &SnapshotName,
         clone: &DatasetName,
+        access: CloneAccess,
     ) -> Result<Option<PathBuf>> {
         self.inside(snapshot.dataset())?;
         self.inside(clone)?;
-        self.make_clone(snapshot, clone)
+        self.make_clone(snapshot, clone, access)
     }
 
     fn remove_clone(&self, clone: &DatasetName) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{Pair, tag};
-use flocker_store::{ASIDE, DatasetName, Snapshot, Store, StoreError};
+use flocker_store::{ASIDE, CloneAccess, DatasetName, Snapshot, Store, StoreError};
 use flocker_zfs::run::{Finished, Program, Runner, SystemRunner};
 use flocker_zfs::{ZfsOptions, ZfsStore};
 
@@ -217,10 +217,10 @@ fn a_copy_of_a_snapshot_is_written_while_the_dataset_receives_and_only_a_copy_is
     pair.replicate(None, &s1, &there).unwrap();
     let clone = pair.b.dataset("drills/v-drill");
     let snapshot = there.snapshot("s1").unwrap();
-    let at = pair.to.clone_snapshot(&snapshot, &clone).unwrap().unwrap();
+    let at = pair.to.clone_snapshot(&snapshot, &clone, CloneAccess::Writable).unwrap().unwrap();
     assert_eq!(fs::read_to_string(at.join("f")).unwrap(), "one");
     fs::write(at.join("f"), "drilled").unwrap();
-    let again = pair.to.clone_snapshot(&snapshot, &clone).unwrap_err();
+    let again = pair.to.clone_snapshot(&snapshot, &clone, CloneAccess::Writable).unwrap_err();
     assert!(matches!(again, StoreError::Exists { .. }), "{again}");
     fs::write(path.join("f"), "two").unwrap();
     let s2 = pair.snap(&source, "s2");

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use flocker_store::{Change, Snapshot, StoreError};
+use flocker_store::{Change, CloneAccess, Snapshot, StoreError};
 
 use super::content::{self, write_round};
 use super::{Check, Site, Trouble};
@@ -56,7 +56,10 @@ fn clone_while_receiving(site: &Site) -> Result<String, Trouble> {
     let (first, b, path) = pair(site)?;
     let expect = content::tree(&path)?;
     let look = site.at("look");
-    let place = site.store.clone_snapshot(&b.snapshot("s1")?, &look)?.ok_or("no path")?;
+    let place = site
+        .store
+        .clone_snapshot(&b.snapshot("s1")?, &look, CloneAccess::Writable)?
+        .ok_or("no path")?;
     ensure!(content::tree(&place)? == expect, "the clone differs");
     write_round(&path, 1)?;
     let second = site.snapshot(first.name.dataset(), "s2")?;
