@@ -230,10 +230,22 @@ fn tidy(
     };
     let destroyed = match destroy.is_empty() {
         true => Ok(()),
-        false => store.destroy_snapshots(destroy),
+        false => destroy_what_goes(store, destroy),
     };
     released.and(destroyed).map_err(failure)?;
     Ok(Outcome::Nothing)
+}
+
+/// Destroys snapshots of ours that nobody needs. One that somebody else needs, by a hold or a clone, stays for as long
+/// as they do, and `holds` shows it: nothing is wrong.
+fn destroy_what_goes(store: &dyn Store, snapshots: &[SnapshotName]) -> Result<(), StoreError> {
+    match store.destroy_snapshots(snapshots) {
+        Err(StoreError::Kept { name, by }) => {
+            tracing::debug!(snapshot = %name, %by, "a snapshot that we do not need is kept by others");
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 fn changed(tools: &Tools, since: &[SnapshotName]) -> Result<Outcome, Failure> {
@@ -419,7 +431,7 @@ fn give_back(
         ours.pop();
     }
     if !ours.is_empty() {
-        store.destroy_snapshots(&ours)?;
+        destroy_what_goes(store, &ours)?;
     }
     mirror::remove(store, dataset)?;
     store.give_back(dataset)?;

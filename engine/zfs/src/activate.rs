@@ -83,7 +83,10 @@ impl ZfsStore {
         self.zfs_patiently(&["mount", dataset.as_str()], About::dataset(dataset))?;
         let own = mounts::own()?;
         match own.iter().find(|mount| mount.is_live_of(dataset)) {
-            Some(mount) if mount.mountpoint == path && mount.readonly => Ok(Some(path)),
+            // zfs-fuse refuses writers itself, and its mounts do not say so.
+            Some(mount) if mount.mountpoint == path && (mount.readonly || self.dialect.fuse) => {
+                Ok(Some(path))
+            }
             other => Err(StoreError::Output {
                 command: format!("zfs mount {dataset}"),
                 detail: format!("expected it read-only at {}: {other:?}", path.display()),

@@ -207,26 +207,47 @@ impl ZfsStore {
         let each = if self.dialect.fuse { 1 } else { BATCH };
         let mut failed = None;
         for batch in names.chunks(each) {
-            let about = About::dataset(dataset);
-            let outcome = self.by_library(about, |lzc| {
-                let words: Vec<String> = batch.iter().map(ToString::to_string).collect();
-                lzc.destroy_snapshots(&words, false)
-            });
-            let outcome = outcome.unwrap_or_else(|| {
-                let shorts: Vec<&str> = batch.iter().map(|name| name.short()).collect();
-                let word = format!("{dataset}@{}", shorts.join(","));
-                self.zfs(&["destroy", &word], about).map(drop)
-            });
-            match outcome {
-                // Clones of it.
-                Err(StoreError::Exists { .. }) => failed = Some(self.why_kept(batch)),
-                Ok(()) | Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) => {}
-                // The check for holds was a moment ago: somebody has put one on since.
-                Err(StoreError::Busy { .. }) => failed = Some(self.why_kept(batch)),
-                Err(error) => failed = Some(error),
+            match self.destroy_batch(dataset, batch) {
+                // One of them has a clone, or somebody has put a hold on since we looked, and all stay: then each by
+                // itself.
+                Err(
+                    StoreError::Exists { .. } | StoreError::Busy { .. } | StoreError::Kept { .. },
+                ) if batch.len() > 1 => {
+                    for one in batch.chunks(1) {
+                        if let Err(error) = self.destroy_batch(dataset, one) {
+                            failed = Some(self.why_not_destroyed(one, error));
+                        }
+                    }
+                }
+                Err(error) => failed = Some(self.why_not_destroyed(batch, error)),
+                Ok(()) => {}
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    fn destroy_batch(&self, dataset: &DatasetName, batch: &[&SnapshotName]) -> Result<()> {
+        let about = About::dataset(dataset);
+        let outcome = self.by_library(about, |lzc| {
+            let words: Vec<String> = batch.iter().map(ToString::to_string).collect();
+            lzc.destroy_snapshots(&words, false)
+        });
+        let outcome = outcome.unwrap_or_else(|| {
+            let shorts: Vec<&str> = batch.iter().map(|name| name.short()).collect();
+            let word = format!("{dataset}@{}", shorts.join(","));
+            self.zfs(&["destroy", &word], about).map(drop)
+        });
+        match outcome {
+            Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn why_not_destroyed(&self, names: &[&SnapshotName], error: StoreError) -> StoreError {
+        match error {
+            StoreError::Exists { .. } | StoreError::Busy { .. } => self.why_kept(names),
+            error => error,
+        }
     }
 
     fn why_kept(&self, names: &[&SnapshotName]) -> StoreError {
@@ -235,7 +256,7 @@ impl ZfsStore {
             Some(name) => self.kept_by_holds(name),
             None => StoreError::Kept {
                 name: names.first().map(ToString::to_string).unwrap_or_default(),
-                by: "something ZFS does not name: a mount of the snapshot, or a send".to_owned(),
+                by: "a clone of it, a mount of it, or a send".to_owned(),
             },
         }
     }
