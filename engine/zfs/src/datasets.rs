@@ -125,30 +125,38 @@ impl ZfsStore {
     pub(crate) fn get_space(&self, dataset: &DatasetName) -> Result<Space> {
         let mut at = dataset.clone();
         loop {
-            let args = ["get", "-Hp", "-o", "value", "available,used", at.as_str()];
-            match self.zfs(&args, About::dataset(&at)) {
-                Ok(finished) => {
-                    let rows = parse::rows(&finished, 1)?;
-                    let [available, used] = &rows[..] else {
-                        return Err(StoreError::Output {
-                            command: finished.command.clone(),
-                            detail: "expected two lines".to_owned(),
-                        });
-                    };
-                    return Ok(Space {
-                        available_bytes: available.number(0)?,
-                        used_bytes: used.number(0)?,
-                    });
-                }
+            let found = match self.space_by_library(&at) {
+                Some(found) => found,
+                None => self.space_by_command(&at),
+            };
+            match found {
                 Err(StoreError::NoDataset { .. }) if at != self.root => {
                     at = at.parent().unwrap_or_else(|| self.root.clone());
                 }
-                Err(error) => return Err(error),
+                found => return found,
             }
         }
     }
 
+    fn space_by_command(&self, dataset: &DatasetName) -> Result<Space> {
+        let args = ["get", "-Hp", "-o", "value", "available,used", dataset.as_str()];
+        let finished = self.zfs(&args, About::dataset(dataset))?;
+        let rows = parse::rows(&finished, 1)?;
+        let [available, used] = &rows[..] else {
+            return Err(StoreError::Output {
+                command: finished.command.clone(),
+                detail: "expected two lines".to_owned(),
+            });
+        };
+        Ok(Space { available_bytes: available.number(0)?, used_bytes: used.number(0)? })
+    }
+
     pub(crate) fn exists(&self, dataset: &DatasetName) -> Result<bool> {
+        if let Some(found) =
+            self.by_library(About::dataset(dataset), |lzc| lzc.stats(dataset.as_str()))
+        {
+            return found.map(|stats| stats.is_some());
+        }
         match self.native(dataset, &["type"]) {
             Ok(_) => Ok(true),
             Err(StoreError::NoDataset { .. }) => Ok(false),

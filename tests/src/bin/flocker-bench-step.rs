@@ -63,12 +63,12 @@ fn ours(lab: &Lab) -> f64 {
     ms
 }
 
-/// Processes that our daemons start in some warm steps, by the kernel's count of the daemons' children.
-fn children(lab: &Lab, guest: Guest, seconds: u32) -> u64 {
+/// Processes that our daemon starts in some warm steps: what it executes, traced.
+fn children(lab: &Lab, guest: Guest, seconds: u32) -> Vec<String> {
     let script = format!(
-        "timeout {seconds} strace -f -qq -e trace=execve -e signal=none -o /tmp/f-execs -p $(pgrep -o -x flocker-repl) 2>/dev/null; grep -c execve /tmp/f-execs || true"
+        "timeout {seconds} strace -f -qq -e trace=execve -e signal=none -o /tmp/f-execs -p $(pgrep -o -x flocker-repl) 2>/dev/null; sed -n 's/.*execve(\"[^\"]*\", \\(\\[[^]]*\\]\\).*= 0$/\\1/p' /tmp/f-execs"
     );
-    lab.ssh(guest, &script).lines().last().and_then(|l| l.trim().parse().ok()).unwrap_or(0)
+    lab.ssh(guest, &script).lines().map(str::to_owned).filter(|line| !line.is_empty()).collect()
 }
 
 fn median(values: &mut [f64]) -> (f64, f64, f64) {
@@ -125,6 +125,11 @@ fn main() {
     let target = children(&lab, Guest::Beta, 8);
     let steps = status(&lab, "rounds") - before;
     println!(
-        "processes started in 8 s each while {steps} steps were made: {source} on the source, {target} on the target"
+        "processes started in 8 s each while {steps} steps were made: {} on the source, {} on the target",
+        source.len(),
+        target.len()
     );
+    for line in source.iter().chain(&target) {
+        println!("  {line}");
+    }
 }

@@ -15,7 +15,7 @@ use flocker_lzc::{Errno, Lzc, LzcError, UserChange};
 use flocker_store::store::Result;
 use flocker_store::{
     Bookmark, DatasetName, Guid, HoldTag, Inventory, Property, PropertySource, Snapshot,
-    SnapshotName, StoreError,
+    SnapshotName, Space, StoreError,
 };
 
 use crate::errors::About;
@@ -118,6 +118,19 @@ impl ZfsStore {
             let (newest, partial) = found.ok_or_else(missing)?;
             Ok(Newest { guid: newest.map(|s| Guid(s.guid)), partial })
         }))
+    }
+
+    pub(crate) fn space_by_library(&self, dataset: &DatasetName) -> Option<Result<Space>> {
+        let about = About::dataset(dataset);
+        let found = self.by_library(about, |lzc| lzc.stats(dataset.as_str()))?;
+        let found = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Some(Err(StoreError::NoDataset { dataset: dataset.clone() })),
+            Err(error) => return Some(Err(error)),
+        };
+        // Without a number the command is asked.
+        let (available_bytes, used_bytes) = (found.number("available")?, found.number("used")?);
+        Some(Ok(Space { available_bytes, used_bytes }))
     }
 
     /// Properties whose names hold a `:`.
