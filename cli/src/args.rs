@@ -406,6 +406,19 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_to_be_adopted_may_be_named() {
+        let adopt = |line: &str| {
+            let cli = parse(line).unwrap();
+            let Command::Protect(args) = cli.command else { panic!("another command") };
+            (args.adopt, args.diverged)
+        };
+        assert_eq!(adopt("protect a/x --to b"), (None, false));
+        assert_eq!(adopt("protect a/x --to b --adopt"), (Some(vec![]), false));
+        let named = (Some(vec!["bak/x".to_owned(), "bak/y".to_owned()]), true);
+        assert_eq!(adopt("protect a/x a/y --to b --diverged --adopt bak/x bak/y"), named);
+    }
+
+    #[test]
     fn lines_that_make_no_sense_are_refused() {
         for line in [
             "run db server",
@@ -421,6 +434,9 @@ mod tests {
             "demo --seconds 0",
             "demo --sabotage how",
             "protect --to b",
+            "protect d --to b --diverged",
+            "protect d --to b --adopt --create",
+            "protect --to b --adopt d",
             "protect d --to b --lease 2s",
             "protect d --to b --lease 2d",
             "migrate db",

@@ -98,7 +98,11 @@ fn what_is_asked_is_what_was_typed() {
 #[test]
 fn protect_asks_for_the_policy_and_shows_where_the_files_are() {
     let node = FakeNode::start(|_| {
-        vec![Response::Ok(Answer::Protected { name: "db".into(), unit: UnitId(7) })]
+        vec![Response::Ok(Answer::Protected {
+            name: "db".into(),
+            unit: UnitId(7),
+            adopted: Vec::new(),
+        })]
     });
     let words = ["protect", "data/db", "data/wal", "--to", "b", "--create", "--lease", "10s"];
     let text = node.run(&words).ok().stdout;

@@ -26,6 +26,7 @@ use flocker_core::io::{
     DrillReport, Event, FailoverPlan, FailoverReport, MigrationPlan, MigrationReport, ResolvePlan,
     ResolveReport, RoundReport,
 };
+use flocker_core::message::Adopted;
 use flocker_core::record::{
     AddressRecord, ForwardRecord, Health, Hooks, Policy, StopSignal, WorkloadKind,
 };
@@ -95,6 +96,13 @@ pub enum Request {
         /// Make datasets first that do not exist (of the store's first live kind).
         #[serde(default)]
         create: bool,
+        /// Take over replicas that another tool has made: where each lies there, none for where replicas of ours
+        /// would be.
+        #[serde(default)]
+        adopt: Option<Vec<String>>,
+        /// With `adopt`: also those that were written or have newer snapshots of their own.
+        #[serde(default)]
+        diverged: bool,
     },
     /// Set the workload of a unit: started where the unit is primary, kept for later on a standby.
     /// → [`Answer::Done`]
@@ -293,6 +301,9 @@ pub enum Answer {
         name: String,
         /// Its id.
         unit: UnitId,
+        /// Replicas that were there before and are gone on from.
+        #[serde(default)]
+        adopted: Vec<Adopted>,
     },
     /// [`Request::Migrate`].
     Migrated(Box<MigrationReport>),
@@ -557,6 +568,8 @@ mod tests {
                 policy: Policy::Rpo(1000),
                 lease_ms: None,
                 create: false,
+                adopt: None,
+                diverged: false,
             }
         );
         assert_eq!(parses(r#"{"request":"metrics"}"#).unwrap(), Request::Metrics);

@@ -124,6 +124,7 @@ fn check_coverage(coverage: &Coverage, seeds: u64) {
         "receive resumed",
         "standby changed by hand",
         "resolve asked",
+        "adopted",
     ] {
         assert!(coverage.faults.get(what).is_some_and(|n| *n > 0), "no {what}");
     }

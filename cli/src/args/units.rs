@@ -20,11 +20,15 @@ With --lease the primary may run its workload only while its standby renews the 
 out, `failover` on the standby needs no other proof that the primary is off. The price: the workload is \
 stopped when the standby cannot be reached for that long.
 
+With --adopt a replica that the peer has already (of syncoid, zrepl, bzfs, zfs receive) is gone on from: what \
+both have is found by guid, and nothing is sent again. Other tools' snapshots are never destroyed.
+
 Examples:
   flocker-repl protect data/db --to b
   flocker-repl protect data/db --to b --rpo 500ms --create
   flocker-repl protect data/db data/wal --to b --name db --lease 10s
-  flocker-repl protect tank/archive --to b --name archive --every 15m")]
+  flocker-repl protect tank/archive --to b --name archive --every 15m
+  flocker-repl protect data/db --to b --adopt backup/a/db")]
 pub(crate) struct ProtectArgs {
     /// The datasets on this node
     #[arg(required = true, value_name = "DATASET")]
@@ -47,6 +51,13 @@ pub(crate) struct ProtectArgs {
     /// Make datasets first that do not exist: in a vault an empty directory, in ZFS a filesystem
     #[arg(long)]
     pub(crate) create: bool,
+    /// Go on from a replica that the peer has, where it lies there: one for each dataset, in their order; by
+    /// default where replicas of that peer's grant are kept
+    #[arg(long, value_name = "DATASET_ON_PEER", num_args = 0.., conflicts_with = "create")]
+    pub(crate) adopt: Option<Vec<String>>,
+    /// With --adopt: also one that was written or has newer snapshots of its own; `resolve` there keeps that aside
+    #[arg(long, requires = "adopt")]
+    pub(crate) diverged: bool,
 }
 
 /// The promise where none is given.

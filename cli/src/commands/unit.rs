@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use flocker_core::FailureCode;
 use flocker_core::ids::UnitId;
+use flocker_core::message::Adopted;
 use flocker_core::record::{Health, HealthCheck, Hooks, Policy};
 use flocker_engine::api::{Answer, Request};
 use serde::Serialize;
@@ -26,6 +27,8 @@ struct Protected {
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
     paths: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    adopted: Vec<Adopted>,
 }
 
 pub(super) fn whole_ms(duration: Duration) -> u64 {
@@ -49,6 +52,8 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         policy,
         lease_ms: args.lease.map(whole_ms),
         create: args.create,
+        adopt: args.adopt,
+        diverged: args.diverged,
     };
     let answer = context.ask(&request).map_err(|error| {
         let missing = failure_in(&error).is_some_and(|failure| {
@@ -61,8 +66,8 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
             error
         }
     })?;
-    let (name, unit) = match answer {
-        Answer::Protected { name, unit } => (name, unit),
+    let (name, unit, adopted) = match answer {
+        Answer::Protected { name, unit, adopted } => (name, unit, adopted),
         other => return unexpected(&other),
     };
     let status = Request::Status { name: Some(name.clone()) };
@@ -75,7 +80,7 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
     };
     let out = context.out;
     if out.json {
-        out.object(&Protected { name, unit, path: paths.first().cloned(), paths })?;
+        out.object(&Protected { name, unit, path: paths.first().cloned(), paths, adopted })?;
         return Ok(Exit::Ok);
     }
     let promise = match policy {
@@ -93,6 +98,18 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
             "  its workload stops when {} cannot be reached for {}",
             args.to,
             quantity::millis(whole_ms(lease))
+        ))?;
+    }
+    for Adopted { dataset, base } in &adopted {
+        out.line(format!(
+            "  {dataset} on {} is gone on from @{base}: it is not sent again",
+            args.to
+        ))?;
+    }
+    if args.diverged {
+        out.line(format!(
+            "  if it went its own way, `flocker-repl resolve {name}` on {} shows how, and keeps that aside",
+            args.to
         ))?;
     }
     for path in paths {
@@ -178,6 +195,8 @@ mod tests {
             rpo: rpo.map(Duration::from_millis),
             every: every.map(Duration::from_millis),
             create: false,
+            adopt: None,
+            diverged: false,
         };
         assert_eq!(policy(&args), expected);
     }

@@ -143,3 +143,7 @@ pub(crate) const CALM_ROUND_MS: u64 = 500;
 /// Steps expected to bring at least this, bytes, are received resumably. A smaller one is sent again
 /// sooner than what is left of it could be looked at.
 pub(crate) const RESUMABLE_BYTES: u64 = 16 << 20;
+
+/// Snapshots of a unit that a new standby is told of, to find what it has already: their guids fit into one
+/// control message (1 MiB) with room to spare.
+pub(crate) const KNOWN_SNAPSHOTS: usize = 60_000;

@@ -3,12 +3,12 @@
 //! The transport encodes them (postcard) and delivers them in order while a connection lasts; the
 //! machines assume less: a message may be lost, late or repeated.
 
-use flocker_store::{DatasetKind, Guid, Inventory};
+use flocker_store::{DatasetKind, DatasetName, Guid, Inventory};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::ids::{AttemptId, Epoch, Incarnation, QuestionId, TransferId, UnitId, VolumeId};
-use crate::record::{Answer, Policy, WorkloadKind};
+use crate::record::{Adoption, Answer, Policy, WorkloadKind};
 
 /// A message about one unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,18 @@ pub struct VolumeIntro {
     pub modern_streams: bool,
     /// Its streams are raw, for good: encrypted blocks as they are on disk.
     pub raw: bool,
+    /// Snapshots and bookmarks that a step can start from, newest first; only said where a person has asked
+    /// for the protection, since a replica may be there already that has one of them.
+    pub known: Vec<Guid>,
+}
+
+/// A replica that was there before, and is followed now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Where it lies on the standby.
+    pub dataset: DatasetName,
+    /// The short name, there, of the newest snapshot that both sides have.
+    pub base: String,
 }
 
 /// One send, as it is offered.
@@ -103,9 +115,11 @@ pub enum Body {
         policy: Policy,
         /// See `UnitRecord::lease_ms`.
         lease_ms: Option<u64>,
+        /// Replicas that another tool made are to be taken over.
+        adoption: Option<Adoption>,
     },
-    /// Standby → primary: yes, or why not.
-    IntroReply(Result<(), Failure>),
+    /// Standby → primary: yes, and what was taken over for it, or why not.
+    IntroReply(Result<Vec<Adopted>, Failure>),
     /// Primary → standby: what do you hold?
     Survey {
         /// To be named in the answer.

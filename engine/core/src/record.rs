@@ -194,6 +194,15 @@ impl WorkloadRecord {
     }
 }
 
+/// A person wants replicas taken over that another tool made (syncoid, zrepl, bzfs, `zfs receive`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Where each lies on the standby, in the order of the volumes; empty: where a replica of ours would be.
+    pub places: Vec<DatasetName>,
+    /// Also those that were written or have newer snapshots of their own; `resolve` sets that aside.
+    pub diverged: bool,
+}
+
 /// Why a standby may take a unit over without its primary's commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -349,6 +358,8 @@ pub struct UnitRecord {
     pub role: Role,
     /// Nodes that hold replicas, while this node is primary.
     pub standbys: Vec<Fingerprint>,
+    /// Standbys that are still to take over what another tool has sent them.
+    pub adopting: BTreeMap<Fingerprint, Adoption>,
     /// The workload, where local configuration names one.
     pub workload: Option<WorkloadRecord>,
     /// Its volumes are this node's own, and their return needs no grant: it was protected here
@@ -409,6 +420,7 @@ impl UnitRecord {
             epoch,
             role,
             standbys: Vec::new(),
+            adopting: BTreeMap::new(),
             workload: None,
             own: false,
             paused: false,

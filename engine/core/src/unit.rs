@@ -20,6 +20,7 @@ use crate::io::{Effect, EventKind, Outcome};
 use crate::lease::Lease;
 use crate::message::{Body, Message};
 use crate::network::Network;
+use crate::node::Adopting;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
 use crate::replicate::{Replica, Snapshotting};
 use crate::service::{Service, Work};
@@ -59,6 +60,7 @@ pub(crate) enum Op {
         peer: Fingerprint,
         message: Box<Message>,
     },
+    NodeAdopt(Box<Adopting>),
     NodeProtect {
         request: RequestId,
         command: Box<crate::io::Command>,
@@ -189,12 +191,20 @@ impl Unit {
 
     /// The tag of our holds for this unit.
     pub(crate) fn tag(&self) -> flocker_store::HoldTag {
-        flocker_store::HoldTag(format!("flocker-repl:{}", self.record.id.short()))
+        Self::tag_of(self.record.id)
+    }
+
+    pub(crate) fn tag_of(unit: UnitId) -> flocker_store::HoldTag {
+        flocker_store::HoldTag(format!("flocker-repl:{}", unit.short()))
     }
 
     /// What the short names of our snapshots of this unit begin with.
     pub(crate) fn prefix(&self) -> String {
-        format!("flocker_{}_", self.record.id.short())
+        Self::prefix_of(self.record.id)
+    }
+
+    pub(crate) fn prefix_of(unit: UnitId) -> String {
+        format!("flocker_{}_", unit.short())
     }
 
     pub(crate) fn message(&self, body: Body) -> Message {
@@ -338,14 +348,14 @@ impl Unit {
 
     fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut body: Body) {
         say_where(&ctx.peer_name(peer), &mut body);
-        if let Body::IntroReply(Ok(()))
+        if let Body::IntroReply(Ok(_))
         | Body::SurveyReply { .. }
         | Body::ClaimReply { known: true, .. } = &body
         {
             self.is_followed(ctx, peer);
         }
         match body {
-            Body::Intro { name, volumes, policy, lease_ms } => {
+            Body::Intro { name, volumes, policy, lease_ms, adoption: _ } => {
                 self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
@@ -530,7 +540,11 @@ impl Unit {
             Op::Failover => self.failover_done(ctx, op, outcome),
             Op::Drill => self.drill_done(ctx, op, outcome),
             // The others end in the node, which owns the set of units.
-            Op::GiveBack | Op::NodeIntro { .. } | Op::NodeProtect { .. } | Op::Ahead => {}
+            Op::GiveBack
+            | Op::NodeIntro { .. }
+            | Op::NodeAdopt(_)
+            | Op::NodeProtect { .. }
+            | Op::Ahead => {}
         }
     }
 

@@ -256,6 +256,13 @@ impl Unit {
         inventory.snapshots.iter().rev().find(ours).map(|s| s.guid)
     }
 
+    /// What a standby's next step starts from: the newest snapshot of ours, or, of a replica that was adopted
+    /// and has none yet, the newest there is.
+    pub(crate) fn base_of_next(&self, at: usize) -> Option<Guid> {
+        let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
+        self.newest_of_ours(at).or_else(|| inventory?.latest().map(|s| s.guid))
+    }
+
     /// What is held: what the other side is known to start from.
     fn held_here(&self, at: usize) -> BTreeSet<Guid> {
         match self.record.role {
@@ -273,7 +280,7 @@ impl Unit {
                 held
             }
             Role::HandedOver { .. } | Role::Following { .. } | Role::Ready { .. } => {
-                self.newest_of_ours(at).into_iter().collect()
+                self.base_of_next(at).into_iter().collect()
             }
         }
     }

@@ -6,6 +6,8 @@
 //! protocol shows up as a difference of the snapshot: `INSTA_UPDATE=always cargo test -p flocker-core
 //! --test machine` accepts it.
 
+#[path = "machine/adopt.rs"]
+mod adopt;
 #[path = "machine/ahead.rs"]
 mod ahead;
 #[path = "machine/late.rs"]

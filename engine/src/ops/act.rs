@@ -418,15 +418,20 @@ fn give_back(
         Err(StoreError::NoDataset { .. }) => return Ok(()),
         Err(other) => return Err(other),
     };
+    if store.capabilities().holds {
+        // Also on what others have taken: the base of a replica that was adopted.
+        let held = inventory.snapshots.iter().filter(|s| s.holds > 0).map(|s| s.name.clone());
+        let held: Vec<SnapshotName> = held.collect();
+        if !held.is_empty() {
+            store.release(tag, &held)?;
+        }
+    }
     let mut ours: Vec<SnapshotName> = inventory
         .snapshots
         .into_iter()
         .map(|snapshot| snapshot.name)
         .filter(|name| name.short().starts_with(prefix))
         .collect();
-    if store.capabilities().holds && !ours.is_empty() {
-        store.release(tag, &ours)?;
-    }
     if keep_newest {
         ours.pop();
     }

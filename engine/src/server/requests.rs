@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flocker_core::ids::{UnitId, VolumeId};
-use flocker_core::record::{Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
+use flocker_core::record::{Adoption, Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
@@ -115,7 +115,7 @@ impl Api {
     async fn done(&self, command: Command) -> End {
         self.command(command).await.map(|reply| match reply {
             Reply::Done => Answer::Done,
-            Reply::Protected { name, unit } => Answer::Protected { name, unit },
+            Reply::Protected { name, unit, adopted } => Answer::Protected { name, unit, adopted },
             Reply::Migrated(report) => Answer::Migrated(report),
             Reply::AlreadyThere { name, epoch } => Answer::AlreadyThere { name, epoch },
             Reply::MigrationPlan(plan) => Answer::MigrationPlan(plan),
@@ -220,11 +220,14 @@ async fn grant(
 }
 
 async fn protect(api: &Arc<Api>, request: Request) -> End {
-    let Request::Protect { datasets, to, name, policy, lease_ms, create } = request else {
+    let Request::Protect { datasets, to, name, policy, lease_ms, create, adopt, diverged } =
+        request
+    else {
         unreachable!("only called for it");
     };
     let datasets = datasets.iter().map(|given| api.dataset(given));
     let datasets = datasets.collect::<Result<Vec<_>, _>>()?;
+    let adoption = adopt.map(|places| adoption(&places, diverged)).transpose()?;
     // Before anything is made: the core would refuse these too, but only afterwards.
     flocker_core::node::check_group(&datasets)?;
     let known = api.hub.peers();
@@ -247,7 +250,16 @@ async fn protect(api: &Arc<Api>, request: Request) -> End {
     let volumes = datasets.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
     let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
     let unit = UnitId(random()?);
-    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms }).await
+    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption }).await
+}
+
+/// Names on the peer: whether they are any is checked here, where they lie is known only there.
+fn adoption(places: &[String], diverged: bool) -> Result<Adoption, Failure> {
+    let named = |given: &String| {
+        DatasetName::new(given.as_str())
+            .map_err(|error| refused(FailureCode::BadRequest, format!("--adopt: {error}")))
+    };
+    Ok(Adoption { places: places.iter().map(named).collect::<Result<_, _>>()?, diverged })
 }
 
 fn create_missing(store: &dyn Store, dataset: &DatasetName) -> End {

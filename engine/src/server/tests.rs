@@ -173,6 +173,8 @@ fn protect(rpo_ms: u64) -> Request {
         policy: Policy::Rpo(rpo_ms),
         lease_ms: None,
         create: true,
+        adopt: None,
+        diverged: false,
     }
 }
 

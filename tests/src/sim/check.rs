@@ -59,6 +59,8 @@ pub enum Rule {
     Foretold,
     /// What a failover left behind is kept on the node that has it.
     SetAside,
+    /// Snapshots of other tools are never destroyed.
+    Foreign,
     /// After healing: one primary, running, its standby within its RPO.
     Heals,
     /// After healing: no snapshot or hold is left over.
@@ -295,6 +297,9 @@ impl World {
                         format!("n{node} asks to settle {attempt} before its commit is durable");
                     self.violate(Rule::DurableFirst, text);
                 }
+            }
+            Body::IntroReply(Ok(adopted)) if !adopted.is_empty() => {
+                self.coverage.fault("adopted");
             }
             Body::StepReply { transfer: _, outcome: Ok(guid) } => {
                 self.remember_confirmed(node, message.unit, *guid);

@@ -1,9 +1,11 @@
 //! What must hold once every fault is over and some minutes have passed.
 
+use flocker_core::node::SNAPSHOT_PREFIX;
 use flocker_core::record::Role;
 
 use super::check::Rule;
 use super::host::fingerprint_of;
+use super::store::Snap;
 use super::world::World;
 
 /// Snapshots of ours that a volume may keep on a node when all is quiet.
@@ -37,6 +39,7 @@ impl World {
     /// With the workloads at rest: equal on both sides, nothing left over.
     pub(super) fn check_rested(&mut self) {
         self.check_kept();
+        self.check_foreign();
         for unit in 0..self.units.len() {
             if self.judge(unit) {
                 self.check_roles(unit);
@@ -164,9 +167,11 @@ impl World {
         let id = self.units[unit].id;
         for node in 0..self.hosts.len() {
             let Some(dataset) = self.dataset_of(node, id) else { continue };
+            let ours = |s: &&Snap| s.short.starts_with(SNAPSHOT_PREFIX);
             let names: Vec<String> = dataset
                 .snapshots
                 .iter()
+                .filter(ours)
                 .map(|s| format!("{}{}", s.short, if s.holds.is_empty() { "" } else { " (held)" }))
                 .collect();
             let held = dataset.snapshots.iter().filter(|s| !s.holds.is_empty()).count();

@@ -12,6 +12,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod actions;
+mod adopt;
 pub mod bulk;
 pub mod check;
 pub mod check_final;

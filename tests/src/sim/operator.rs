@@ -13,6 +13,7 @@ use super::check::Rule;
 use super::content::Content;
 use super::faults::BY_HAND;
 use super::host::{Asked, dataset_name, fingerprint_of};
+use super::scenario::Found;
 use super::takeover::Loss;
 use super::world::{Ev, World};
 
@@ -104,6 +105,7 @@ impl World {
             losses: Vec::new(),
             last_move: None,
         });
+        self.make_found(index);
     }
 
     /// The model's unit with this id.
@@ -251,7 +253,7 @@ impl World {
             let known = self.hosts[node].durable.units.values().any(|r| r.name == name);
             if known && !self.is_open(node, "unprotect") {
                 self.ask(node, unit, "unprotect", Command::Unprotect { name: name.clone() });
-            } else if !known && self.bulks.is_empty() {
+            } else if !known && self.bulks.is_empty() && self.scenario.found == Found::Nothing {
                 self.hosts[node].store.datasets.retain(|name, _| !name.is_within(&dataset));
             }
         }
@@ -275,6 +277,7 @@ impl World {
             name: Some(model.name.clone()),
             policy: self.scenario.policy,
             lease_ms: self.scenario.lease_ms,
+            adoption: self.adoption(),
         };
         self.ask(0, unit, "protect", command);
     }
@@ -296,13 +299,14 @@ impl World {
             name: Some(record.name.clone()),
             policy: self.scenario.policy,
             lease_ms: self.scenario.lease_ms,
+            adoption: None,
         };
         self.ask(owner, unit, "protect", command);
     }
 
     /// A standby that somebody changed by hand is let follow again.
     fn resolve_what_went_apart(&mut self, unit: usize) {
-        if !self.scenario.by_hand {
+        if !self.scenario.by_hand && self.scenario.found != Found::Apart {
             return;
         }
         let id = self.units[unit].id;

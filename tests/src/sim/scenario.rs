@@ -78,6 +78,8 @@ pub struct Scenario {
     pub lease_ms: Option<u64>,
     /// Somebody changes standbys by hand, and lets them follow again. In one seed of eight.
     pub by_hand: bool,
+    /// What the standby has of the volumes before anything is protected. Something in one seed of eight.
+    pub found: Found,
     /// Bytes in a volume before the workload starts.
     pub preload_bytes: u64,
     /// Bytes of one record.
@@ -124,6 +126,17 @@ pub struct Scenario {
     pub planted: Option<PlantedBug>,
 }
 
+/// A replica that another tool made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// There is none.
+    Nothing,
+    /// As it was sent.
+    Replica,
+    /// With a snapshot of its own: it is followed, and resolved.
+    Apart,
+}
+
 /// Something that the simulator's stores and hosts do wrong on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelBug {
@@ -158,6 +171,11 @@ impl Scenario {
             policy: if rng.one_in(4) { Policy::Every(rpo) } else { Policy::Rpo(rpo) },
             lease_ms: (nodes == 2 && rng.one_in(4)).then(|| rng.log_range(3_000, 30_000)),
             by_hand: nodes == 2 && seed % 8 == 5,
+            found: match (nodes, seed % 32) {
+                (2, 3 | 19) => Found::Replica,
+                (2, 11 | 27) => Found::Apart,
+                _ => Found::Nothing,
+            },
             preload_bytes: rng.log_range(1_000, 400_000_000),
             record_bytes,
             write_every_ms: rng.log_range(20, 800),

@@ -182,6 +182,23 @@ impl Store {
         self.datasets.insert(name, dataset);
     }
 
+    /// Another tool has brought a replica to the newest snapshot of `source`; it is mounted, read-only.
+    pub fn replicate_by_hand(&mut self, replica: &DatasetName, source: &Dataset) {
+        let guid = self.fresh_guid();
+        self.txg += 1;
+        let txg = self.txg;
+        let kept = self.datasets.entry(replica.clone()).or_insert_with(|| Dataset {
+            guid,
+            writable: false,
+            snapshots: Vec::new(),
+            ..source.clone()
+        });
+        if let Some(newest) = source.snapshots.last() {
+            kept.live = newest.content.clone();
+            kept.snapshots.push(Snap { createtxg: txg, ..newest.clone() });
+        }
+    }
+
     /// The host lost its power: mounts are gone, data and properties are not.
     pub fn host_crashed(&mut self) {
         for dataset in self.datasets.values_mut() {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use flocker_core::ids::{OpId, TransferId, UnitId};
 use flocker_core::{Failure, Input, Message};
-use flocker_store::{DatasetName, Snapshot};
+use flocker_store::{DatasetName, Guid, Snapshot};
 
 use super::bulk::Bulk;
 use super::check::{Memory, Rule, Violation};
@@ -148,6 +148,8 @@ impl Ord for Scheduled {
 #[derive(Debug)]
 pub struct World {
     pub(super) scenario: Scenario,
+    /// Snapshots that another tool has taken and sent, and where.
+    pub(super) foreign: Vec<(usize, Guid)>,
     pub(super) rng: Rng,
     pub(super) now_ms: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -209,6 +211,7 @@ impl World {
             stamps: 0,
             lives: 0,
             requests: 0,
+            foreign: Vec::new(),
             scenario,
         };
         world.begin();

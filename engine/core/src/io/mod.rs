@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::ids::{Fingerprint, OpId, RequestId, TransferId, UnitId, VolumeId};
 use crate::message::Message;
-use crate::record::{Grant, JournalChange, Mirror, PeerRecord, Policy, WorkloadRecord};
+use crate::record::{Adoption, Grant, JournalChange, Mirror, PeerRecord, Policy, WorkloadRecord};
 
 pub use action::{Action, Inspected, MirrorState, Outcome};
 pub use report::*;
@@ -118,6 +118,8 @@ pub enum Command {
         policy: Policy,
         /// See `UnitRecord::lease_ms`.
         lease_ms: Option<u64>,
+        /// Take over what another tool has sent to that standby.
+        adoption: Option<Adoption>,
     },
     /// Set the workload of a unit; started if the unit is primary here.
     SetWorkload {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::ids::{AttemptId, Fingerprint, UnitId};
+use crate::message::Adopted;
 use crate::record::Proof;
 
 /// Answers to people.
@@ -18,6 +19,8 @@ pub enum Reply {
         name: String,
         /// Its id.
         unit: UnitId,
+        /// Replicas that the standby had already, and that are gone on from.
+        adopted: Vec<Adopted>,
     },
     /// `Migrate`: it moved.
     Migrated(Box<MigrationReport>),

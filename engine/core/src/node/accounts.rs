@@ -82,7 +82,7 @@ impl Unit {
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         say(inventory.and_then(|i| i.latest()).map(|s| s.guid).into_iter().collect(), "newest");
         if self.record.role.is_standby() {
-            say(self.newest_of_ours(at).into_iter().collect(), "base of the next step");
+            say(self.base_of_next(at).into_iter().collect(), "base of the next step");
         }
         all
     }

@@ -6,8 +6,9 @@ use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, Now, RequestId, UnitId};
 use crate::io::{Action, Command, Effect, Outcome, Reply};
 use crate::limits::{LEASE_LEAST_MS, MAX_VOLUMES, SILENT_MS};
-use crate::record::{Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord};
-use crate::replicate::Replica;
+use crate::record::{
+    Adoption, Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord,
+};
 use crate::unit::{Op, Unit};
 use std::collections::BTreeMap;
 
@@ -259,7 +260,8 @@ impl Node {
         command: Command,
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, volumes, to, name, policy, lease_ms } = command else {
+        let Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption } = command
+        else {
             unreachable!("only called for it");
         };
         let peer = find_peer(&self.peers, &to)?;
@@ -295,7 +297,7 @@ impl Node {
                 return refuse(FailureCode::Exists, text);
             }
             let mut ctx = ctx!(self, now);
-            return existing.add_standby(&mut ctx, request, peer, policy, lease_ms);
+            return existing.add_standby(&mut ctx, request, peer, policy, lease_ms, adoption);
         }
         let claimed =
             found.iter().zip(&volumes).find_map(|(f, (_, d))| Some((f.mirror.as_ref()?, d)));
@@ -330,6 +332,7 @@ impl Node {
         let epoch = Epoch { number: 1, owner: self.config.fingerprint, attempt };
         let mut record = UnitRecord::new(unit, name, volumes, policy, epoch, Role::Serving);
         record.standbys = vec![peer];
+        record.adopting = adoption.map(|a| (peer, a)).into_iter().collect();
         record.own = true;
         record.lease_ms = lease_ms;
         self.serve_new(now, record, request, peer);
@@ -419,15 +422,6 @@ pub(super) fn find_peer(
 }
 
 impl Unit {
-    /// `protect` is answered when the standby has.
-    pub(super) fn expect_protection(&mut self, ctx: &Ctx, request: RequestId, peer: Fingerprint) {
-        let mut replica = Replica::new(peer);
-        replica.protect_request = Some(request);
-        replica.protect_since = ctx.now.mono_ms;
-        replica.up();
-        self.replicas.insert(peer, replica);
-    }
-
     pub(super) fn add_standby(
         &mut self,
         ctx: &mut Ctx,
@@ -435,6 +429,7 @@ impl Unit {
         peer: Fingerprint,
         policy: Policy,
         lease_ms: Option<u64>,
+        adoption: Option<Adoption>,
     ) -> Result<(), Failure> {
         let name = self.record.name.clone();
         if self.record.role != Role::Serving {
@@ -456,16 +451,20 @@ impl Unit {
             );
             return Err(Failure::refused(FailureCode::Busy, text));
         }
+        if let Some(adoption) = adoption.clone().filter(|_| self.record.standbys.contains(&peer)) {
+            return self.adopt_after_all(ctx, request, peer, adoption);
+        }
         if self.record.standbys.contains(&peer) {
             // Already protected: the promise may have changed.
             self.record.policy = policy;
             self.record.lease_ms = lease_ms;
             self.persist(ctx);
             let unit = self.record.id;
-            ctx.reply(request, Ok(Reply::Protected { name, unit }));
+            ctx.reply(request, Ok(Reply::Protected { name, unit, adopted: Vec::new() }));
             return Ok(());
         }
         self.record.standbys.push(peer);
+        self.record.adopting.extend(adoption.map(|a| (peer, a)));
         self.persist(ctx);
         self.expect_protection(ctx, request, peer);
         Ok(())

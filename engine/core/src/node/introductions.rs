@@ -1,12 +1,15 @@
 //! A peer wants this node to keep replicas of a unit that it did not know.
 
+use flocker_store::{DatasetName, Inventory, SnapshotName};
+
 use super::Node;
+use super::adoptions::{self, Place};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{Fingerprint, Now, OpId};
 use crate::io::{Effect, Inspected, Outcome};
-use crate::message::{Body, Message, VolumeIntro};
-use crate::record::{JournalChange, Policy, Role, UnitRecord, VolumeRecord};
+use crate::message::{Adopted, Body, Message, VolumeIntro};
+use crate::record::{Adoption, JournalChange, Role, UnitRecord, VolumeRecord};
 use crate::standby;
 use crate::unit::{Op, Unit};
 
@@ -17,6 +20,7 @@ impl Node {
         };
         match what {
             Op::NodeIntro { peer, message } => self.introduced(now, peer, *message, outcome),
+            Op::NodeAdopt(adopting) => self.adoption_done(now, *adopting, outcome),
             Op::NodeProtect { request, command } => {
                 self.protect_inspected(now, request, *command, outcome);
             }
@@ -46,21 +50,33 @@ impl Node {
         message: Message,
         outcome: Result<Outcome, Failure>,
     ) {
-        let Body::Intro { name, volumes, policy, lease_ms } = &message.body else {
-            unreachable!("only introductions are looked into");
-        };
-        if self.units.contains_key(&message.unit) {
+        if self.units.contains_key(&message.unit) || self.is_adopting(message.unit) {
             // Introduced twice while we were looking, and long answered; epochs may have moved on.
             return;
         }
-        if nothing_there(&outcome) && self.let_go_of_namesake(now, peer, &message, name) {
+        if self.let_go_of_namesake(now, peer, &message, &outcome) {
             return; // Introduced again soon, when the name is free.
         }
-        let answer =
-            self.introduce(now, peer, &message, name, volumes, (*policy, *lease_ms), outcome);
-        let mut ctx = ctx!(self, now);
+        match self.judge_intro(now, peer, &message, outcome) {
+            Ok(intro) if intro.adopted.is_empty() => {
+                self.follow(now, peer, &message, &intro.datasets, Vec::new());
+                self.answer_intro(now, peer, &message, Ok(Vec::new()));
+            }
+            Ok(intro) => self.begin_adoption(now, peer, message, intro),
+            Err(failure) => self.answer_intro(now, peer, &message, Err(failure)),
+        }
+    }
+
+    pub(super) fn answer_intro(
+        &mut self,
+        now: Now,
+        peer: Fingerprint,
+        message: &Message,
+        answer: Result<Vec<Adopted>, Failure>,
+    ) {
         let body = Body::IntroReply(answer);
-        ctx.send(peer, Message { unit: message.unit, epoch: message.epoch, body });
+        let message = Message { unit: message.unit, epoch: message.epoch, body };
+        ctx!(self, now).send(peer, message);
     }
 
     /// Names are unique on the peer, so a unit of the same name that follows this very peer is one
@@ -71,16 +87,20 @@ impl Node {
         now: Now,
         peer: Fingerprint,
         message: &Message,
-        name: &str,
+        outcome: &Result<Outcome, Failure>,
     ) -> bool {
+        let (Body::Intro { name, .. }, Ok(Outcome::Inspected(found))) = (&message.body, outcome)
+        else {
+            return false;
+        };
         if message.epoch.owner != peer {
             return false;
         }
         let namesake = self.units.values_mut().find(|u| {
             let follows = matches!(u.record.role, Role::Following { source } if source == peer);
             // What was looked at may be older than what was received meanwhile.
-            let empty = !u.standby.is_busy() && !u.local.exists.contains(&true);
-            u.record.name == name && u.record.id != message.unit && follows && empty
+            let empty = !u.standby.is_busy() && u.has_nothing_of_ours(found);
+            u.record.name == *name && u.record.id != message.unit && follows && empty
         });
         let Some(unit) = namesake else {
             return false;
@@ -91,36 +111,73 @@ impl Node {
         true
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an introduction taken apart, in one place")]
-    pub(super) fn introduce(
+    /// Whether this node can keep what is introduced, and where.
+    fn judge_intro(
         &mut self,
         now: Now,
         peer: Fingerprint,
         message: &Message,
-        name: &str,
-        volumes: &[VolumeIntro],
-        (policy, lease_ms): (Policy, Option<u64>),
         outcome: Result<Outcome, Failure>,
-    ) -> Result<(), Failure> {
-        let refuse = |code, text: String| Err(Failure::refused(code, text));
+    ) -> Result<Introduction, Failure> {
+        let Body::Intro { name, volumes, adoption, .. } = &message.body else {
+            unreachable!("only introductions are looked into");
+        };
         if message.epoch.owner != peer {
-            return refuse(FailureCode::Conflict, format!("{name} is not yours to introduce"));
+            let text = format!("{name} is not yours to introduce");
+            return Err(Failure::refused(FailureCode::Conflict, text));
         }
-        if self.units.values().any(|u| u.record.name == name) {
-            let text = format!("this node has another unit named {name}; protect with --name");
-            return refuse(FailureCode::Exists, text);
-        }
-        let datasets = intro_datasets(&ctx!(self, now), peer, name, volumes)?;
+        let datasets = intro_datasets(&ctx!(self, now), peer, name, volumes, adoption.as_ref())?;
+        self.may_follow(message, &datasets)?;
         let Outcome::Inspected(found) = outcome? else {
             unreachable!("asked for an inspection");
         };
-        for (found, dataset) in found.iter().zip(&datasets) {
-            check_place(found, dataset, message)?;
+        let mut adopted = Vec::new();
+        for ((found, dataset), volume) in found.iter().zip(&datasets).zip(volumes) {
+            match check_place(found, dataset, message, volume, adoption.as_ref())? {
+                Place::Ours => {}
+                Place::Adopt(base) => adopted.push(base),
+            }
         }
+        Ok(Introduction { datasets, adopted })
+    }
+
+    /// Neither its name nor its places are another unit's.
+    pub(super) fn may_follow(
+        &self,
+        message: &Message,
+        datasets: &[DatasetName],
+    ) -> Result<(), Failure> {
+        let Body::Intro { name, .. } = &message.body else {
+            unreachable!("only introductions are looked into");
+        };
+        if self.units.values().any(|u| u.record.name == *name) {
+            let text = format!("this node has another unit named {name}; protect with --name");
+            return Err(Failure::refused(FailureCode::Exists, text));
+        }
+        for unit in self.units.values() {
+            if let Some(v) = unit.record.volumes.iter().find(|v| datasets.contains(&v.dataset)) {
+                return Err(adoptions::taken(&v.dataset, &unit.record.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on it is a standby of the peer.
+    pub(super) fn follow(
+        &mut self,
+        now: Now,
+        peer: Fingerprint,
+        message: &Message,
+        datasets: &[DatasetName],
+        adopted: Vec<Adopted>,
+    ) {
+        let Body::Intro { name, volumes, policy, lease_ms, adoption: _ } = &message.body else {
+            unreachable!("only introductions are looked into");
+        };
         let volumes = (volumes.iter().zip(datasets))
             .map(|(v, dataset)| VolumeRecord {
                 id: v.id,
-                dataset,
+                dataset: dataset.clone(),
                 kind: v.kind,
                 modern_streams: v.modern_streams,
                 raw: v.raw,
@@ -128,23 +185,46 @@ impl Node {
             .collect();
         let role = Role::Following { source: peer };
         let mut record =
-            UnitRecord::new(message.unit, name.to_owned(), volumes, policy, message.epoch, role);
-        record.lease_ms = lease_ms;
+            UnitRecord::new(message.unit, name.clone(), volumes, *policy, message.epoch, role);
+        record.lease_ms = *lease_ms;
         let mut unit = Unit::new(record);
+        unit.standby.adopted = adopted;
         let mut ctx = ctx!(self, now);
         unit.persist(&mut ctx);
         unit.enter_role(&mut ctx);
         self.orphans.retain(|_, m| m.unit != message.unit);
         self.units.insert(unit.id(), unit);
-        Ok(())
     }
 }
 
-fn nothing_there(outcome: &Result<Outcome, Failure>) -> bool {
-    match outcome {
-        Ok(Outcome::Inspected(found)) => found.iter().all(|f| f.info.is_none()),
-        _ => false,
+impl Unit {
+    /// Whether, as far as was found, no step of this unit has come here yet.
+    fn has_nothing_of_ours(&self, found: &[Inspected]) -> bool {
+        let prefix = self.prefix();
+        let ours = |i: &Inventory| i.snapshots.iter().any(|s| s.name.short().starts_with(&prefix));
+        if found.iter().any(|f| ours(&f.inventory)) {
+            return false;
+        }
+        let known = self.local.inventories.as_deref();
+        self.local.exists.iter().enumerate().all(|(at, exists)| match known {
+            _ if !exists => true,
+            Some(inventories) => inventories.get(at).is_none_or(|i| !ours(i)),
+            // What was found just now is all that is known.
+            None => found
+                .iter()
+                .flat_map(|f| &f.info)
+                .any(|i| self.record.volumes.get(at).is_some_and(|v| v.dataset == i.name)),
+        })
     }
+}
+
+/// An introduction that this node can follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Introduction {
+    /// Where each volume is kept.
+    pub(super) datasets: Vec<DatasetName>,
+    /// Of replicas that are there already, and not this unit's: the newest snapshot that the primary has, too.
+    pub(super) adopted: Vec<SnapshotName>,
 }
 
 /// Where the volumes of a unit that a peer introduces would be kept.
@@ -153,7 +233,8 @@ pub(super) fn intro_datasets(
     peer: Fingerprint,
     name: &str,
     volumes: &[VolumeIntro],
-) -> Result<Vec<flocker_store::DatasetName>, Failure> {
+    adoption: Option<&Adoption>,
+) -> Result<Vec<DatasetName>, Failure> {
     standby::check_intro(ctx, peer, false, volumes)?;
     let bad = |text: &str| Err(Failure::refused(FailureCode::BadRequest, text));
     if name.contains('/') || volumes.is_empty() {
@@ -163,17 +244,22 @@ pub(super) fn intro_datasets(
         return bad("nothing is granted");
     };
     let count = volumes.len();
+    if let Some(adoption) = adoption.filter(|a| !a.places.is_empty()) {
+        return adoptions::places(ctx, peer, &grant, name, (count, adoption));
+    }
     volumes.iter().map(|v| standby::replica_dataset(&grant, name, count, &v.leaf)).collect()
 }
 
-/// Whether a replica may be kept at `dataset`: it is free, or held by this very unit before.
-pub(super) fn check_place(
+/// Whether a replica may be kept at `dataset`: it is free, held by this very unit before, or to be adopted.
+fn check_place(
     found: &Inspected,
-    dataset: &flocker_store::DatasetName,
+    dataset: &DatasetName,
     message: &Message,
-) -> Result<(), Failure> {
-    if found.info.is_none() {
-        return Ok(());
+    volume: &VolumeIntro,
+    adoption: Option<&Adoption>,
+) -> Result<Place, Failure> {
+    if found.info.is_none() && adoption.is_none() {
+        return Ok(Place::Ours);
     }
     match &found.mirror {
         Some(mirror) if mirror.unit == message.unit => {
@@ -184,14 +270,16 @@ pub(super) fn check_place(
                 );
                 return Err(Failure::refused(FailureCode::Conflict, text));
             }
-            Ok(())
+            Ok(Place::Ours)
         }
-        _ => {
+        Some(mirror) if adoption.is_some() => {
             let text = format!(
-                "{dataset} exists on the standby and is no replica of this unit; protect with \
-                 another --name, or rename it there"
+                "{dataset} says that it belongs to unit {}; end its protection there first, or take \
+                 `flocker-repl:id` off it (`zfs inherit`) if that unit is gone for good",
+                mirror.unit
             );
-            Err(Failure::refused(FailureCode::Exists, text))
+            Err(Failure::refused(FailureCode::Conflict, text))
         }
+        _ => adoptions::judge(found, dataset, volume, adoption),
     }
 }

@@ -12,6 +12,7 @@ macro_rules! ctx {
 }
 
 mod accounts;
+mod adoptions;
 mod commands;
 mod introductions;
 mod picture;
@@ -27,6 +28,8 @@ use crate::record::{Mirror, PeerRecord};
 use crate::unit::{Op, Unit};
 
 use introductions::intro_datasets;
+
+pub(crate) use adoptions::Adopting;
 
 pub use accounts::{SNAPSHOT_PREFIX, TAG_PREFIX, UnitAccount, VolumeAccount};
 pub use commands::check_group;
@@ -293,10 +296,13 @@ impl Node {
     }
 
     fn message_for_unknown(&mut self, now: Now, peer: Fingerprint, message: Message) {
+        let adopting = self.is_adopting(message.unit);
         let mut ctx = ctx!(self, now);
         match &message.body {
-            Body::Intro { name, volumes, .. } => {
-                let datasets = intro_datasets(&ctx, peer, name, volumes);
+            // While replicas are being taken over it has its answer coming.
+            Body::Intro { .. } if adopting => {}
+            Body::Intro { name, volumes, adoption, .. } => {
+                let datasets = intro_datasets(&ctx, peer, name, volumes, adoption.as_ref());
                 match datasets {
                     Ok(datasets) => {
                         let unit = message.unit;
@@ -349,9 +355,9 @@ impl Node {
             | Body::LeaseReply { .. }
             | Body::ClaimReply { .. }
             | Body::CompareReply { .. }
-            | Body::Drop
             | Body::Stale
             | Body::Unknown => {}
+            Body::Drop => self.drop_adoption(peer, message.unit),
         }
     }
 }

@@ -14,6 +14,7 @@
 //! thing that happens is a look at both inventories.
 
 mod compare;
+mod introduce;
 mod rounds;
 mod snapshots;
 mod stepback;
@@ -25,11 +26,11 @@ use flocker_store::{Guid, Inventory, Partial, SendSpec, Snapshot};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId, VolumeId};
-use crate::io::{Action, Effect, Reply, RoundReport};
+use crate::io::{Action, Effect, RoundReport};
 use crate::limits::{
     BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES, ROUND_GAP_MS,
 };
-use crate::message::{Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::message::{Adopted, Body, StepOffer, VolumeSurvey};
 use crate::node::PlantedBug;
 use crate::plan::{self, Plan};
 use crate::record::{Policy, Role};
@@ -93,6 +94,8 @@ pub(crate) struct Replica {
     /// `protect` waits for its answer.
     pub(crate) protect_request: Option<RequestId>,
     pub(crate) protect_since: u64,
+    /// What it had already, and goes on from.
+    adopted: Vec<Adopted>,
     /// It agreed to keep replicas, at least once since this machine began.
     introduced: bool,
     pub(crate) failure: Option<Failure>,
@@ -180,6 +183,7 @@ impl Replica {
             protect_request: None,
             introduced: false,
             protect_since: 0,
+            adopted: Vec::new(),
             failure: None,
             failures: 0,
             rounds: 0,
@@ -352,74 +356,6 @@ impl Unit {
 
     // ---- asking -------------------------------------------------------------------------------
 
-    pub(crate) fn on_intro_reply(
-        &mut self,
-        ctx: &mut Ctx,
-        peer: Fingerprint,
-        answer: Result<(), Failure>,
-    ) {
-        let Some(replica) = self.replicas.get_mut(&peer) else {
-            return;
-        };
-        if !matches!(replica.state, State::Introducing { .. }) {
-            return;
-        }
-        match answer {
-            Ok(()) => {
-                let question = ctx.new_question();
-                let (theirs, was_primary) = (None, false);
-                replica.state = State::Surveying { ask_at: 0, question, theirs, was_primary };
-                self.local.inventories = None;
-                replica.introduced = true;
-            }
-            Err(failure) if replica.protect_request.is_some() => {
-                self.refuse_protection(ctx, peer, failure);
-            }
-            Err(failure) => self.round_failed(ctx, peer, failure),
-        }
-    }
-
-    /// `protect` is answered when the standby has agreed and the volume is reachable here.
-    fn answer_protection(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
-        let Some(replica) = self.replicas.get_mut(&peer).filter(|r| r.introduced) else {
-            return;
-        };
-        match (&self.service, replica.protect_request) {
-            (Service::Up { .. }, Some(request)) => {
-                replica.protect_request = None;
-                let (name, unit) = (self.record.name.clone(), self.record.id);
-                ctx.reply(request, Ok(Reply::Protected { name, unit }));
-            }
-            (Service::Failed { .. }, Some(_)) => {
-                let unnamed = || {
-                    let text = format!("{} could not be made reachable", self.record.name);
-                    Failure::refused(FailureCode::Other, text)
-                };
-                let failure = self.alarm.clone().unwrap_or_else(unnamed);
-                self.refuse_protection(ctx, peer, failure);
-            }
-            _ => {}
-        }
-    }
-
-    /// `protect` could not be carried out: as if it had never been asked.
-    fn refuse_protection(&mut self, ctx: &mut Ctx, peer: Fingerprint, failure: Failure) {
-        let Some(mut replica) = self.replicas.remove(&peer) else {
-            return;
-        };
-        replica.down(ctx, self.record.id);
-        self.record.standbys.retain(|s| *s != peer);
-        let request = replica.protect_request.take();
-        if self.record.standbys.is_empty() {
-            self.end(ctx, request, Some(failure), false);
-        } else {
-            self.persist(ctx);
-            if let Some(request) = request {
-                ctx.reply(request, Err(failure));
-            }
-        }
-    }
-
     pub(crate) fn on_unknown(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         if let Role::HandedOver { attempt, target, .. } = self.record.role {
             if peer == target {
@@ -554,11 +490,7 @@ impl Unit {
             return self.refuse_protection(ctx, peer, failure);
         }
         match &mut replica.state {
-            State::Introducing { ask_at } if now >= *ask_at => {
-                *ask_at = now + RESEND_MS;
-                let body = self.intro(ctx);
-                self.say(ctx, peer, body);
-            }
+            State::Introducing { ask_at } if now >= *ask_at => self.introduce(ctx, peer),
             State::SteppingBack { ask_at, question, bases } if now >= *ask_at => {
                 *ask_at = now + RESEND_MS;
                 let body = Body::StepBack { question: *question, bases: bases.clone() };
@@ -601,23 +533,6 @@ impl Unit {
         }
     }
 
-    fn intro(&self, ctx: &Ctx) -> Body {
-        let volumes = self.record.volumes.iter().map(|v| VolumeIntro {
-            id: v.id,
-            leaf: v.dataset.leaf().to_owned(),
-            kind: v.kind,
-            // A vault sends a replica on in the dialect in which it came.
-            modern_streams: ctx.config.store.modern_streams.unwrap_or(v.modern_streams),
-            raw: v.raw,
-        });
-        Body::Intro {
-            name: self.record.name.clone(),
-            volumes: volumes.collect(),
-            policy: self.record.policy,
-            lease_ms: self.record.lease_ms,
-        }
-    }
-
     fn advance_snapshots(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
         let Some(due) = self.next_due() else {
@@ -627,7 +542,7 @@ impl Unit {
             return;
         }
         match self.newest() {
-            Some(newest) if !self.cutover_converging() => {
+            Some(newest) if !self.cutover_converging() && !self.nothing_of_ours() => {
                 let since = newest.iter().map(|s| s.name.clone()).collect();
                 let op = ctx.run(self.id(), Op::Changed, Action::Changed { since });
                 self.snapshotting.running = Some(Running { op, since: ctx.now });
@@ -660,6 +575,12 @@ impl Unit {
         let states = self.replicas.values().flat_map(|r| {
             let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
             let state = match &r.state {
+                State::Introducing { .. } if self.looks_for_introduction(r) => None,
+                State::Introducing { ask_at } if self.tells_snapshots(r) => {
+                    let look_at = self.snapshotting.retry_at;
+                    let known = self.local.inventories.is_some();
+                    Some(if known { *ask_at } else { look_at.max(*ask_at) })
+                }
                 State::Introducing { ask_at } => Some(*ask_at),
                 State::Surveying { ask_at, theirs: None, .. } => Some((*ask_at).max(from)),
                 // Both are known, or nobody looks: it only waits for its time.

@@ -17,7 +17,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, TransferId, VolumeId};
 use crate::io::{Action, Outcome};
-use crate::message::{ActivationTimes, Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::message::{ActivationTimes, Adopted, Body, StepOffer, VolumeIntro, VolumeSurvey};
 use crate::record::{Grant, Policy, Role};
 use crate::unit::{Op, Unit};
 
@@ -52,6 +52,8 @@ pub(crate) struct StandbyView {
     pub(crate) arrived: Option<(AttemptId, Vec<(VolumeId, Guid)>)>,
     /// Since it arrived its workload ran where clients could find it.
     pub(crate) answered: bool,
+    /// What was here before, and is followed since our start.
+    pub(crate) adopted: Vec<Adopted>,
     /// Steps received since our start.
     pub(crate) received: u64,
     /// The last activation of this unit here, for whoever wants to predict the next.
@@ -191,7 +193,8 @@ impl Unit {
         lease_ms: Option<u64>,
     ) {
         let answer = if self.follows(peer) {
-            check_intro(ctx, peer, self.record.own, volumes)
+            // The first answer may have been lost.
+            check_intro(ctx, peer, self.record.own, volumes).map(|()| self.standby.adopted.clone())
         } else {
             Err(self.not_following(ctx, peer))
         };

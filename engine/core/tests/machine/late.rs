@@ -162,7 +162,7 @@ fn whoever_serves_by_a_failover_gives_way_to_a_newer_owner_that_serves() {
 
 /// A standby says that it follows.
 fn hear_reply(pair: &mut Pair) -> Vec<String> {
-    hear(pair, 1, Body::IntroReply(Ok(())))
+    hear(pair, 1, Body::IntroReply(Ok(Vec::new())))
 }
 
 #[test]

@@ -73,6 +73,10 @@ pub(crate) struct Pair {
     pub(crate) rounds_in_full: usize,
     /// What the second side has set aside: the snapshots that went.
     pub(crate) set_aside: Vec<Vec<Guid>>,
+    /// What a fenced dataset holds is not what its newest snapshot says.
+    pub(crate) unproven: bool,
+    /// Every action so far, and on which side.
+    pub(crate) done: Vec<(usize, Action)>,
     next_guid: u64,
 }
 
@@ -189,6 +193,8 @@ impl Pair {
             replies: Vec::new(),
             rounds_in_full: 0,
             set_aside: Vec::new(),
+            unproven: false,
+            done: Vec::new(),
             next_guid: 100,
         };
         for side in 0..2 {
@@ -197,6 +203,37 @@ impl Pair {
         }
         pair.settle(|_, _| {});
         assert_eq!(pair.sides[1].snapshots.len(), 1, "the standby has a replica");
+        pair
+    }
+
+    /// Two nodes without a unit. Each has a dataset where it would be, with snapshots of these guids that
+    /// another tool has taken or sent.
+    pub(crate) fn of_another_tool(ours: &[u64], theirs: &[u64]) -> Self {
+        let mut pair = Self::in_step();
+        pair.pending.clear();
+        pair.done.clear();
+        pair.rounds_in_full = 0;
+        let now = pair.now();
+        for (index, guids) in [ours, theirs].into_iter().enumerate() {
+            let side = &mut pair.sides[index];
+            let dataset = side.record.volumes[0].dataset.clone();
+            let foreign = |guid: &u64| Snapshot {
+                name: dataset.snapshot(&format!("tool_{guid}")).expect("a name"),
+                guid: Guid(*guid),
+                createtxg: *guid,
+                creation_unix_s: now.wall_ms / 1000,
+                fuzzy: false,
+                holds: 0,
+            };
+            side.snapshots = guids.iter().map(foreign).collect();
+            side.boots += 1;
+            let boot = Boot { peers: vec![side.peer.clone()], ..Boot::default() };
+            side.node = Node::new(config(index, side.boots), boot, now);
+        }
+        for side in 0..2 {
+            pair.drain(side);
+            pair.connect(side);
+        }
         pair
     }
 
@@ -407,8 +444,13 @@ impl Pair {
     pub(crate) fn perform(&mut self, at: usize, action: &Action) -> Result<Outcome, Failure> {
         let unix_s = self.now().wall_ms / 1000;
         let fails = self.starts_fail_at == Some(at);
+        self.done.push((at, action.clone()));
         let side = &mut self.sides[at];
         Ok(match action {
+            Action::VerifyUnwritten { snapshots } if self.unproven => {
+                let words = format!("{} was written", snapshots[0].dataset());
+                return Err(Failure::new(Remedy::Operator, FailureCode::Modified, words));
+            }
             Action::Inspect { .. } | Action::Rehearse { look: true, .. } => {
                 Outcome::Inspected(vec![side.inspected()])
             }
