@@ -328,7 +328,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         base.identity.fingerprint(),
         base.contents.incarnation,
         random_u64()?,
-        store::facts(base.store.as_ref(), base.config.fencing.is_some()),
+        store::facts(base.store.as_ref(), &base.config.limits, base.config.fencing.is_some()),
     );
     let forwards = Forwards::new(tokio::runtime::Handle::current(), &base.contents.units);
     let the_loop = Loop {

@@ -9,7 +9,7 @@ use flocker_store::{DatasetName, Store, StoreError};
 use flocker_vault::Vault;
 use flocker_zfs::{Engine, ZfsOptions, ZfsStore};
 
-use crate::config::{StoreUri, ZfsEngine};
+use crate::config::{LimitsSection, StoreUri, ZfsEngine};
 use crate::mirror;
 
 /// Opens the store; it has to exist.
@@ -45,7 +45,7 @@ pub(crate) fn init(uri: &StoreUri) -> Result<(), StoreError> {
 }
 
 /// What the core needs to know.
-pub(crate) fn facts(store: &dyn Store, fencing_hook: bool) -> StoreFacts {
+pub(crate) fn facts(store: &dyn Store, limits: &LimitsSection, fencing_hook: bool) -> StoreFacts {
     let capabilities = store.capabilities();
     StoreFacts {
         describe: format!("{} ({})", store.describe(), capabilities.version),
@@ -60,6 +60,8 @@ pub(crate) fn facts(store: &dyn Store, fencing_hook: bool) -> StoreFacts {
         raw: capabilities.raw_send,
         resumable: capabilities.resumable,
         holds: capabilities.holds,
+        bookmarks: capabilities.bookmarks,
+        pin_limit_ms: limits.pin_h.saturating_mul(3_600_000),
         atomic_group_snapshot: capabilities.atomic_group_snapshot,
         fencing_hook,
     }

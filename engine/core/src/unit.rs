@@ -38,6 +38,7 @@ pub(crate) enum Op {
     Cutover,
     CutoverVerify,
     Tidy,
+    Mark,
     Mirror,
     Survey {
         peer: Fingerprint,
@@ -127,6 +128,8 @@ pub(crate) struct Unit {
     pub(crate) upkeep: Upkeep,
     pub(crate) ending: Option<Ending>,
     pub(crate) alarm: Option<Failure>,
+    /// Bookmarks are being made or destroyed.
+    pub(crate) marking: Option<crate::replicate::absence::Marking>,
 }
 
 impl Unit {
@@ -155,6 +158,7 @@ impl Unit {
             upkeep: Upkeep::default(),
             ending: None,
             alarm: None,
+            marking: None,
         }
     }
 
@@ -528,6 +532,7 @@ impl Unit {
             Op::Cutover => self.cutover_done(ctx, op, outcome),
             Op::CutoverVerify => self.verify_done(ctx, op, outcome),
             Op::Tidy => self.tidy_done(ctx, op, outcome),
+            Op::Mark => self.mark_done(ctx, op, outcome),
             Op::Mirror => self.mirror_done(ctx, op, outcome),
             Op::Survey { peer } => self.survey_done(ctx, op, *peer, outcome),
             Op::Room => self.room_done(ctx, op, outcome),

@@ -63,6 +63,7 @@ impl Unit {
         if ctx.now.mono_ms < self.upkeep_at() {
             return;
         }
+        self.watch_absence(ctx);
         let sweep = self.upkeep.sweep_due && ctx.now.mono_ms >= self.sweep_at();
         if (self.upkeep.tidy_due || sweep) && self.upkeep.tidying.is_none() {
             self.tidy(ctx);
@@ -86,7 +87,9 @@ impl Unit {
         let now = (self.upkeep.tidy_due && idle)
             || (self.upkeep.mirror_due && self.upkeep.mirroring.is_none());
         let later = self.upkeep.sweep_due && idle;
-        if now { Some(self.upkeep_at()) } else { later.then(|| self.sweep_at()) }
+        let tidy = if now { Some(self.upkeep_at()) } else { later.then(|| self.sweep_at()) };
+        let absence = self.absence_timeout().map(|at| at.max(self.upkeep_at()));
+        tidy.into_iter().chain(absence).min()
     }
 
     /// What is held too much and what nobody needs is put off, what must be held is not.
@@ -100,6 +103,11 @@ impl Unit {
         let gives_way = self.upkeep.critical_since.map_or(0, |since| since + UPKEEP_WAITS_MS);
         let calm = self.upkeep.came_up_at.map_or(0, |at| at + CALM_MS);
         self.upkeep.retry_at.max(gives_way).max(calm)
+    }
+
+    /// Something of it failed: a pause.
+    pub(crate) fn upkeep_waits(&mut self, ctx: &Ctx) {
+        self.upkeep.retry_at = ctx.now.mono_ms + BACKOFF_LAST_MS;
     }
 
     /// A change of primary has ended: somebody serves again.
@@ -210,7 +218,7 @@ impl Unit {
         let volume = self.record.volumes[at].id;
         let mut needed: BTreeSet<Guid> = BTreeSet::new();
         if !ctx.config.planted(PlantedBug::DestroyBase) {
-            needed.extend(self.replicas.values().flat_map(|r| r.needed(at)));
+            needed.extend(self.replicas.values().flat_map(|r| self.needed_by(r, at)));
         }
         if self.record.volumes.len() > 1 {
             needed.extend(self.needed_by_group(at));
@@ -221,8 +229,11 @@ impl Unit {
         let all = self.unsure() && !ctx.config.planted(PlantedBug::DestroyBase);
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
-        needed.extend(newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid));
-        needed.extend(self.newest_of_ours(at));
+        let newest = newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid);
+        let newest = newest.chain(self.newest_of_ours(at));
+        // With every standby away for long the newest is what they are at, and its bookmark does.
+        let alone = self.is_left_alone();
+        needed.extend(newest.filter(|guid| !(alone && self.is_bookmarked(at, *guid))));
         needed
     }
 
@@ -236,11 +247,12 @@ impl Unit {
         };
         let mut shorts: BTreeSet<&str> = BTreeSet::new();
         for (volume, inventory) in inventories.iter().enumerate() {
-            let bases = self.replicas.values().flat_map(|r| r.needed(volume));
+            let bases = self.replicas.values().flat_map(|r| self.needed_by(r, volume));
             shorts.extend(bases.filter_map(|g| inventory.snapshot(g)).map(|s| s.name.short()));
         }
         let volumes = self.record.volume_ids();
         let whole = crate::failover::newest_whole(&volumes, inventories);
+        let whole = whole.filter(|_| !self.is_left_alone());
         let short = whole.as_ref().map(|(short, _)| short.as_str());
         shorts.extend(short);
         let kept = mine.snapshots.iter().filter(|s| shorts.contains(s.name.short()));
@@ -271,7 +283,10 @@ impl Unit {
                 for replica in self.replicas.values() {
                     match &replica.bases {
                         Some(bases) => held.extend(bases.get(at).copied().flatten()),
-                        None => held.extend(replica.candidates.iter().flatten()),
+                        None => held.extend(
+                            (replica.candidates.iter().flatten())
+                                .filter(|guid| self.holds_for(replica, at, **guid)),
+                        ),
                     }
                 }
                 if self.unsure() {

@@ -84,6 +84,9 @@ pub struct LimitsSection {
     pub history_events: u64,
     /// A workload's log is set aside when it is larger than this at a start, bytes.
     pub log_bytes: u64,
+    /// For how long snapshots are kept for a standby that is away, hours. Then bookmarks stand in for them, where the
+    /// store has such: they keep no data that was overwritten meanwhile.
+    pub pin_h: u64,
     /// zstd level of bulk transfers, -7 to 19.
     pub compression_level: i32,
 }
@@ -95,6 +98,7 @@ impl Default for LimitsSection {
             freeze_ms: 2_000,
             history_events: 20_000,
             log_bytes: 16 * 1024 * 1024,
+            pin_h: 24,
             compression_level: 1,
         }
     }

@@ -9,8 +9,8 @@ use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
-    Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName, SnapshotSpec,
-    Store, StoreError,
+    BookmarkName, Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName,
+    SnapshotSpec, Store, StoreError,
 };
 
 use rustix::process::Signal;
@@ -39,6 +39,7 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
         Action::Tidy { tag, hold, release, destroy } => {
             tidy(tools, &tag, &hold, &release, &destroy)
         }
+        Action::Mark { make, destroy } => mark(tools, &make, &destroy),
         Action::Changed { since } => changed(tools, &since),
         Action::ProbeWorkload => {
             let running = tools.workloads.probe(unit)?;
@@ -236,6 +237,33 @@ fn tidy(
     Ok(Outcome::Nothing)
 }
 
+fn mark(
+    tools: &Tools,
+    make: &[(SnapshotName, BookmarkName)],
+    destroy: &[BookmarkName],
+) -> Result<Outcome, Failure> {
+    let store = tools.store.as_ref();
+    for (snapshot, bookmark) in make {
+        match store.bookmark(snapshot, bookmark) {
+            Ok(()) => {}
+            // Ours, from before a crash, if it is of this very snapshot.
+            Err(StoreError::Exists { name }) => {
+                let inventory = store.inventory(snapshot.dataset()).map_err(failure)?;
+                let of = inventory.snapshots.iter().find(|s| s.name == *snapshot).map(|s| s.guid);
+                let is = inventory.bookmarks.iter().find(|b| b.name == *bookmark).map(|b| b.guid);
+                if of.is_none() || of != is {
+                    return Err(failure(StoreError::Exists { name }));
+                }
+            }
+            Err(error) => return Err(failure(error)),
+        }
+    }
+    if !destroy.is_empty() {
+        store.destroy_bookmarks(destroy).map_err(failure)?;
+    }
+    Ok(Outcome::Nothing)
+}
+
 /// Destroys snapshots of ours that nobody needs. One that somebody else needs, by a hold or a clone, stays for as long
 /// as they do, and `holds` shows it: nothing is wrong.
 fn destroy_what_goes(store: &dyn Store, snapshots: &[SnapshotName]) -> Result<(), StoreError> {
@@ -426,6 +454,9 @@ fn give_back(
             store.release(tag, &held)?;
         }
     }
+    let bookmarks = inventory.bookmarks.iter().map(|bookmark| &bookmark.name);
+    let bookmarks: Vec<BookmarkName> =
+        bookmarks.filter(|name| name.short().starts_with(prefix)).cloned().collect();
     let mut ours: Vec<SnapshotName> = inventory
         .snapshots
         .into_iter()
@@ -437,6 +468,9 @@ fn give_back(
     }
     if !ours.is_empty() {
         destroy_what_goes(store, &ours)?;
+    }
+    if !bookmarks.is_empty() {
+        store.destroy_bookmarks(&bookmarks)?;
     }
     mirror::remove(store, dataset)?;
     store.give_back(dataset)?;

@@ -9,6 +9,7 @@ pub(super) fn word(action: &Action) -> &'static str {
         Action::Room { .. } => "room",
         Action::Snapshot { .. } => "snapshot",
         Action::Tidy { .. } => "tidy",
+        Action::Mark { .. } => "mark",
         Action::Changed { .. } => "changed",
         Action::ProbeWorkload => "probe-workload",
         Action::StartWorkload { .. } => "start-workload",
@@ -46,6 +47,7 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         Action::Inspect { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }
+        | Action::Mark { .. }
         | Action::Changed { .. }
         | Action::FencingHook { .. }
         | Action::Drill { .. }

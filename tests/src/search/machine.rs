@@ -255,6 +255,8 @@ impl Machine {
             raw: false,
             resumable: false,
             holds: true,
+            bookmarks: false,
+            pin_limit_ms: u64::MAX / 4,
             atomic_group_snapshot: true,
             fencing_hook: false,
         };
@@ -596,6 +598,7 @@ fn takes_turns(action: &Action) -> bool {
         Action::Inspect { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }
+        | Action::Mark { .. }
         | Action::Changed { .. }
         | Action::Mirror { .. }
         | Action::FencingHook { .. }
@@ -613,7 +616,8 @@ fn leaves_a_trace(action: &Action) -> bool {
         | Action::Activate { .. }
         | Action::Snapshot { .. }
         | Action::Mirror { .. }
-        | Action::Tidy { .. } => true,
+        | Action::Tidy { .. }
+        | Action::Mark { .. } => true,
         Action::ProbeWorkload
         | Action::Rehearse { .. }
         | Action::Preflight { .. }
@@ -661,6 +665,7 @@ impl Machine {
                 }
                 Ok(Outcome::Nothing)
             }
+            Action::Mark { .. } => unreachable!("its store has no bookmarks"),
             Action::Changed { since } => {
                 let mut change = Change::Unchanged;
                 for name in since {

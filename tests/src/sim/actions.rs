@@ -32,9 +32,10 @@ impl World {
                 if runs { self.rng.range(1, stop_ms).min(*limit_ms) } else { 1 }
             }
             Action::StartWorkload { .. } => self.rng.range(1, 300),
-            Action::Snapshot { .. } | Action::Tidy { .. } | Action::Mirror { .. } => {
-                self.rng.range(1, 60)
-            }
+            Action::Snapshot { .. }
+            | Action::Tidy { .. }
+            | Action::Mark { .. }
+            | Action::Mirror { .. } => self.rng.range(1, 60),
             Action::Inspect { .. }
             | Action::Rehearse { .. }
             | Action::Room { .. }
@@ -104,6 +105,20 @@ impl World {
             }
             Action::Tidy { tag, hold, release, destroy } => {
                 self.tidy(node, tag, hold, release, destroy)
+            }
+            Action::Mark { make, destroy } => {
+                let kinds = [(make.is_empty(), "bookmarked"), (destroy.is_empty(), "unbookmarked")];
+                for (_, what) in kinds.into_iter().filter(|(none, _)| !none) {
+                    self.coverage.fault(what);
+                }
+                let store = &mut self.hosts[node].store;
+                for (snapshot, bookmark) in make {
+                    stored(store.bookmark(snapshot, bookmark))?;
+                }
+                for bookmark in destroy {
+                    store.destroy_bookmark(bookmark);
+                }
+                Ok(Outcome::Nothing)
             }
             Action::Changed { since } => self.changed(node, since),
             Action::ProbeWorkload => Ok(self.probe(node, unit)),

@@ -7,7 +7,7 @@
 use flocker_core::failure::Remedy;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Action, Failure, FailureCode, Input};
-use flocker_store::{Guid, SendSpec, Snapshot, SnapshotName};
+use flocker_store::{Guid, SendBase, SendSpec, Snapshot, SnapshotName};
 
 use super::check::Rule;
 use super::host::index_of;
@@ -54,6 +54,9 @@ impl World {
             return;
         };
         let stream = self.hosts[node].store.send(&spec);
+        if stream.is_ok() && matches!(spec.from, Some(SendBase::Bookmark(_))) {
+            self.coverage.fault("sent from a bookmark");
+        }
         let to = index_of(peer).filter(|to| *to < self.hosts.len());
         let (stream, to) = match (stream, to) {
             (Ok(stream), Some(to)) => (stream, to),
@@ -446,6 +449,10 @@ impl World {
         for standby in followed.iter().filter_map(|s| index_of(*s)) {
             let follows = self.hosts[standby].record(unit).is_some_and(|r| r.role.is_standby());
             let newest = self.dataset_of(standby, unit).and_then(|d| d.snapshots.last());
+            let here = self.hosts[node].store.datasets.get(name.dataset());
+            if here.is_some_and(|d| d.bookmarks.values().any(|b| b.guid == guid)) {
+                continue; // A step can start from there as well.
+            }
             if follows && newest.is_some_and(|s| s.guid == guid) {
                 let text = format!("n{node} destroys {name}, which n{standby} is at");
                 self.violate(Rule::BaseKept, text);

@@ -179,6 +179,11 @@ impl World {
                 let text = format!("unit {unit} at n{node} keeps {}", names.join(", "));
                 return self.violate(Rule::NothingLeaks, text);
             }
+            if !dataset.bookmarks.is_empty() {
+                let names: Vec<_> = dataset.bookmarks.keys().cloned().collect();
+                let text = format!("unit {unit} at n{node} keeps bookmarks {}", names.join(", "));
+                return self.violate(Rule::NothingLeaks, text);
+            }
         }
     }
 }

@@ -327,6 +327,8 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         raw: false,
         resumable: scenario.resumable,
         holds: scenario.holds,
+        bookmarks: scenario.pin_limit_ms.is_some(),
+        pin_limit_ms: scenario.pin_limit_ms.unwrap_or(u64::MAX / 4),
         atomic_group_snapshot: true,
         fencing_hook: scenario.fencing_hook,
     }

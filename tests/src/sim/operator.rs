@@ -14,6 +14,7 @@ use super::content::Content;
 use super::faults::BY_HAND;
 use super::host::{Asked, dataset_name, fingerprint_of};
 use super::scenario::Found;
+use super::store::Snap;
 use super::takeover::Loss;
 use super::world::{Ev, World};
 
@@ -306,7 +307,8 @@ impl World {
 
     /// A standby that somebody changed by hand is let follow again.
     fn resolve_what_went_apart(&mut self, unit: usize) {
-        if !self.scenario.by_hand && self.scenario.found != Found::Apart {
+        let one_side_only = self.scenario.pin_limit_ms.is_some();
+        if !self.scenario.by_hand && self.scenario.found != Found::Apart && !one_side_only {
             return;
         }
         let id = self.units[unit].id;
@@ -320,6 +322,7 @@ impl World {
                     None => false,
                 } || d.snapshots.last().is_some_and(|s| s.short.starts_with(BY_HAND)))
             });
+            let apart = apart || one_side_only && record.was_primary && !self.shares(node, unit);
             let soon = self.healing || self.rng.one_in(8);
             if follows && apart && soon && !self.is_open(node, "resolve") {
                 let dry_run = !self.healing && self.rng.one_in(4);
@@ -328,6 +331,20 @@ impl World {
                 self.ask(node, unit, "resolve", Command::Resolve { name, dry_run });
             }
         }
+    }
+
+    /// An old primary still has a snapshot that a step could start from. Its bookmarks are of no use to it now.
+    fn shares(&self, node: usize, unit: usize) -> bool {
+        let id = self.units[unit].id;
+        let Some(mine) = self.dataset_of(node, id) else { return true };
+        (0..self.hosts.len()).filter(|n| *n != node).filter_map(|n| self.dataset_of(n, id)).any(
+            |d| {
+                let known = |s: &Snap| {
+                    d.snapshot(s.guid).is_some() || d.bookmarks.values().any(|b| b.guid == s.guid)
+                };
+                mine.snapshots.iter().any(known)
+            },
+        )
     }
 
     /// Two that were told to serve, neither knowing of the other, wait for somebody to choose.

@@ -264,6 +264,7 @@ fn takes_turns(action: &Action) -> bool {
         Action::Inspect { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }
+        | Action::Mark { .. }
         | Action::Changed { .. }
         | Action::Mirror { .. }
         | Action::FencingHook { .. }

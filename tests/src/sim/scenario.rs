@@ -72,6 +72,9 @@ pub struct Scenario {
     pub holds: bool,
     /// Whether an interrupted receive keeps what arrived.
     pub resumable: bool,
+    /// Whether there are bookmarks, and for how long snapshots are kept for a standby that is away, milliseconds. In
+    /// seeds in which a person resolves what has nothing else in common any more.
+    pub pin_limit_ms: Option<u64>,
     /// When units are replicated.
     pub policy: Policy,
     /// The primary needs a lease of this length, milliseconds.
@@ -200,6 +203,7 @@ impl Scenario {
             model_bug: None,
             planted: None,
             resumable: rng.one_in(2),
+            pin_limit_ms: rng.one_in(3).then(|| rng.log_range(3_000, 300_000)),
         }
     }
 

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use flocker_core::record::Mirror;
 use flocker_store::{
-    Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder, Inventory, Partial,
-    ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
+    Bookmark, BookmarkName, Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder,
+    Inventory, Partial, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
 };
 
 use super::content::Content;
@@ -39,6 +39,17 @@ pub struct Snap {
     pub content: Content,
 }
 
+/// A bookmark in the model.
+#[derive(Debug, Clone)]
+pub struct Marked {
+    /// Of the snapshot.
+    pub guid: Guid,
+    /// That snapshot's place.
+    pub createtxg: u64,
+    /// Bytes that it had.
+    pub bytes: u64,
+}
+
 /// A dataset in the model.
 #[derive(Debug, Clone)]
 pub struct Dataset {
@@ -54,6 +65,8 @@ pub struct Dataset {
     pub mounted: bool,
     /// Oldest first.
     pub snapshots: Vec<Snap>,
+    /// By their short names: what is left of snapshots, with how much data these had.
+    pub bookmarks: BTreeMap<String, Marked>,
     /// Our local properties.
     pub mirror: Option<Mirror>,
     /// A process that is not the workload holds it open.
@@ -69,6 +82,17 @@ impl Dataset {
     /// The snapshot with this guid.
     pub fn snapshot(&self, guid: Guid) -> Option<&Snap> {
         self.snapshots.iter().find(|s| s.guid == guid)
+    }
+
+    fn bookmarks_as_reported(&self, name: &DatasetName) -> Vec<Bookmark> {
+        let mut all: Vec<Bookmark> = (self.bookmarks.iter())
+            .filter_map(|(short, marked)| {
+                let name = BookmarkName::from_parts(name.clone(), short).ok()?;
+                Some(Bookmark { name, guid: marked.guid, createtxg: marked.createtxg })
+            })
+            .collect();
+        all.sort_by_key(|b| b.createtxg);
+        all
     }
 
     fn named(&self, short: &str) -> Option<&Snap> {
@@ -176,6 +200,7 @@ impl Store {
             writable: true,
             mounted: true,
             snapshots: Vec::new(),
+            bookmarks: BTreeMap::new(),
             mirror: None,
             foreign_holder: false,
         };
@@ -191,6 +216,7 @@ impl Store {
             guid,
             writable: false,
             snapshots: Vec::new(),
+            bookmarks: BTreeMap::new(),
             ..source.clone()
         });
         if let Some(newest) = source.snapshots.last() {
@@ -229,6 +255,8 @@ impl Store {
             guid,
             live: kept.content.clone(),
             snapshots: old.snapshots[..=at].to_vec(),
+            // A promotion leaves them where they are.
+            bookmarks: BTreeMap::new(),
             mirror: old.mirror.clone().map(|m| Mirror { dataset_guid: guid, ..m }),
             ..old.clone()
         };
@@ -316,6 +344,7 @@ impl Store {
                 .filter_map(|s| Self::snapshot_as_reported(name, s))
                 .collect(),
             partial,
+            bookmarks: dataset.bookmarks_as_reported(name),
             ..Inventory::default()
         };
         Some((info, inventory, self.claim(name)))
@@ -385,6 +414,26 @@ impl Store {
                 Ok(())
             }
             None => Err(no_snapshot(name)),
+        }
+    }
+
+    /// Makes a bookmark; one that is there already is fine, since names are not used twice.
+    ///
+    /// # Errors
+    /// No such snapshot.
+    pub fn bookmark(&mut self, snapshot: &SnapshotName, name: &BookmarkName) -> Result<()> {
+        let dataset = self.dataset_mut(snapshot.dataset())?;
+        let snap = dataset.named(snapshot.short()).ok_or_else(|| no_snapshot(snapshot))?;
+        let marked =
+            Marked { guid: snap.guid, createtxg: snap.createtxg, bytes: snap.content.bytes() };
+        dataset.bookmarks.entry(name.short().to_owned()).or_insert(marked);
+        Ok(())
+    }
+
+    /// Destroys a bookmark; one that is not there is fine.
+    pub fn destroy_bookmark(&mut self, name: &BookmarkName) {
+        if let Some(dataset) = self.datasets.get_mut(name.dataset()) {
+            dataset.bookmarks.remove(name.short());
         }
     }
 
@@ -471,16 +520,16 @@ impl Store {
         let base = match &spec.from {
             None => None,
             Some(SendBase::Snapshot(name)) => {
-                Some(dataset.named(name.short()).ok_or_else(|| no_snapshot(name))?)
+                let snap = dataset.named(name.short()).ok_or_else(|| no_snapshot(name))?;
+                Some((snap.guid, snap.content.bytes()))
             }
             Some(SendBase::Bookmark(name)) => {
-                return Err(StoreError::NotCapable {
-                    store: "the model".into(),
-                    what: format!("a send from the bookmark {name}"),
-                });
+                let missing = || StoreError::NoSnapshot { name: name.to_string() };
+                let marked = dataset.bookmarks.get(name.short()).ok_or_else(missing)?;
+                Some((marked.guid, marked.bytes))
             }
         };
-        let before = base.map_or(0, |b| b.content.bytes());
+        let before = base.map_or(0, |(_, bytes)| bytes);
         if let Some(token) = &spec.resume
             && !token.starts_with(&format!("{}-", to.guid))
         {
@@ -490,7 +539,7 @@ impl Store {
         let has = spec.resume.as_ref().and_then(|t| t.split_once('-')?.1.parse().ok()).unwrap_or(0);
         Ok(Stream {
             resumes: spec.resume.clone(),
-            from: base.map(|b| b.guid),
+            from: base.map(|(guid, _)| guid),
             to: to.guid,
             kind: dataset.kind,
             fuzzy: to.fuzzy,
@@ -574,6 +623,7 @@ impl Store {
                 mounted: false,
                 snapshots: Vec::new(),
                 mirror: None,
+                bookmarks: BTreeMap::new(),
                 foreign_holder: false,
             };
             dataset.mounted = dataset.kind == DatasetKind::Directory;

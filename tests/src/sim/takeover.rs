@@ -172,7 +172,11 @@ impl World {
             return self.violate(Rule::FinalSnapshot, text);
         };
         let (has, whole) = (dataset.live.last(), dataset.live.is_whole());
-        let fuzzy = dataset.snapshots.last().is_none_or(|s| s.fuzzy);
+        // Its snapshot may have become a bookmark since.
+        let fuzzy = match dataset.snapshots.last() {
+            Some(newest) => newest.fuzzy,
+            None => dataset.bookmarks.is_empty(),
+        };
         if !whole || fuzzy {
             let text = format!("n{node} takes over at a moment that never was");
             return self.violate(Rule::FinalSnapshot, text);

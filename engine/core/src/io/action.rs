@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use flocker_store::{Change, DatasetInfo, DatasetName, HoldTag, Inventory, Snapshot, SnapshotName};
+use flocker_store::{
+    BookmarkName, Change, DatasetInfo, DatasetName, HoldTag, Inventory, Snapshot, SnapshotName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -42,6 +44,14 @@ pub enum Action {
         release: Vec<SnapshotName>,
         /// To be destroyed.
         destroy: Vec<SnapshotName>,
+    },
+    /// Bookmarks that stand in for snapshots: made first, then destroyed. One that is there already, or gone, is not an
+    /// error. → [`Outcome::Nothing`]
+    Mark {
+        /// Of which snapshot, and their names.
+        make: Vec<(SnapshotName, BookmarkName)>,
+        /// Not needed any more.
+        destroy: Vec<BookmarkName>,
     },
     /// Were these datasets written since these snapshots? → [`Outcome::Changed`]
     Changed {

@@ -306,6 +306,10 @@ pub struct StoreFacts {
     pub resumable: bool,
     /// Holds are available here.
     pub holds: bool,
+    /// Bookmarks are, and sends from them.
+    pub bookmarks: bool,
+    /// For how long snapshots are kept for a standby that is away before bookmarks stand in for them, milliseconds.
+    pub pin_limit_ms: u64,
     /// Snapshots of several datasets of one pool are one moment.
     pub atomic_group_snapshot: bool,
     /// The local configuration names a fencing hook.

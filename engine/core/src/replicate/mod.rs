@@ -13,6 +13,7 @@
 //! snapshot is there, by guid. One that fails: nothing was destroyed on either side, and the next
 //! thing that happens is a look at both inventories.
 
+pub(crate) mod absence;
 mod compare;
 mod introduce;
 mod rounds;
@@ -60,8 +61,10 @@ struct Running {
 impl Snapshotting {
     /// Learns which sequence numbers are used.
     pub(crate) fn learn(&mut self, prefix: &str, inventories: &[Inventory]) {
-        for s in inventories.iter().flat_map(|i| &i.snapshots) {
-            let seq = s.name.short().strip_prefix(prefix).and_then(|rest| rest.rsplit('_').next());
+        let snapshots = inventories.iter().flat_map(|i| i.snapshots.iter().map(|s| s.name.short()));
+        let bookmarks = inventories.iter().flat_map(|i| i.bookmarks.iter().map(|b| b.name.short()));
+        for short in snapshots.chain(bookmarks) {
+            let seq = short.strip_prefix(prefix).and_then(|rest| rest.rsplit('_').next());
             if let Some(n) = seq.and_then(|digits| digits.parse::<u64>().ok()) {
                 self.next_seq = self.next_seq.max(n + 1);
             }
@@ -111,6 +114,7 @@ pub(crate) struct Replica {
     /// Smoothed duration of a round, milliseconds.
     predicted_ms: u64,
     last_begun: u64,
+    pub(crate) absence: absence::Absence,
 }
 
 /// What it is doing.
@@ -194,6 +198,7 @@ impl Replica {
             written_per_second: None,
             predicted_ms: 20,
             last_begun: 0,
+            absence: absence::Absence::default(),
         }
     }
 
@@ -327,6 +332,7 @@ impl Replica {
     /// It said what it has: whatever else was sent to it did not arrive, or is older.
     fn heard(&mut self, bases: Vec<Option<Guid>>) {
         self.candidates = Some(bases.iter().copied().flatten().collect());
+        self.is_back();
         self.bases = Some(bases);
     }
 
@@ -623,6 +629,11 @@ fn common_base(
     ours: &Inventory,
     theirs: Option<&Inventory>,
 ) -> Result<Option<Guid>, plan::Conflict> {
+    // Of which a bookmark may be all that is left here, and strangers' snapshots are older than that.
+    let known = theirs.and_then(Inventory::latest).map(|s| s.guid);
+    if let Some(guid) = known.filter(|guid| plan::find_base(ours, *guid).is_some()) {
+        return Ok(Some(guid));
+    }
     let (Some(theirs), Some(newest)) = (theirs, ours.latest()) else {
         // Nothing here to compare with: only a standby without the dataset can get a full send.
         return match theirs {
@@ -630,10 +641,7 @@ fn common_base(
             Some(i) => match i.latest() {
                 None if i.partial.is_some() => Ok(None),
                 None => Err(plan::Conflict::Occupied),
-                Some(s) => match plan::find_base(ours, s.guid) {
-                    Some(_) => Ok(Some(s.guid)),
-                    None => Err(plan::Conflict::NoCommonBase { newest: s.name.to_string() }),
-                },
+                Some(s) => Err(plan::Conflict::NoCommonBase { newest: s.name.to_string() }),
             },
         };
     };

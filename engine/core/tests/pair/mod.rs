@@ -98,6 +98,8 @@ fn config(index: usize, boots: u64) -> NodeConfig {
         raw: false,
         resumable: false,
         holds: true,
+        bookmarks: false,
+        pin_limit_ms: u64::MAX / 4,
         atomic_group_snapshot: true,
         fencing_hook: false,
     };
