@@ -15,6 +15,8 @@ mod late;
 mod pair;
 #[path = "machine/resolve.rs"]
 mod resolve;
+#[path = "machine/slow.rs"]
+mod slow;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
 

@@ -225,6 +225,9 @@ impl Unit {
         if self.standby.is_busy() {
             return;
         }
+        if self.standby.surveying.get(&peer).is_some_and(|(_, asked)| *asked == question) {
+            return; // Asked again while it is being looked at, which may take longer than that.
+        }
         let action = Action::Inspect { datasets: self.datasets() };
         let op = ctx.run(self.id(), Op::Survey { peer }, action);
         self.standby.surveying.insert(peer, (op, question));
