@@ -5,8 +5,9 @@
 //! (`tests/lab/lab build`, which `tests/run` does), and what is done in the guests.
 //!
 //! The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
-//! `FLOCKER_NO_LAB` set: every test skips.
+//! `FLOCKER_NO_LAB` set: every test skips. `FLOCKER_LAB_RUN` names another folder: a lab beside that one.
 
+pub mod daemon;
 pub mod nodes;
 
 use std::fs::{self, File};
@@ -18,8 +19,16 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::e2e::skip;
 
-/// What the guests of a test run are: a folder of its own beside those of people.
+/// Where the guests of a test run are: a folder of its own beside those of people.
 const RUN: &str = "/tmp/flocker-lab-tests";
+
+fn run_folder() -> String {
+    let named = std::env::var("FLOCKER_LAB_RUN").ok().filter(|named| !named.is_empty());
+    named.unwrap_or_else(|| RUN.to_owned())
+}
+
+/// How long a test waits for what a guest does in its own time; a guest under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(420);
 
 /// How long the guests wait for another test.
 const LINGER_S: &str = "90";
@@ -75,6 +84,7 @@ impl Guest {
 /// The running lab, for one test.
 #[derive(Debug)]
 pub struct Lab {
+    run: String,
     suites: [String; 2],
     guests: Vec<Guest>,
     _lock: File,
@@ -117,10 +127,12 @@ fn script() -> PathBuf {
 
 impl Lab {
     fn start(alpha: &str, beta: Option<&str>) -> Self {
-        fs::create_dir_all(RUN).expect("a folder for the lab");
-        let lock = File::create(format!("{RUN}.lock")).expect("the lab's lock");
+        let run = run_folder();
+        fs::create_dir_all(&run).expect("a folder for the lab");
+        let lock = File::create(format!("{run}.lock")).expect("the lab's lock");
         flock(&lock, FlockOperation::LockExclusive).expect("the lab's lock");
         let lab = Lab {
+            run,
             suites: [alpha.to_owned(), beta.unwrap_or(alpha).to_owned()],
             guests: match beta {
                 Some(_) => vec![Guest::Alpha, Guest::Beta],
@@ -129,14 +141,14 @@ impl Lab {
             _lock: lock,
         };
         let mark = format!("{alpha} {}", beta.unwrap_or("-"));
-        let running = fs::read_to_string(format!("{RUN}.pair")).unwrap_or_default();
+        let running = fs::read_to_string(lab.mark()).unwrap_or_default();
         if running != mark || !lab.is_up() {
-            let _ = fs::remove_file(format!("{RUN}.pair"));
+            lab.spoil();
             // Every guest, whichever were started.
             let done = lab.lab_command().env("LAB_GUESTS", "alpha beta").arg("down").status();
             assert!(done.is_ok_and(|s| s.success()), "the lab does not go down");
             lab.run(&["up"]);
-            fs::write(format!("{RUN}.pair"), mark).expect("the lab's mark");
+            fs::write(lab.mark(), mark).expect("the lab's mark");
         }
         lab.linger();
         for guest in lab.guests.clone() {
@@ -149,10 +161,24 @@ impl Lab {
         self.guests.iter().all(|g| self.output(*g, "true").status.success())
     }
 
+    /// Names the suites of the guests that run, while they can be made empty again.
+    fn mark(&self) -> String {
+        format!("{}.pair", self.run)
+    }
+
+    /// What comes now cannot be undone by making the guests empty: the next test has them started anew.
+    pub fn spoil(&self) {
+        let _ = fs::remove_file(self.mark());
+    }
+
     /// Takes the guests down when no test has come for a while.
     fn linger(&self) {
         let mut command = self.lab_command();
-        command.env("LAB_GUESTS", "alpha beta").args(["linger", &format!("{RUN}.lock"), LINGER_S]);
+        command.env("LAB_GUESTS", "alpha beta").args([
+            "linger",
+            &format!("{}.lock", self.run),
+            LINGER_S,
+        ]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // A session of its own: it outlives the test.
         let mut words = Command::new("setsid");
@@ -168,7 +194,7 @@ impl Lab {
         let mut command = Command::new(script());
         let names: Vec<&str> = self.guests.iter().map(|g| g.name()).collect();
         command
-            .env("LAB_RUN", RUN)
+            .env("LAB_RUN", &self.run)
             .env("LAB_GUESTS", names.join(" "))
             .env("LAB_ALPHA", &self.suites[0])
             .env("LAB_BETA", &self.suites[1]);
@@ -246,6 +272,7 @@ impl Lab {
         self.ssh(
             guest,
             "pkill -9 flocker- || true; pkill -9 postgres || true; sleep 0.2
+             tc qdisc del dev eth1 root 2>/dev/null || true
              rm -rf /etc/flocker-repl /var/lib/flocker-repl /var/log/flocker* /tmp/f*
              umount -R /srv 2>/dev/null || true; rm -rf /srv/*
              for p in $(zpool list -H -o name); do zpool destroy -f $p || { sleep 1; zpool destroy -f $p; }; done
@@ -256,14 +283,22 @@ impl Lab {
 
     /// Waits for a condition in a guest: a script that succeeds.
     pub fn wait_for(&self, guest: Guest, what: &str, script: &str) {
-        let limit = Duration::from_secs(420);
         let begun = std::time::Instant::now();
         while !self.output(guest, script).status.success() {
-            if begun.elapsed() > limit {
-                let log = self.output(guest, "tail -n 40 /var/log/flocker.log; zfs list -t all");
-                panic!("{what} did not come about: {}", String::from_utf8_lossy(&log.stdout));
+            if begun.elapsed() > PATIENCE {
+                panic!("{what} did not come about: {}", self.last_words(guest));
             }
             std::thread::sleep(Duration::from_millis(300));
         }
+    }
+
+    fn last_words(&self, guest: Guest) -> String {
+        let script = "tail -n 40 /var/log/flocker.log; timeout 20 flocker-repl status; timeout 20 zfs list -t all";
+        let said = self.output(guest, script).stdout;
+        format!("-- {}\n{}", guest.name(), String::from_utf8_lossy(&said))
+    }
+
+    fn guests(&self) -> &[Guest] {
+        &self.guests
     }
 }

@@ -21,21 +21,31 @@ pub struct Nodes<'a> {
     lab: &'a Lab,
 }
 
-/// Starts the daemon of a guest, which survives the command.
-pub const SERVE: &str = "FLOCKER_REPL_LOG=flocker_engine=debug,info setsid flocker-repl serve \
-                         >>/var/log/flocker.log 2>&1 </dev/null &";
+/// Starts the daemon of a guest with these variables; it survives the command.
+pub fn serve(variables: &str) -> String {
+    format!(
+        "FLOCKER_REPL_LOG=flocker_engine=debug,info {variables} setsid flocker-repl serve \
+         >>/var/log/flocker.log 2>&1 </dev/null &"
+    )
+}
 
 impl<'a> Nodes<'a> {
     /// Makes both nodes, and pairs them.
     pub fn start(lab: &'a Lab) -> Self {
-        for guest in [Guest::Alpha, Guest::Beta] {
+        Self::start_with(lab, ["zfs:tank/flocker"; 2])
+    }
+
+    /// As [`Nodes::start`], with a store for each.
+    pub fn start_with(lab: &'a Lab, stores: [&str; 2]) -> Self {
+        for (guest, store) in [Guest::Alpha, Guest::Beta].into_iter().zip(stores) {
             let (name, address) = (guest.name(), guest.address());
             lab.ssh(
                 guest,
                 &format!(
                     "zfs create -o mountpoint=/srv/flocker tank/flocker
-                     flocker-repl init --name {name} --store zfs:tank/flocker --listen {address}:7001
-                     {SERVE}"
+                     flocker-repl init --name {name} --store {store} --listen {address}:7001
+                     {}",
+                    serve("")
                 ),
             );
         }
@@ -54,6 +64,11 @@ impl<'a> Nodes<'a> {
             &format!("flocker-repl pair 10.77.0.1:7001 {code} --receive recv/alpha --workload process </dev/null"),
         );
         Self { lab }
+    }
+
+    /// Where they are.
+    pub fn lab(&self) -> &'a Lab {
+        self.lab
     }
 
     /// The full name of a unit's dataset.
@@ -76,11 +91,30 @@ impl<'a> Nodes<'a> {
     /// Protects `data/NAME` on alpha, and gives both sides a workload for it.
     pub fn protect(&self, unit: &Unit) {
         let name = unit.name;
-        self.lab.ssh(Guest::Alpha, &format!("flocker-repl protect data/{name} --to beta --rpo 5s"));
+        self.protect_only(unit);
         for guest in [Guest::Alpha, Guest::Beta] {
             let run = format!("flocker-repl run {name} --die-with-daemon -- sleep 1000000");
             self.lab.ssh(guest, &run);
         }
+    }
+
+    /// Protects `data/NAME` on alpha, without a workload.
+    pub fn protect_only(&self, unit: &Unit) {
+        let name = unit.name;
+        self.lab.ssh(Guest::Alpha, &format!("flocker-repl protect data/{name} --to beta --rpo 5s"));
+    }
+
+    /// Waits until a unit is its primary's to write, and its standby is connected.
+    pub fn wait_connected(&self, unit: &Unit, primary: Guest) {
+        let name = unit.name;
+        self.lab.wait_for(
+            primary,
+            &format!("{name} connected"),
+            &format!(
+                "flocker-repl status >/tmp/f-status && grep -q '^unit name={name} role=primary ' /tmp/f-status \
+                 && grep '^standby unit={name} ' /tmp/f-status | grep -q connected=yes"
+            ),
+        );
     }
 
     /// Waits until the standby of a unit has been in step at least once since.
@@ -107,7 +141,11 @@ impl<'a> Nodes<'a> {
 
     /// One hash over all that a unit holds: names, types, modes, sizes, links, contents.
     pub fn hash(&self, unit: &Unit, at: Guest) -> String {
-        let path = self.path(unit, at);
+        self.hash_path(unit, at, &self.path(unit, at))
+    }
+
+    /// The same of what is at a path.
+    pub fn hash_path(&self, unit: &Unit, at: Guest, path: &str) -> String {
         let script = match unit.zvol {
             true => format!("sha256sum <{path}"),
             false => format!(
