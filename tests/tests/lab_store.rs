@@ -1,8 +1,10 @@
 //! Everything that a store has to do, on the OpenZFS of each suite and by each engine: `flocker-store-suite` in a
 //! guest. Every run has the newest by the library (`lab_pair` has both versions); `tests/run --soak` has them all.
+//! Before that the library by itself: the tests of `flocker-lzc`, which need a pool.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use flocker_tests::e2e::skip;
 use flocker_tests::lab::{Guest, lab_or_skip, matrix, version_of};
 
 const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
@@ -47,4 +49,54 @@ fn the_store_suite_passes_on_openzfs_2_3_by_the_command() {
 #[ignore = "the store suite on OpenZFS 2.1 by the library: tests/run --soak"]
 fn the_store_suite_passes_on_openzfs_2_1_by_the_library() {
     run("bookworm", "library");
+}
+
+/// The newest build of the tests of libzfs_core, which lies beside this test.
+fn lzc_tests() -> Option<PathBuf> {
+    let here = std::env::current_exe().expect("this binary");
+    let beside = here.parent().expect("a folder").read_dir().expect("it can be read");
+    let mut found: Vec<_> = beside
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("real-") && !name.contains('.')
+        })
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    found.sort();
+    found.pop().map(|(_, path)| path)
+}
+
+/// Runs them in a guest, prints what they print, and fails with what failed.
+fn lzc(suite: &str) {
+    let version = version_of(suite);
+    let test = format!("libzfs_core's own tests on OpenZFS {version}");
+    let Some(binary) = lzc_tests() else {
+        return skip("flocker-lzc's tests are not built: run the whole workspace", &test);
+    };
+    let Some(lab) = lab_or_skip(suite, None, &test) else { return };
+    lab.put(Guest::Alpha, &binary);
+    let name = binary.file_name().expect("a name").to_string_lossy();
+    let command = format!("FLOCKER_LZC_POOL=tank {name} --test-threads 1 --nocapture 2>&1");
+    let done = lab.output(Guest::Alpha, &command);
+    let said = String::from_utf8_lossy(&done.stdout);
+    println!("{said}");
+    assert!(done.status.success(), "{}", done.status);
+    let skipped: Vec<&str> = said.lines().filter(|line| line.contains("SKIPPED")).collect();
+    assert!(skipped.is_empty(), "{skipped:#?}");
+    let passed = said.lines().find_map(|line| line.strip_prefix("test result: ok. "));
+    let passed = passed.and_then(|rest| rest.split(' ').next()).expect("a result");
+    matrix(&format!("OpenZFS {version} alone     libzfs_core         {passed} tests"));
+}
+
+#[test]
+fn libzfs_core_does_what_its_tests_say_on_openzfs_2_3() {
+    lzc("trixie");
+}
+
+#[test]
+#[ignore = "libzfs_core's own tests on OpenZFS 2.1: tests/run --soak"]
+fn libzfs_core_does_what_its_tests_say_on_openzfs_2_1() {
+    lzc("bookworm");
 }
