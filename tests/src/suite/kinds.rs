@@ -16,6 +16,7 @@ pub const CHECKS: &[Check] = &[
     ("records of 1 MiB go there, back and there again", |s| {
         filesystem(s, &["recordsize=1M", "compression=zstd"])
     }),
+    ("records that are enlarged later go there, back and there again", enlarged),
     ("large dnodes go there, back and there again", |s| {
         filesystem(s, &["dnodesize=auto", "xattr=sa"])
     }),
@@ -89,6 +90,25 @@ fn there_back_there(
 fn filesystem(site: &Site, options: &[&str]) -> Result<String, Trouble> {
     let (a, path) = site.filesystem("a", options)?;
     there_back_there(site, &a, &path, false)
+}
+
+/// openzfs #18101: the first stream has no large blocks, later ones have, in either direction.
+fn enlarged(site: &Site) -> Result<String, Trouble> {
+    let (a, path) = site.filesystem("a", &[])?;
+    let b = site.at("b");
+    write_round(&path, 0)?;
+    let first = site.snapshot(&a, "s1")?;
+    site.step(&first, &b, false)?;
+    site.run(&["zfs", "set", "recordsize=1M", a.as_str()])?;
+    let mut swap = Swap { site, raw: false, steps: 1 };
+    for (n, (from, to)) in [(&a, &b), (&b, &a), (&a, &b)].into_iter().enumerate() {
+        let path = site.store.activate(from)?.ok_or("no path")?;
+        fs::write(path.join(format!("large-{n}")), content::noise(n as u64, 2 << 20))?;
+        swap.filesystem(from, to)?;
+        // What came keeps its size; what is written there has that of its own dataset.
+        site.run(&["zfs", "set", "recordsize=1M", to.as_str()])?;
+    }
+    Ok(String::new())
 }
 
 fn load_key(site: &Site, dataset: &DatasetName) -> Result<(), Trouble> {

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use flocker_store::{Guid, ReceiveSpec, SendSpec, Snapshot, StoreError};
 
@@ -20,6 +23,7 @@ pub const CHECKS: &[Check] = &[
     ("a snapshot that is gone is named", gone),
     ("a dataset renamed under us is missing by its old name and whole by its new one", renamed),
     ("a raw step and a plain one do not mix", mixed),
+    ("a receive by others into the same dataset is busy, and the step goes on after it", by_others),
     ("a quota that is reached is out of space, and the standby stays whole", quota),
     ("a pool that is full is out of space, and the standby stays whole", full_pool),
     ("an exported pool is an error, not a hang, and it goes on when the pool is back", exported),
@@ -198,6 +202,38 @@ fn mixed(site: &Site) -> Result<String, Trouble> {
     );
     // Nothing is spoilt: the raw lineage goes on.
     site.step(&second, &site.at("b"), true)?;
+    Ok(error.to_string())
+}
+
+fn by_others(site: &Site) -> Result<String, Trouble> {
+    site.needs(site.store.capabilities().resumable, "receives beside each other")?;
+    let (a, path) = site.filesystem("a", &[])?;
+    let first = site.snapshot(&a, "s1")?;
+    fs::write(path.join("bulk"), content::noise(8, 6 << 20))?;
+    let second = site.snapshot(&a, "s2")?;
+    let b = site.at("b");
+    site.step(&first, &b, false)?;
+    let script = format!(
+        "{{ zfs send -i {a}@s1 {a}@s2 | head -c 3000000; echo passed >&2; exec sleep 300; }} | exec zfs receive {b}@theirs"
+    );
+    let mut theirs =
+        Command::new("sh").args(["-c", &script]).process_group(0).stderr(Stdio::piped()).spawn()?;
+    // So much went through the pipe: their receive is under way.
+    let mut word = [0; 6];
+    std::io::Read::read_exact(&mut theirs.stderr.take().ok_or("no pipe")?, &mut word)?;
+    let (send, receive) = increment(site, &first, &second);
+    let outcome = typed(site.pass(&send, &receive), "a receive beside another");
+    let group = rustix::process::Pid::from_child(&theirs);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
+    theirs.wait()?;
+    let error = outcome?;
+    ensure!(matches!(error, StoreError::Busy { .. }), "{error:?}");
+    // Theirs is undone in its own time.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = site.pass(&send, &receive) {
+        ensure!(Instant::now() < deadline, "after theirs: {error}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
     Ok(error.to_string())
 }
 
