@@ -509,6 +509,7 @@ impl Pair {
             Action::Activate { .. } => {
                 Outcome::Activated { paths: vec![Some(PathBuf::from("/db"))] }
             }
+            Action::Mark { .. } => unreachable!("its store has no bookmarks"),
             Action::Tidy { destroy, .. } => {
                 side.snapshots.retain(|s| !destroy.contains(&s.name));
                 Outcome::Nothing
