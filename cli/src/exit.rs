@@ -70,6 +70,7 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::Unsupported
         | FailureCode::Modified
         | FailureCode::NoBase
+        | FailureCode::NoOrigin
         | FailureCode::OverBudget
         | FailureCode::NoProof
         | FailureCode::NoSpace

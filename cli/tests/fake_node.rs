@@ -102,6 +102,7 @@ fn protect_asks_for_the_policy_and_shows_where_the_files_are() {
             name: "db".into(),
             unit: UnitId(7),
             adopted: Vec::new(),
+            notes: Vec::new(),
         })]
     });
     let words = ["protect", "data/db", "data/wal", "--to", "b", "--create", "--lease", "10s"];

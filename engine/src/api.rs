@@ -304,6 +304,9 @@ pub enum Answer {
         /// Replicas that were there before and are gone on from.
         #[serde(default)]
         adopted: Vec<Adopted>,
+        /// What a person should know of how it is replicated.
+        #[serde(default)]
+        notes: Vec<String>,
     },
     /// [`Request::Migrate`].
     Migrated(Box<MigrationReport>),

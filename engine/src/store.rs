@@ -62,6 +62,7 @@ pub(crate) fn facts(store: &dyn Store, limits: &LimitsSection, fencing_hook: boo
         holds: capabilities.holds,
         bookmarks: capabilities.bookmarks,
         pin_limit_ms: limits.pin_h.saturating_mul(3_600_000),
+        clones: capabilities.clones,
         atomic_group_snapshot: capabilities.atomic_group_snapshot,
         fencing_hook,
     }

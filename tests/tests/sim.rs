@@ -128,6 +128,7 @@ fn check_coverage(coverage: &Coverage, seeds: u64) {
         "standby changed by hand",
         "resolve asked",
         "adopted",
+        "clone kept",
     ] {
         assert!(coverage.faults.get(what).is_some_and(|n| *n > 0), "no {what}");
     }

@@ -29,6 +29,8 @@ struct Protected {
     paths: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     adopted: Vec<Adopted>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 pub(super) fn whole_ms(duration: Duration) -> u64 {
@@ -66,8 +68,8 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
             error
         }
     })?;
-    let (name, unit, adopted) = match answer {
-        Answer::Protected { name, unit, adopted } => (name, unit, adopted),
+    let (name, unit, adopted, notes) = match answer {
+        Answer::Protected { name, unit, adopted, notes } => (name, unit, adopted, notes),
         other => return unexpected(&other),
     };
     let status = Request::Status { name: Some(name.clone()) };
@@ -80,7 +82,7 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
     };
     let out = context.out;
     if out.json {
-        out.object(&Protected { name, unit, path: paths.first().cloned(), paths, adopted })?;
+        out.object(&Protected { name, unit, path: paths.first().cloned(), paths, adopted, notes })?;
         return Ok(Exit::Ok);
     }
     let promise = match policy {
@@ -105,6 +107,9 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
             "  {dataset} on {} is gone on from @{base}: it is not sent again",
             args.to
         ))?;
+    }
+    for note in &notes {
+        out.line(format!("  {note}"))?;
     }
     if args.diverged {
         out.line(format!(

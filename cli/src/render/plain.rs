@@ -134,6 +134,9 @@ fn unit(text: &mut String, status: &UnitStatus) {
             standby.backlog,
             value(&standby.doing)
         ));
+        for note in &standby.sent_whole {
+            text.push_str(&format!(" sent_whole={}", value(note)));
+        }
         if let Some(failure) = &standby.failure {
             text.push_str(&format!(" failure={}", value(&failure.message)));
         }

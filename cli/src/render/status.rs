@@ -286,6 +286,9 @@ fn standby(text: &mut String, unit: &UnitStatus, standby: &StandbyStatus, theme:
     }
     facts.retain(|fact| !fact.is_empty());
     text.push_str(&format!("            {}\n", facts.join(" · ")));
+    for note in &standby.sent_whole {
+        text.push_str(&format!("            {}\n", clean(note)));
+    }
     if let Some(failure) = &standby.failure {
         text.push_str(&format!("            {} {}\n", theme.bad("✗"), clean(&failure.message)));
     }

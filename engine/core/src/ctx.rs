@@ -1,6 +1,8 @@
 //! What the machines may reach besides their own state: the moment, the node, and the way out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use flocker_store::{DatasetName, Guid};
 
 use crate::Failure;
 use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, TransferId, UnitId};
@@ -15,6 +17,10 @@ pub(crate) struct Out {
     pub(crate) effects: VecDeque<Effect>,
     pub(crate) ops: BTreeMap<OpId, (UnitId, Op)>,
     pub(crate) transfers: BTreeMap<TransferId, UnitId>,
+    /// Origins of clones that are on their way to a standby, by the unit whose snapshots they are.
+    pub(crate) coming: BTreeSet<(Fingerprint, Guid)>,
+    /// Volumes of all units that follow the peer whose offer is being handled.
+    pub(crate) followed: Vec<DatasetName>,
     next_op: u64,
     next_transfer: u64,
     next_question: u64,

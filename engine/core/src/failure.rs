@@ -29,6 +29,8 @@ pub enum FailureCode {
     Modified,
     /// No common snapshot.
     NoBase,
+    /// The snapshot that a volume is a clone of is not there.
+    NoOrigin,
     /// The stream was damaged.
     BadStream,
     /// The target cannot apply the stream.

@@ -144,6 +144,10 @@ pub(crate) const CALM_ROUND_MS: u64 = 500;
 /// sooner than what is left of it could be looked at.
 pub(crate) const RESUMABLE_BYTES: u64 = 16 << 20;
 
+/// How long a clone waits before it is looked again whether its origin has arrived on the standby, milliseconds:
+/// each look costs an inventory.
+pub(crate) const ORIGIN_WAIT_MS: u64 = 3_000;
+
 /// Snapshots of a unit that a new standby is told of, to find what it has already: their guids fit into one
 /// control message (1 MiB) with room to spare.
 pub(crate) const KNOWN_SNAPSHOTS: usize = 60_000;

@@ -73,6 +73,8 @@ pub struct StepOffer {
     pub resumable: bool,
     /// The stream goes on with what an earlier receive has left.
     pub resumes: bool,
+    /// The base is the snapshot of another dataset that the volume is a clone of, and its replica is to be.
+    pub clone: bool,
 }
 
 /// What a standby reports of one volume.

@@ -93,6 +93,16 @@ pub fn difference<'a>(source: &'a Inventory, target: &'a Inventory) -> Differenc
     }
 }
 
+/// Where a send from `base` to `to` stops first: at the oldest snapshot in between that another dataset is a
+/// clone of, so that the clone can be kept as one on the other side, too.
+pub fn next_stop(source: &Inventory, base: Option<Guid>, to: Guid) -> Option<&Snapshot> {
+    let until = source.snapshot(to)?;
+    let after = base.and_then(|guid| find_base(source, guid)).map_or(0, |(_, createtxg)| createtxg);
+    let between = |s: &&Snapshot| s.createtxg > after && s.createtxg < until.createtxg;
+    let cloned = |s: &&Snapshot| source.cloned.contains(&s.guid);
+    source.snapshots.iter().filter(between).find(cloned).or(Some(until))
+}
+
 /// The snapshot of `source` that an interrupted receive on the other side goes on to, if it can: the very
 /// one it was begun with, from the base that the receiver still has.
 pub fn resumable<'a>(
@@ -234,6 +244,28 @@ mod tests {
         assert_eq!(alone("#1 @2", "@1"), (Some(1), vec![], vec![2]));
         assert_eq!(alone("@1 @2", "@7 @1 @2"), (Some(2), vec![], vec![]));
         assert_eq!(alone("@1 @2", "@8 @9"), (None, vec![8, 9], vec![1, 2]));
+    }
+
+    #[test]
+    fn a_send_stops_at_each_snapshot_that_something_is_a_clone_of() {
+        let mut source = side("s", "@1 @2 @3 @4 @5");
+        let stops = |source: &Inventory, base: Option<u64>| {
+            let (mut at, mut all) = (base.map(Guid), Vec::new());
+            while at != Some(Guid(5)) {
+                let stop = next_stop(source, at, Guid(5)).unwrap();
+                all.push(stop.guid.0);
+                at = Some(stop.guid);
+            }
+            all
+        };
+        assert_eq!(stops(&source, None), [5]);
+        source.cloned = [2, 4].map(Guid).into();
+        assert_eq!(stops(&source, None), [2, 4, 5]);
+        assert_eq!(stops(&source, Some(2)), [4, 5]);
+        assert_eq!(stops(&source, Some(4)), [5]);
+        source.cloned = [Guid(5)].into();
+        assert_eq!(stops(&source, Some(1)), [5]);
+        assert_eq!(next_stop(&source, None, Guid(9)), None);
     }
 
     #[test]

@@ -96,4 +96,6 @@ pub struct StandbyStatus {
     pub backlog: u64,
     /// Why it stands still, if it does.
     pub failure: Option<Failure>,
+    /// Clones that are no clones there, and why.
+    pub sent_whole: Vec<String>,
 }

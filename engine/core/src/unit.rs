@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flocker_store::{Inventory, Snapshot};
+use flocker_store::{Inventory, Origin, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::cutover::{Cutover, DryRun};
@@ -16,7 +16,7 @@ use crate::drill::Drill;
 use crate::failover::Failover;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{EpochOrder, Fingerprint, OpId, QuestionId, RequestId, TransferId, UnitId};
-use crate::io::{Effect, EventKind, Outcome};
+use crate::io::{Effect, EventKind, Inspected, Outcome};
 use crate::lease::Lease;
 use crate::message::{Body, Message};
 use crate::network::Network;
@@ -44,6 +44,7 @@ pub(crate) enum Op {
         peer: Fingerprint,
     },
     Room,
+    Origin,
     Compare {
         peer: Fingerprint,
     },
@@ -85,6 +86,8 @@ pub(crate) struct Ending {
 pub(crate) struct Local {
     /// In the order of the record's volumes; `None`: to be looked at first.
     pub(crate) inventories: Option<Vec<Inventory>>,
+    /// What each dataset is a clone of, as of the last look.
+    pub(crate) origins: Vec<Option<Origin>>,
     /// Whether each dataset exists.
     pub(crate) exists: Vec<bool>,
     /// A look is under way.
@@ -536,6 +539,7 @@ impl Unit {
             Op::Mirror => self.mirror_done(ctx, op, outcome),
             Op::Survey { peer } => self.survey_done(ctx, op, *peer, outcome),
             Op::Room => self.room_done(ctx, op, outcome),
+            Op::Origin => self.origin_done(ctx, op, outcome),
             Op::Compare { peer } => self.compare_done(ctx, op, *peer, outcome),
             Op::Resolve => self.resolve_done(ctx, op, outcome),
             Op::Prepare => self.prepare_done(ctx, op, outcome),
@@ -630,6 +634,8 @@ impl Unit {
         match outcome {
             Ok(Outcome::Inspected(found)) if found.len() == self.record.volumes.len() => {
                 self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
+                let origin = |f: &Inspected| f.info.as_ref()?.origin.clone();
+                self.local.origins = found.iter().map(origin).collect();
                 let inventories: Vec<_> = found.into_iter().map(|f| f.inventory).collect();
                 self.snapshotting.learn(&self.prefix(), &inventories);
                 self.local.inventories = Some(inventories);

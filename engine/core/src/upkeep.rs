@@ -229,6 +229,8 @@ impl Unit {
         let all = self.unsure() && !ctx.config.planted(PlantedBug::DestroyBase);
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
+        // The store would refuse, for as long as the clone is there.
+        needed.extend(inventory.iter().flat_map(|i| i.cloned.iter().copied()));
         let newest = newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid);
         let newest = newest.chain(self.newest_of_ours(at));
         // With every standby away for long the newest is what they are at, and its bookmark does.

@@ -9,8 +9,8 @@ use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
-    BookmarkName, Capabilities, Change, DatasetName, HoldTag, Holder, Inventory, SnapshotName,
-    SnapshotSpec, Store, StoreError,
+    BookmarkName, Capabilities, Change, DatasetName, Guid, HoldTag, Holder, Inventory,
+    SnapshotName, SnapshotSpec, Store, StoreError,
 };
 
 use rustix::process::Signal;
@@ -32,6 +32,7 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             }
             if look { inspect(tools, &datasets) } else { Ok(Outcome::Nothing) }
         }
+        Action::Find { guid, within } => find(tools, guid, &within),
         Action::Room { root } => room(tools, &root),
         Action::Snapshot { names, freeze, quiesced } => {
             snapshot(tools, unit, names, freeze, quiesced)
@@ -87,8 +88,9 @@ fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> 
     let store = tools.store.as_ref();
     let look = |dataset: &DatasetName| -> Result<Inspected, StoreError> {
         let info = store.dataset(dataset)?;
+        let cloned = store.cloned(dataset)?;
         Ok(Inspected {
-            inventory: store.inventory(dataset)?,
+            inventory: Inventory { cloned, ..store.inventory(dataset)? },
             mirror: mirror::read(store, &info)?,
             info: Some(info),
         })
@@ -104,6 +106,26 @@ fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> 
         });
     }
     Ok(Outcome::Inspected(inspected))
+}
+
+/// Looks in each dataset that is one of these or below it.
+fn find(tools: &Tools, guid: Guid, within: &[DatasetName]) -> Result<Outcome, Failure> {
+    let store = tools.store.as_ref();
+    let all = store.datasets().map_err(failure)?;
+    let near = all.iter().map(|i| &i.name).filter(|n| within.iter().any(|w| n.is_within(w)));
+    for dataset in near {
+        match store.inventory(dataset) {
+            Ok(inventory) => {
+                if let Some(found) = inventory.snapshot(guid) {
+                    return Ok(Outcome::Found(Some(found.name.clone())));
+                }
+            }
+            // It went away meanwhile.
+            Err(StoreError::NoDataset { .. }) => {}
+            Err(error) => return Err(failure(error)),
+        }
+    }
+    Ok(Outcome::Found(None))
 }
 
 fn preflight(tools: &Tools, unit: UnitId, datasets: &[DatasetName]) -> Result<Outcome, Failure> {

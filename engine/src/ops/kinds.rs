@@ -6,6 +6,7 @@ use flocker_core::Action;
 pub(super) fn word(action: &Action) -> &'static str {
     match action {
         Action::Inspect { .. } => "inspect",
+        Action::Find { .. } => "find",
         Action::Room { .. } => "room",
         Action::Snapshot { .. } => "snapshot",
         Action::Tidy { .. } => "tidy",
@@ -45,6 +46,7 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         | Action::Activate { .. }
         | Action::GiveBack { .. } => true,
         Action::Inspect { .. }
+        | Action::Find { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }
         | Action::Mark { .. }

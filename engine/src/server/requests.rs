@@ -115,7 +115,9 @@ impl Api {
     async fn done(&self, command: Command) -> End {
         self.command(command).await.map(|reply| match reply {
             Reply::Done => Answer::Done,
-            Reply::Protected { name, unit, adopted } => Answer::Protected { name, unit, adopted },
+            Reply::Protected { name, unit, adopted, notes } => {
+                Answer::Protected { name, unit, adopted, notes }
+            }
             Reply::Migrated(report) => Answer::Migrated(report),
             Reply::AlreadyThere { name, epoch } => Answer::AlreadyThere { name, epoch },
             Reply::MigrationPlan(plan) => Answer::MigrationPlan(plan),

@@ -5,7 +5,7 @@ use flocker_store::StoreError;
 use flocker_transport::{ReceiveError, SendError};
 
 /// Codes as a refusal carries them, by position; 0 is "anything else". Only ever added to.
-const CODES: [FailureCode; 16] = [
+const CODES: [FailureCode; 17] = [
     FailureCode::Other,
     FailureCode::NoSpace,
     FailureCode::Modified,
@@ -22,6 +22,7 @@ const CODES: [FailureCode; 16] = [
     FailureCode::Workload,
     FailureCode::BadRequest,
     FailureCode::Cancelled,
+    FailureCode::NoOrigin,
 ];
 
 /// The number by which a refusal says why.

@@ -113,6 +113,7 @@ impl World {
             to_guid: to,
             from_guid: from,
             resumable: false,
+            origin: None,
         };
         self.b.transfers.expect(transfer(id), A, UNIT, spec, limit);
     }
@@ -205,6 +206,7 @@ fn a_transfer_from_another_peer_than_the_expected_one_is_refused() {
         to_guid: guid,
         from_guid: None,
         resumable: false,
+        origin: None,
     };
     world.b.transfers.expect(transfer(1), B, UNIT, spec, None);
     world.send(1, "one", None);

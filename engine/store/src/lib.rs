@@ -17,6 +17,6 @@ pub use name::{BookmarkName, DatasetName, HoldTag, NameError, SnapshotName};
 pub use store::{ASIDE, CLONE, ReceiveStream, SendStream, Store};
 pub use types::{
     Bookmark, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Finding, Guid,
-    Inventory, Level, Partial, Property, PropertySource, ReceiveSpec, SendBase, SendSpec, Snapshot,
-    SnapshotHold, SnapshotSpec, Space,
+    Inventory, Level, Origin, Partial, Property, PropertySource, ReceiveSpec, SendBase, SendSpec,
+    Snapshot, SnapshotHold, SnapshotSpec, Space,
 };

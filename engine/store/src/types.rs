@@ -1,6 +1,6 @@
 //! What a store reports and what it is asked for. Plain data, no behaviour beyond lookups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -41,6 +41,15 @@ impl fmt::Display for DatasetKind {
     }
 }
 
+/// The snapshot that a dataset is a clone of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its name in this store now.
+    pub name: SnapshotName,
+    /// Its guid, the same wherever it was received.
+    pub guid: Guid,
+}
+
 /// A dataset as its store sees it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetInfo {
@@ -60,6 +69,8 @@ pub struct DatasetInfo {
     pub writable: bool,
     /// Its data is encrypted: it leaves this store as it is on disk (raw) or not at all.
     pub encrypted: bool,
+    /// It is a clone of this snapshot of another dataset, and shares what it has not changed with it.
+    pub origin: Option<Origin>,
 }
 
 /// A snapshot.
@@ -100,6 +111,9 @@ pub struct Inventory {
     pub bookmarks: Vec<Bookmark>,
     /// What an interrupted receive left, where the store keeps it.
     pub partial: Option<Partial>,
+    /// Those of the snapshots that another dataset is a clone of: they cannot be destroyed. Filled in by
+    /// whoever asked for it ([`Store::cloned`](crate::Store::cloned)).
+    pub cloned: BTreeSet<Guid>,
 }
 
 /// What has arrived of a receive that was interrupted. It goes on with a send that
@@ -252,6 +266,8 @@ pub struct Capabilities {
     pub large_block_send: bool,
     /// Size estimates before a send.
     pub estimate: bool,
+    /// Sends a clone as the difference to its origin, and receives it as a clone ([`ReceiveSpec::origin`]).
+    pub clones: bool,
     /// Snapshots of several datasets in one transaction group.
     pub atomic_group_snapshot: bool,
     /// A snapshot of a live dataset is a moment that was, without stopping its writer.
@@ -304,6 +320,16 @@ pub struct ReceiveSpec {
     /// Ask the store to keep what arrived when the stream breaks off, where it can: it is then the
     /// [`Inventory::partial`], and stays with a drop and a crash, too.
     pub resumable: bool,
+    /// The stream makes the dataset as a clone of this snapshot, which is of another dataset and whose guid is
+    /// [`ReceiveSpec::from_guid`].
+    pub origin: Option<SnapshotName>,
+}
+
+impl ReceiveSpec {
+    /// Whether the stream makes its dataset.
+    pub fn creates(&self) -> bool {
+        self.from_guid.is_none() || self.origin.is_some()
+    }
 }
 
 /// A group of snapshots to be taken as one.

@@ -81,6 +81,7 @@ fn step(source: &Vault, target: &Vault, from: Option<&Snapshot>, to: &Snapshot) 
         to_guid: to.guid,
         from_guid: from.map(|from| Guid(from.guid.0)),
         resumable: false,
+        origin: None,
     })?;
     let mut buffer = vec![0; 1 << 20];
     loop {

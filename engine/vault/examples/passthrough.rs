@@ -156,6 +156,7 @@ impl Applied {
             to_guid: Guid(begin.to_guid),
             from_guid: (!begin.is_full()).then_some(Guid(begin.from_guid)),
             resumable: true,
+            origin: None,
         })?;
         // An error is said by commit.
         let _ = incoming.write_all(stream);

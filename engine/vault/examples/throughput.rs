@@ -55,6 +55,7 @@ fn receive(vault: &Vault, to: &SnapshotName, bytes: u64, block: u64, noise: bool
         to_guid: Guid(guid),
         from_guid: None,
         resumable: false,
+        origin: None,
     })?;
     let mut chunk = Vec::new();
     let begin = Begin { objset_type: objset::ZVOL, to_guid: guid, ..Begin::default() };

@@ -28,7 +28,12 @@ impl Inner {
     ) -> Result<DatasetInfo> {
         let snapshots = view.snapshots(id)?;
         let open = record.live == Live::Open;
+        let origin = match record.origin {
+            Some(guid) => view.origin(guid)?,
+            None => None,
+        };
         Ok(DatasetInfo {
+            origin,
             name: record.name.clone(),
             guid: record.guid,
             kind: record.kind,

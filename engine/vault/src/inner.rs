@@ -139,6 +139,7 @@ pub(crate) fn capabilities() -> Capabilities {
         raw_send: true,
         large_block_send: true,
         estimate: true,
+        clones: true,
         atomic_group_snapshot: true,
         live_snapshot: false,
         modern_streams: None,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flocker_store::{DatasetKind, DatasetName, Guid, Snapshot, SnapshotName, StoreError};
+use flocker_store::{DatasetKind, DatasetName, Guid, Origin, Snapshot, SnapshotName, StoreError};
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use zfs_stream::{Features, Seal};
@@ -208,6 +208,17 @@ impl<'d> View<'d> {
     }
 
     /// The snapshot with this guid, in whatever dataset it is.
+    /// The snapshot that a clone came from, under its name now.
+    pub(crate) fn origin(&self, guid: Guid) -> Result<Option<Origin>> {
+        for (id, record) in self.datasets()? {
+            if let Some(found) = self.snapshots(id)?.into_iter().find(|s| s.guid == guid) {
+                let name = SnapshotName::from_parts(record.name, &found.short)?;
+                return Ok(Some(Origin { name, guid }));
+            }
+        }
+        Ok(None)
+    }
+
     pub(crate) fn anywhere(&self, guid: Guid) -> Result<Option<(DatasetId, SnapshotRecord)>> {
         for (id, _) in self.datasets()? {
             if let Some(found) = self.snapshots(id)?.into_iter().find(|s| s.guid == guid) {

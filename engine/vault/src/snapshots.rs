@@ -39,7 +39,7 @@ impl Inner {
         let snapshots: Result<Vec<Snapshot>> =
             snapshots.iter().map(|s| s.report(dataset)).collect();
         let partial = record.partial.map(|partial| partial.report());
-        Ok(Inventory { snapshots: snapshots?, bookmarks: Vec::new(), partial })
+        Ok(Inventory { snapshots: snapshots?, partial, ..Inventory::default() })
     }
 
     pub(crate) fn take_snapshots(self: &Arc<Self>, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {

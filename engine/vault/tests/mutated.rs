@@ -142,6 +142,7 @@ fn try_one(vault: &Vault, to: &str, begin: &Begin, stream: &[u8], raw: bool) -> 
         to_guid: Guid(begin.to_guid),
         from_guid: (!begin.is_full()).then_some(Guid(begin.from_guid)),
         resumable: true,
+        origin: None,
     };
     match receive_spec(vault, &spec, stream) {
         Ok(_) => {}

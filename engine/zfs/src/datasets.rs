@@ -6,11 +6,13 @@
 //! What we create stays unmounted (`canmount=noauto`; parents made on the way `canmount=off`): only
 //! [`flocker_store::Store::activate`] mounts. Nothing here passes `-r`, `-R` or `-f`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use flocker_store::store::Result;
-use flocker_store::{DatasetInfo, DatasetKind, DatasetName, Guid, Space, StoreError};
+use flocker_store::{
+    DatasetInfo, DatasetKind, DatasetName, Guid, Origin, SnapshotName, Space, StoreError,
+};
 
 use crate::ZfsStore;
 use crate::errors::About;
@@ -18,9 +20,9 @@ use crate::mounts::{self, Mount};
 use crate::parse;
 
 /// Columns of [`DatasetInfo`].
-const COLUMNS: &str = "type,guid,used,referenced,readonly,encryption";
+const COLUMNS: &str = "type,guid,used,referenced,readonly,origin,encryption";
 /// The same where there is no encryption.
-const COLUMNS_FUSE: &str = "type,guid,used,referenced,readonly";
+const COLUMNS_FUSE: &str = "type,guid,used,referenced,readonly,origin";
 
 /// Datasets asked about in one command, so that its words stay below the system's limit.
 const BATCH: usize = 200;
@@ -87,6 +89,16 @@ impl ZfsStore {
         for row in parse::rows(&finished, 3)? {
             values.entry(row.str(0)).or_default().insert(row.str(1), row);
         }
+        let mut origins: Vec<SnapshotName> = Vec::new();
+        for row in values.values().filter_map(|of| of.get("origin")) {
+            if row.str(2).contains('@') {
+                origins.push(row.snapshot(2)?);
+            }
+        }
+        let origins = match origins.is_empty() {
+            true => BTreeMap::new(),
+            false => self.find_snapshots(&origins)?,
+        };
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let of =
@@ -114,12 +126,32 @@ impl ZfsStore {
                     DatasetKind::Zvol => !readonly,
                     _ => mount.is_some_and(|mount| !mount.readonly),
                 },
+                origin: match of.get("origin") {
+                    Some(row) if row.str(2).contains('@') => origins
+                        .get(&row.snapshot(2)?)
+                        .map(|s| Origin { name: s.name.clone(), guid: s.guid }),
+                    _ => None,
+                },
                 encrypted: of
                     .get("encryption")
                     .is_some_and(|row| !matches!(row.str(2), "off" | "-")),
             });
         }
         Ok(found)
+    }
+
+    /// Clones are looked for in the whole pool: those outside the root keep a snapshot, too.
+    pub(crate) fn cloned_of(&self, dataset: &DatasetName) -> Result<BTreeSet<Guid>> {
+        let args = ["list", "-H", "-r", "-t", "filesystem,volume", "-o", "origin", dataset.pool()];
+        let finished = self.zfs(&args, About::dataset(dataset))?;
+        let ours = format!("{dataset}@");
+        let rows = parse::rows(&finished, 1)?;
+        let names = rows.iter().filter(|row| row.str(0).starts_with(&ours));
+        let names = names.map(|row| row.snapshot(0)).collect::<Result<Vec<SnapshotName>>>()?;
+        if names.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        Ok(self.find_snapshots(&names)?.into_values().map(|s| s.guid).collect())
     }
 
     pub(crate) fn get_space(&self, dataset: &DatasetName) -> Result<Space> {

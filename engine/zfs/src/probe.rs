@@ -153,6 +153,7 @@ impl Dialect {
             raw_send: self.raw,
             large_block_send: self.large_blocks,
             estimate: self.estimate,
+            clones: true,
             atomic_group_snapshot: !self.fuse,
             live_snapshot: true,
             modern_streams: Some(!self.fuse),

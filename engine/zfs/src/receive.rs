@@ -64,9 +64,9 @@ impl ZfsStore {
             );
         }
         let turn = Turn::take(&self.receiving, &spec.dataset)?;
-        let partial = match spec.from_guid {
-            Some(_) => self.check_increment(spec)?,
-            None => self.check_full(spec)?,
+        let partial = match spec.creates() {
+            false => self.check_increment(spec)?,
+            true => self.check_new(spec)?,
         };
         Ok(Box::new(ZfsReceive {
             store: self.clone(),
@@ -79,8 +79,19 @@ impl ZfsStore {
         }))
     }
 
-    /// Whether a full stream may create the dataset; `true` when a partial receive is in its place.
-    fn check_full(&self, spec: &ReceiveSpec) -> Result<bool> {
+    /// Whether a full stream, or a clone's first, may create the dataset; `true` when a partial receive is in its
+    /// place.
+    fn check_new(&self, spec: &ReceiveSpec) -> Result<bool> {
+        if let (Some(origin), Some(base)) = (&spec.origin, spec.from_guid) {
+            self.inside(origin.dataset())?;
+            match self.find_snapshot(origin) {
+                Ok(found) if found.guid == base => {}
+                Ok(_) | Err(StoreError::NoSnapshot { .. } | StoreError::NoDataset { .. }) => {
+                    return Err(StoreError::NoBase { dataset: spec.dataset.clone(), base });
+                }
+                Err(error) => return Err(error),
+            }
+        }
         match self.list_inventory(&spec.dataset) {
             Ok(found) if found.partial.is_some() && found.snapshots.is_empty() => Ok(true),
             Ok(_) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
@@ -149,7 +160,11 @@ impl ZfsStore {
         if spec.resumable && self.dialect.resumable {
             words.push("-s".to_owned());
         }
-        if spec.from_guid.is_none() && !self.dialect.fuse && begin.objset_type == objset::ZFS {
+        if let Some(origin) = spec.origin.as_ref().filter(|_| !self.dialect.fuse) {
+            // zfs-fuse finds it by its guid, and by nothing else.
+            words.extend(["-o".to_owned(), format!("origin={origin}")]);
+        }
+        if spec.creates() && !self.dialect.fuse && begin.objset_type == objset::ZFS {
             // Set with the dataset, so that no boot in between mounts it.
             for property in ["canmount=noauto".to_owned(), format!("{WAS_CANMOUNT}=on")] {
                 words.extend(["-o".to_owned(), property]);
@@ -174,7 +189,7 @@ impl ZfsStore {
                 ),
             });
         };
-        if spec.from_guid.is_none() && self.dialect.fuse {
+        if spec.creates() && self.dialect.fuse {
             for word in [format!("{WAS_CANMOUNT}=on"), "canmount=noauto".to_owned()] {
                 self.set_words(&spec.dataset, &[word])?;
             }
@@ -186,7 +201,7 @@ impl ZfsStore {
     fn look_at_rest(&self, spec: &ReceiveSpec) -> Result<Rest> {
         match self.list_inventory(&spec.dataset) {
             Ok(now) if now.partial.is_some() => Ok(Rest::Partial),
-            Ok(_) if spec.from_guid.is_some() => Ok(Rest::Nothing),
+            Ok(_) if !spec.creates() => Ok(Rest::Nothing),
             Ok(_) => Ok(Rest::Undoing),
             Err(StoreError::NoDataset { .. }) => Ok(Rest::Nothing),
             Err(error) => Err(error),
@@ -342,13 +357,14 @@ impl ZfsReceive {
         if self.partial && !resuming {
             self.store.discard_partial(dataset)?;
         }
-        if self.spec.from_guid.is_none() && !self.partial {
+        if self.spec.creates() && !self.partial {
             self.store.create_parents(dataset)?;
         }
         let resumable = self.spec.resumable && self.store.dialect.resumable;
         if let (Some(lzc), Some(header)) = (&self.store.library, self.begin.first_chunk()) {
             let (snapshot, local) = (self.spec.snapshot.to_string(), self.at_rest(&announced));
-            let (call, pipe) = library::stream::receive(lzc, snapshot, *header, local, resumable)?;
+            let how = (resumable, self.spec.origin.as_ref().map(ToString::to_string));
+            let (call, pipe) = library::stream::receive(lzc, snapshot, *header, local, how)?;
             self.state = State::Running { worker: Worker::Library(call), pipe };
             self.begin.clear();
             return Ok(());
@@ -370,7 +386,7 @@ impl ZfsReceive {
 
     /// Properties of a dataset that a full stream makes: set with it, so that no boot in between mounts it.
     fn at_rest(&self, announced: &Begin) -> Properties {
-        if self.spec.from_guid.is_some() || announced.objset_type != objset::ZFS {
+        if !self.spec.creates() || announced.objset_type != objset::ZFS {
             return Properties::new();
         }
         [

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
 use flocker_store::{
-    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
+    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName, Guid,
     HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
     SnapshotName, SnapshotSpec, Space, Store, StoreError,
 };
@@ -171,6 +171,11 @@ impl Store for ZfsStore {
         let probe = |s: &Snapshot| s.name.short().starts_with(PROBE_PREFIX);
         inventory.snapshots.retain(|snapshot| !probe(snapshot));
         Ok(inventory)
+    }
+
+    fn cloned(&self, dataset: &DatasetName) -> Result<BTreeSet<Guid>> {
+        self.inside(dataset)?;
+        self.cloned_of(dataset)
     }
 
     fn space(&self, dataset: &DatasetName) -> Result<Space> {

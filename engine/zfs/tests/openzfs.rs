@@ -75,7 +75,7 @@ const TOKEN: &str = include_str!("../../../tests/golden/resume-token.txt");
 const TOKEN_GUID: u64 = 0x7e9929bacfc5c02c;
 
 const DATASET: &str =
-    "get -Hp -o name,property,value type,guid,used,referenced,readonly,encryption tank";
+    "get -Hp -o name,property,value type,guid,used,referenced,readonly,origin,encryption tank";
 const LIST: &str =
     "zfs list -Hp -d 1 -t all -o name,guid,createtxg,creation,userrefs,receive_resume_token tank/a";
 const SNAPSHOTS: &str = "zfs get -Hp -o name,property,value guid,createtxg,creation,userrefs";
@@ -384,6 +384,7 @@ fn receive_spec(from_guid: Option<u64>) -> ReceiveSpec {
         to_guid: Guid(12),
         from_guid: from_guid.map(Guid),
         resumable: true,
+        origin: None,
     }
 }
 

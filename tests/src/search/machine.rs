@@ -257,6 +257,7 @@ impl Machine {
             holds: true,
             bookmarks: false,
             pin_limit_ms: u64::MAX / 4,
+            clones: false,
             atomic_group_snapshot: true,
             fencing_hook: false,
         };
@@ -597,6 +598,7 @@ fn takes_turns(action: &Action) -> bool {
         | Action::VerifyUnwritten { .. } => true,
         Action::Inspect { .. }
         | Action::Room { .. }
+        | Action::Find { .. }
         | Action::Tidy { .. }
         | Action::Mark { .. }
         | Action::Changed { .. }
@@ -625,6 +627,7 @@ fn leaves_a_trace(action: &Action) -> bool {
         | Action::VerifyUnwritten { .. }
         | Action::Inspect { .. }
         | Action::Room { .. }
+        | Action::Find { .. }
         | Action::Changed { .. }
         | Action::FencingHook { .. }
         | Action::Drill { .. }
@@ -648,6 +651,7 @@ impl Machine {
                 });
                 Ok(Outcome::Inspected(found.collect()))
             }
+            Action::Find { .. } => Ok(Outcome::Found(None)),
             Action::Room { .. } => Ok(Outcome::Room { used_bytes: 0, available_bytes: 1 << 50 }),
             Action::Snapshot { names, .. } => {
                 let snapshots = stored(self.store.take_snapshots(names, false, unix_s))?;

@@ -39,6 +39,7 @@ impl World {
             Action::Inspect { .. }
             | Action::Rehearse { .. }
             | Action::Room { .. }
+            | Action::Find { .. }
             | Action::Changed { .. }
             | Action::ProbeWorkload
             | Action::Fence { .. }
@@ -94,6 +95,10 @@ impl World {
             Action::Rehearse { look: false, .. } => Ok(Outcome::Nothing),
             Action::Inspect { datasets } | Action::Rehearse { datasets, .. } => {
                 Ok(self.inspect(node, datasets))
+            }
+            Action::Find { guid, within } => {
+                let found = self.hosts[node].store.find(*guid, within);
+                Ok(Outcome::Found(found))
             }
             Action::Room { root } => {
                 let store = &self.hosts[node].store;

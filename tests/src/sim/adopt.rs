@@ -51,6 +51,25 @@ impl World {
         self.foreign.extend(guids.flat_map(|guid| [(0, guid), (1, guid)]));
     }
 
+    /// The dataset is a clone of the first unit's, instead of one with data of its own.
+    pub(super) fn make_clone(&mut self, dataset: &DatasetName) {
+        let Ok(of) = self.units[0].dataset.snapshot("golden") else { return };
+        let store = &mut self.hosts[0].store;
+        if store.take_snapshots(std::slice::from_ref(&of), false, 0).is_ok() {
+            store.clone_by_hand(&of, dataset.clone());
+        }
+    }
+
+    /// Which clones are clones on the standby, too.
+    pub(super) fn count_clones(&mut self) {
+        for node in 1..self.hosts.len() {
+            let clones = self.hosts[node].store.datasets.values().filter(|d| d.origin.is_some());
+            for _ in 0..clones.count() {
+                self.coverage.fault("clone kept");
+            }
+        }
+    }
+
     /// What people say of it when they protect the unit.
     pub(super) fn adoption(&self) -> Option<Adoption> {
         let diverged = self.scenario.found == Found::Apart;

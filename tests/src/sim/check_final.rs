@@ -40,6 +40,7 @@ impl World {
     pub(super) fn check_rested(&mut self) {
         self.check_kept();
         self.check_foreign();
+        self.count_clones();
         for unit in 0..self.units.len() {
             if self.judge(unit) {
                 self.check_roles(unit);

@@ -329,6 +329,7 @@ fn facts(name: &str, scenario: &Scenario) -> StoreFacts {
         holds: scenario.holds,
         bookmarks: scenario.pin_limit_ms.is_some(),
         pin_limit_ms: scenario.pin_limit_ms.unwrap_or(u64::MAX / 4),
+        clones: true,
         atomic_group_snapshot: true,
         fencing_hook: scenario.fencing_hook,
     }

@@ -74,6 +74,9 @@ impl World {
         let live = Content::preloaded(self.stamps, self.scenario.preload_bytes);
         let kind = self.scenario.kind;
         self.hosts[0].store.create(dataset.clone(), kind, live);
+        if index > 0 && self.scenario.clone && self.scenario.found == Found::Nothing {
+            self.make_clone(&dataset);
+        }
         let mut others = Vec::new();
         for volume in 1..self.scenario.volumes {
             let name = dataset_name(&format!("n0/db{index}-{volume}"));

@@ -263,6 +263,7 @@ fn takes_turns(action: &Action) -> bool {
         | Action::VerifyUnwritten { .. } => true,
         Action::Inspect { .. }
         | Action::Room { .. }
+        | Action::Find { .. }
         | Action::Tidy { .. }
         | Action::Mark { .. }
         | Action::Changed { .. }

@@ -81,6 +81,8 @@ pub struct Scenario {
     pub lease_ms: Option<u64>,
     /// Somebody changes standbys by hand, and lets them follow again. In one seed of eight.
     pub by_hand: bool,
+    /// The second unit is a clone of the first. In most seeds with two units.
+    pub clone: bool,
     /// What the standby has of the volumes before anything is protected. Something in one seed of eight.
     pub found: Found,
     /// Bytes in a volume before the workload starts.
@@ -174,6 +176,7 @@ impl Scenario {
             policy: if rng.one_in(4) { Policy::Every(rpo) } else { Policy::Rpo(rpo) },
             lease_ms: (nodes == 2 && rng.one_in(4)).then(|| rng.log_range(3_000, 30_000)),
             by_hand: nodes == 2 && seed % 8 == 5,
+            clone: !seed.is_multiple_of(3),
             found: match (nodes, seed % 32) {
                 (2, 3 | 19) => Found::Replica,
                 (2, 11 | 27) => Found::Apart,

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use flocker_core::record::Mirror;
 use flocker_store::{
     Bookmark, BookmarkName, Change, DatasetInfo, DatasetKind, DatasetName, Guid, HoldTag, Holder,
-    Inventory, Partial, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotName, StoreError,
+    Inventory, Origin, Partial, ReceiveSpec, SendBase, SendSpec, Snapshot, SnapshotName,
+    StoreError,
 };
 
 use super::content::Content;
@@ -71,6 +72,8 @@ pub struct Dataset {
     pub mirror: Option<Mirror>,
     /// A process that is not the workload holds it open.
     pub foreign_holder: bool,
+    /// Guid of the snapshot that it is a clone of.
+    pub origin: Option<Guid>,
 }
 
 impl Dataset {
@@ -203,6 +206,7 @@ impl Store {
             bookmarks: BTreeMap::new(),
             mirror: None,
             foreign_holder: false,
+            origin: None,
         };
         self.datasets.insert(name, dataset);
     }
@@ -262,6 +266,7 @@ impl Store {
         };
         let mut old = self.datasets.insert(name.clone(), fresh).ok_or_else(|| no_dataset(name))?;
         old.mirror = None;
+        old.origin = None;
         old.snapshots.drain(..=at);
         self.datasets.insert(aside.clone(), old);
         Ok(true)
@@ -320,6 +325,7 @@ impl Store {
                 mounted_at: None,
                 writable: false,
                 encrypted: false,
+                origin: None,
             };
             return Some((
                 info,
@@ -336,6 +342,10 @@ impl Store {
             mounted_at: dataset.mounted.then(|| path_of(name)),
             writable: dataset.can_be_written(),
             encrypted: false,
+            origin: dataset.origin.and_then(|guid| {
+                let name = self.find(guid, &[])?;
+                Some(Origin { name, guid })
+            }),
         };
         let inventory = Inventory {
             snapshots: dataset
@@ -345,6 +355,12 @@ impl Store {
                 .collect(),
             partial,
             bookmarks: dataset.bookmarks_as_reported(name),
+            cloned: dataset
+                .snapshots
+                .iter()
+                .map(|s| s.guid)
+                .filter(|g| self.is_cloned(*g))
+                .collect(),
             ..Inventory::default()
         };
         Some((info, inventory, self.claim(name)))
@@ -354,6 +370,33 @@ impl Store {
     pub fn claim(&self, name: &DatasetName) -> Option<Mirror> {
         let dataset = self.datasets.get(name)?;
         dataset.mirror.clone().filter(|m| m.dataset_guid == dataset.guid)
+    }
+
+    /// Where a snapshot is; in any dataset, or in these and below.
+    pub fn find(&self, guid: Guid, within: &[DatasetName]) -> Option<SnapshotName> {
+        let near = |n: &&DatasetName| within.is_empty() || within.iter().any(|w| n.is_within(w));
+        let mut all = self.datasets.iter().filter(|(name, _)| near(name));
+        all.find_map(|(name, d)| name.snapshot(&d.snapshot(guid)?.short).ok())
+    }
+
+    fn is_cloned(&self, guid: Guid) -> bool {
+        self.datasets.values().any(|d| d.origin == Some(guid))
+    }
+
+    /// A clone as a person made it: mounted, writable.
+    pub fn clone_by_hand(&mut self, of: &SnapshotName, name: DatasetName) {
+        let guid = self.fresh_guid();
+        let Some(source) = self.datasets.get(of.dataset()) else { return };
+        let Some(snap) = source.named(of.short()) else { return };
+        let clone = Dataset {
+            guid,
+            live: snap.content.clone(),
+            snapshots: Vec::new(),
+            mirror: None,
+            origin: Some(snap.guid),
+            ..source.clone()
+        };
+        self.datasets.insert(name, clone);
     }
 
     /// Bytes used by everything within `root`.
@@ -462,7 +505,13 @@ impl Store {
             let tags: Vec<String> = snap.holds.iter().map(ToString::to_string).collect();
             return Err(StoreError::Kept { name: name.to_string(), by: tags.join(", ") });
         }
-        dataset.snapshots.retain(|s| s.short != name.short());
+        let guid = dataset.named(name.short()).map(|s| s.guid);
+        if guid.is_some_and(|guid| self.is_cloned(guid)) {
+            return Err(StoreError::Kept { name: name.to_string(), by: "a clone".into() });
+        }
+        if let Some(dataset) = self.datasets.get_mut(name.dataset()) {
+            dataset.snapshots.retain(|s| s.short != name.short());
+        }
         Ok(())
     }
 
@@ -520,8 +569,12 @@ impl Store {
         let base = match &spec.from {
             None => None,
             Some(SendBase::Snapshot(name)) => {
-                let snap = dataset.named(name.short()).ok_or_else(|| no_snapshot(name))?;
-                Some((snap.guid, snap.content.bytes()))
+                let of = self.dataset(name.dataset()).map_err(|_| no_snapshot(name))?;
+                let base = of.named(name.short()).ok_or_else(|| no_snapshot(name))?;
+                if of.guid != dataset.guid && dataset.origin != Some(base.guid) {
+                    return Err(no_snapshot(name));
+                }
+                Some((base.guid, base.content.bytes()))
             }
             Some(SendBase::Bookmark(name)) => {
                 let missing = || StoreError::NoSnapshot { name: name.to_string() };
@@ -574,7 +627,14 @@ impl Store {
         match (self.datasets.get(&spec.dataset), stream.from) {
             (None, None) => Ok(()),
             (Some(_), None) => Err(StoreError::Exists { name: spec.dataset.to_string() }),
-            (None, Some(_)) => Err(no_dataset(&spec.dataset)),
+            (None, Some(base)) => match &spec.origin {
+                Some(origin) if self.find(base, &[]).as_ref() == Some(origin) => Ok(()),
+                Some(_) => Err(StoreError::NoBase { dataset: spec.dataset.clone(), base }),
+                None => Err(no_dataset(&spec.dataset)),
+            },
+            (Some(_), Some(_)) if spec.origin.is_some() => {
+                Err(StoreError::Exists { name: spec.dataset.to_string() })
+            }
             (Some(dataset), Some(base)) => check_increment(spec, dataset, base),
         }
     }
@@ -625,6 +685,7 @@ impl Store {
                 mirror: None,
                 bookmarks: BTreeMap::new(),
                 foreign_holder: false,
+                origin: stream.from,
             };
             dataset.mounted = dataset.kind == DatasetKind::Directory;
             self.datasets.insert(spec.dataset.clone(), dataset);

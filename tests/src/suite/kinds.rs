@@ -26,6 +26,8 @@ pub const CHECKS: &[Check] = &[
     ("an encrypted filesystem goes raw there, back and there again", encrypted),
     ("an unencrypted filesystem goes below an encrypted one and back", below_encrypted),
     ("a zvol goes there, back and there again", zvol),
+    ("a clone is one there, too, and goes back and there again", |s| clone(s, false)),
+    ("a clone of an encrypted filesystem is one there, too", |s| clone(s, true)),
     ("datasets with spaces, colons and long names go there and back", odd_names),
 ];
 
@@ -113,7 +115,9 @@ fn enlarged(site: &Site) -> Result<String, Trouble> {
 
 fn load_key(site: &Site, dataset: &DatasetName) -> Result<(), Trouble> {
     let location = format!("file://{PASSPHRASE}");
-    site.run(&["zfs", "load-key", "-L", &location, dataset.as_str()])?;
+    // A clone has its origin's key, and so has its replica.
+    let root = site.get("encryptionroot", dataset.as_str())?;
+    site.run(&["zfs", "load-key", "-L", &location, &root])?;
     Ok(())
 }
 
@@ -134,6 +138,45 @@ fn encrypted(site: &Site) -> Result<String, Trouble> {
     ensure!(status == "unavailable", "the standby's key is {status}");
     ensure!(site.store.dataset(&b)?.encrypted, "the standby is not encrypted");
     there_back_there(site, &a, &path, true)
+}
+
+fn clone(site: &Site, raw: bool) -> Result<String, Trouble> {
+    site.needs(site.store.capabilities().clones, "clones")?;
+    let (a, path) = match raw {
+        true => make_encrypted(site, "a")?,
+        false => site.filesystem("a", &[])?,
+    };
+    write_round(&path, 0)?;
+    let golden = site.snapshot(&a, "golden")?;
+    let replica = site.at("b");
+    let full = site.step(&golden, &replica, raw)?;
+    let (c, d) = (site.at("c"), site.at("d"));
+    site.run(&["zfs", "clone", &golden.name.to_string(), c.as_str()])?;
+    let path = site.store.activate(&c)?.ok_or("no path")?;
+    fs::write(path.join("of the clone"), "its own")?;
+    let first = site.snapshot(&c, "s1")?;
+    ensure!(site.store.cloned(&a)?.contains(&golden.guid), "nobody says that {a} is cloned");
+    let mut receive = site.receive_spec(Some(golden.guid), &first, &d)?;
+    receive.origin = Some(replica.snapshot("golden")?);
+    let (received, bytes) = site.pass(&site.send_spec(Some(&golden), &first, raw), &receive)?;
+    ensure!(received.guid == first.guid, "received {} for {}", received.guid, first.guid);
+    ensure!(bytes < full, "the clone took {bytes} bytes, its origin {full}");
+    let origin = site.store.dataset(&d)?.origin.map(|o| (o.name, o.guid));
+    ensure!(origin == Some((replica.snapshot("golden")?, golden.guid)), "{d} is of {origin:?}");
+    ensure!(
+        site.store.cloned(&replica)?.contains(&golden.guid),
+        "nobody says that {replica} is cloned"
+    );
+    let kept = site.store.destroy_snapshots(&[replica.snapshot("golden")?]);
+    ensure!(kept.is_err(), "the origin of a clone was destroyed");
+    let mut swap = Swap { site, raw, steps: 1 };
+    swap.filesystem(&c, &d)?;
+    swap.filesystem(&d, &c)?;
+    swap.filesystem(&c, &d)?;
+    // Their origins change roles, too.
+    swap.filesystem(&a, &replica)?;
+    swap.filesystem(&replica, &a)?;
+    Ok(format!("origin {full}, clone {bytes} bytes"))
 }
 
 fn below_encrypted(site: &Site) -> Result<String, Trouble> {

@@ -130,6 +130,7 @@ impl Site {
             to_guid: to.guid,
             from_guid: from,
             resumable: false,
+            origin: None,
         })
     }
 

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use flocker_store::{
-    BookmarkName, Change, DatasetInfo, DatasetName, HoldTag, Inventory, Snapshot, SnapshotName,
+    BookmarkName, Change, DatasetInfo, DatasetName, Guid, HoldTag, Inventory, Snapshot,
+    SnapshotName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,13 @@ pub enum Action {
     Inspect {
         /// In this order.
         datasets: Vec<DatasetName>,
+    },
+    /// Look for a snapshot in these datasets and below them. → [`Outcome::Found`]
+    Find {
+        /// Its guid.
+        guid: Guid,
+        /// Where.
+        within: Vec<DatasetName>,
     },
     /// Space and existence below a grant's root. → [`Outcome::Room`]
     Room {
@@ -203,6 +211,8 @@ pub enum Outcome {
     Nothing,
     /// In the order asked.
     Inspected(Vec<Inspected>),
+    /// Where a snapshot is; `None`: nowhere.
+    Found(Option<SnapshotName>),
     /// What the grant's root uses, and what is left in the store, bytes.
     Room {
         /// By everything below the root.

@@ -310,6 +310,8 @@ pub struct StoreFacts {
     pub bookmarks: bool,
     /// For how long snapshots are kept for a standby that is away before bookmarks stand in for them, milliseconds.
     pub pin_limit_ms: u64,
+    /// A clone is sent and received as one.
+    pub clones: bool,
     /// Snapshots of several datasets of one pool are one moment.
     pub atomic_group_snapshot: bool,
     /// The local configuration names a fencing hook.

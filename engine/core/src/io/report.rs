@@ -21,6 +21,8 @@ pub enum Reply {
         unit: UnitId,
         /// Replicas that the standby had already, and that are gone on from.
         adopted: Vec<Adopted>,
+        /// What a person should know of how it is replicated.
+        notes: Vec<String>,
     },
     /// `Migrate`: it moved.
     Migrated(Box<MigrationReport>),

@@ -81,6 +81,8 @@ impl Unit {
         say(drill, "a drill is held on it");
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         say(inventory.and_then(|i| i.latest()).map(|s| s.guid).into_iter().collect(), "newest");
+        let cloned = inventory.iter().flat_map(|i| i.cloned.iter().copied()).collect();
+        say(cloned, "origin of a clone");
         if self.record.role.is_standby() {
             say(self.base_of_next(at).into_iter().collect(), "base of the next step");
         }

@@ -10,6 +10,7 @@ use crate::record::{
     Adoption, Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord,
 };
 use crate::unit::{Op, Unit};
+use flocker_store::DatasetInfo;
 use std::collections::BTreeMap;
 
 impl Node {
@@ -318,6 +319,7 @@ impl Node {
         if self.units.values().any(|u| u.record.name == name) {
             return refuse(FailureCode::Exists, format!("there is a unit named {name} already"));
         }
+        let notes = self.look_at_origins(now, peer, &infos);
         let attempt = AttemptId { issuer: self.config.fingerprint, number: 0 };
         let modern_streams = self.config.store.modern_streams.unwrap_or(true);
         let volumes = (volumes.into_iter().zip(infos))
@@ -335,16 +337,46 @@ impl Node {
         record.adopting = adoption.map(|a| (peer, a)).into_iter().collect();
         record.own = true;
         record.lease_ms = lease_ms;
-        self.serve_new(now, record, request, peer);
+        self.serve_new(now, record, (request, peer, notes));
         Ok(())
+    }
+
+    /// Of volumes that are clones: who has their origins looks what there is, and it is said where nobody
+    /// brings them to the standby.
+    fn look_at_origins(
+        &mut self,
+        now: Now,
+        peer: Fingerprint,
+        infos: &[DatasetInfo],
+    ) -> Vec<String> {
+        let mut notes = Vec::new();
+        for info in infos {
+            let Some(origin) = &info.origin else { continue };
+            let dataset = origin.name.dataset();
+            let mut brought = infos.iter().any(|i| i.name == *dataset);
+            for unit in self.units.values_mut() {
+                brought |= unit.record.standbys.contains(&peer)
+                    && unit.record.volumes.iter().any(|v| v.dataset == *dataset);
+                unit.is_cloned(&mut ctx!(self, now), dataset);
+            }
+            if !brought || !self.config.store.clones {
+                notes.push(format!(
+                    "{} is a clone of {}, which {} has not got: all of it is sent. Had {dataset} been \
+                     protected first, only what differs would be",
+                    info.name,
+                    origin.name,
+                    ctx!(self, now).peer_name(peer)
+                ));
+            }
+        }
+        notes
     }
 
     pub(super) fn serve_new(
         &mut self,
         now: Now,
         record: UnitRecord,
-        request: RequestId,
-        peer: Fingerprint,
+        (request, peer, notes): (RequestId, Fingerprint, Vec<String>),
     ) {
         let mut unit = Unit::new(record);
         let mut ctx = ctx!(self, now);
@@ -352,7 +384,7 @@ impl Node {
         unit.upkeep.mirror_due = true;
         unit.work = crate::service::Work::Stopped;
         unit.activate(&mut ctx);
-        unit.expect_protection(&ctx, request, peer);
+        unit.expect_protection(&ctx, request, peer, notes);
         self.units.insert(unit.id(), unit);
     }
 }
@@ -460,13 +492,16 @@ impl Unit {
             self.record.lease_ms = lease_ms;
             self.persist(ctx);
             let unit = self.record.id;
-            ctx.reply(request, Ok(Reply::Protected { name, unit, adopted: Vec::new() }));
+            ctx.reply(
+                request,
+                Ok(Reply::Protected { name, unit, adopted: Vec::new(), notes: Vec::new() }),
+            );
             return Ok(());
         }
         self.record.standbys.push(peer);
         self.record.adopting.extend(adoption.map(|a| (peer, a)));
         self.persist(ctx);
-        self.expect_protection(ctx, request, peer);
+        self.expect_protection(ctx, request, peer, Vec::new());
         Ok(())
     }
 }

@@ -17,7 +17,9 @@ mod commands;
 mod introductions;
 mod picture;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use flocker_store::Guid;
 
 use crate::ctx::{Ctx, Out};
 use crate::failure::{Failure, FailureCode, Remedy};
@@ -248,11 +250,19 @@ impl Node {
     }
 
     fn after(&mut self, now: Now) {
+        self.out.coming = self.coming_origins();
         for unit in self.units.values_mut() {
             let mut ctx = ctx!(self, now);
             unit.advance(&mut ctx);
         }
         self.check_invariants();
+    }
+
+    /// Which of the snapshots that clones wait for another unit is about to bring.
+    fn coming_origins(&self) -> BTreeSet<(Fingerprint, Guid)> {
+        let awaited = self.units.values().flat_map(|u| u.awaited_origins());
+        let coming = awaited.filter(|(peer, o)| self.units.values().any(|u| u.brings(*peer, o)));
+        coming.map(|(peer, origin)| (peer, origin.guid)).collect()
     }
 
     // ---- peers --------------------------------------------------------------------------------
@@ -285,6 +295,11 @@ impl Node {
     fn message(&mut self, now: Now, peer: Fingerprint, message: Message) {
         if !self.peers.contains_key(&peer) {
             return;
+        }
+        if matches!(&message.body, Body::Offer(offer) if offer.clone) {
+            let units = self.units.values().filter(|u| u.follows(peer));
+            self.out.followed =
+                units.flat_map(|u| u.record.volumes.iter().map(|v| v.dataset.clone())).collect();
         }
         if let Some(unit) = self.units.get_mut(&message.unit) {
             if unit.ending.is_none() {

@@ -66,10 +66,12 @@ impl Unit {
         let peer = peers.get(&replica.peer);
         let lag_ms = replica.lag_ms(now);
         let last = replica.last.as_ref();
+        let name = peer.map_or_else(|| replica.peer.short(), |p| p.record.name.clone());
         let rate = last.and_then(|r| (r.stream_bytes * 1000).checked_div(r.duration_ms));
         StandbyStatus {
             peer: replica.peer,
-            name: peer.map_or_else(|| replica.peer.short(), |p| p.record.name.clone()),
+            sent_whole: self.sent_whole(replica, &name),
+            name,
             connected: peer.is_some_and(|p| p.connected),
             doing: replica.doing(),
             lag_ms,

@@ -108,7 +108,8 @@ impl Unit {
                 replica.protect_request = None;
                 let adopted = std::mem::take(&mut replica.adopted);
                 let (name, unit) = (self.record.name.clone(), self.record.id);
-                ctx.reply(request, Ok(Reply::Protected { name, unit, adopted }));
+                let notes = std::mem::take(&mut replica.notes);
+                ctx.reply(request, Ok(Reply::Protected { name, unit, adopted, notes }));
             }
             (Service::Failed { .. }, Some(_)) => {
                 let unnamed = || {
@@ -142,8 +143,15 @@ impl Unit {
     }
 
     /// `protect` is answered when the standby has.
-    pub(crate) fn expect_protection(&mut self, ctx: &Ctx, request: RequestId, peer: Fingerprint) {
+    pub(crate) fn expect_protection(
+        &mut self,
+        ctx: &Ctx,
+        request: RequestId,
+        peer: Fingerprint,
+        notes: Vec<String>,
+    ) {
         let mut replica = Replica::new(peer);
+        replica.notes = notes;
         replica.protect_request = Some(request);
         replica.protect_since = ctx.now.mono_ms;
         replica.up();
@@ -168,7 +176,7 @@ impl Unit {
         }
         self.record.adopting.insert(peer, adoption);
         self.persist(ctx);
-        self.expect_protection(ctx, request, peer);
+        self.expect_protection(ctx, request, peer, Vec::new());
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //! thing that happens is a look at both inventories.
 
 pub(crate) mod absence;
+mod clones;
 mod compare;
 mod introduce;
 mod rounds;
@@ -87,6 +88,10 @@ pub(crate) struct Replica {
     pub(crate) bases: Option<Vec<Option<Guid>>>,
     /// What an interrupted receive left there, of each volume. Empty with `bases`: not heard of.
     partials: Vec<Option<Partial>>,
+    /// Volumes that are clones, and are sent whole all the same: their origin is not there, or it did not work.
+    whole: BTreeSet<usize>,
+    /// A clone waits for its origin to arrive.
+    awaits_origin: bool,
     /// The target of an interrupted receive that could not be gone on with, though the link held.
     spoilt: Option<Guid>,
     /// Every snapshot that may be its newest by now: its last word, and what was sent since, whose
@@ -99,6 +104,8 @@ pub(crate) struct Replica {
     pub(crate) protect_since: u64,
     /// What it had already, and goes on from.
     adopted: Vec<Adopted>,
+    /// What the answer to `protect` says besides.
+    pub(crate) notes: Vec<String>,
     /// It agreed to keep replicas, at least once since this machine began.
     introduced: bool,
     pub(crate) failure: Option<Failure>,
@@ -181,6 +188,8 @@ impl Replica {
             state: State::Offline,
             bases: None,
             partials: Vec::new(),
+            whole: BTreeSet::new(),
+            awaits_origin: false,
             spoilt: None,
             candidates: None,
             equal: None,
@@ -188,6 +197,7 @@ impl Replica {
             introduced: false,
             protect_since: 0,
             adopted: Vec::new(),
+            notes: Vec::new(),
             failure: None,
             failures: 0,
             rounds: 0,
@@ -282,6 +292,9 @@ impl Replica {
             State::Introducing { .. } => "introducing".into(),
             State::Surveying { .. } => "comparing inventories".into(),
             State::SteppingBack { .. } => "setting aside what only it has".into(),
+            State::Waiting { .. } if self.awaits_origin => {
+                "waiting for what it is a clone of".into()
+            }
             State::Idle => "in step".into(),
             State::Round(r) if r.full => "sending everything".into(),
             State::Round(_) => "sending an increment".into(),

@@ -10,7 +10,7 @@ use crate::message::{Body, StepOffer};
 use crate::node::PlantedBug;
 use crate::plan::{self};
 use crate::unit::Unit;
-use flocker_store::{Guid, SendSpec, Snapshot};
+use flocker_store::{Guid, SendBase, SendSpec, Snapshot};
 
 impl Unit {
     /// Begins a round to these snapshots; `false` if there was nothing to send.
@@ -29,7 +29,7 @@ impl Unit {
         replica.last_begun = ctx.now.mono_ms;
         let skipped = self.snapshotting.taken_since_round.saturating_sub(1);
         self.snapshotting.taken_since_round = 0;
-        let first = self.plan_step(ctx, peer, &targets, 0, taken, is_final);
+        let first = self.plan_step(ctx, peer, &targets, taken, is_final);
         match first {
             Ok(None) => self.round_done(ctx, peer, taken, None),
             Ok(Some((volume, step))) => {
@@ -55,13 +55,12 @@ impl Unit {
         }
     }
 
-    /// The next volume that needs a send, from `first` on.
+    /// The next volume that needs a send; one that is a clone of what another one has yet to bring comes later.
     pub(super) fn plan_step(
         &self,
         ctx: &mut Ctx,
         peer: Fingerprint,
         targets: &[Snapshot],
-        first: usize,
         taken: Now,
         last: bool,
     ) -> Result<Option<(usize, Step)>, Failure> {
@@ -69,17 +68,25 @@ impl Unit {
         let replica = self.replicas.get(&peer).ok_or_else(lost)?;
         let bases = replica.bases.as_ref().ok_or_else(lost)?;
         let ours = self.local.inventories.as_ref().ok_or_else(lost)?;
-        for volume in first..self.record.volumes.len() {
+        for volume in self.order_of(replica, targets) {
             let to = targets.get(volume).ok_or_else(lost)?;
             let base = bases.get(volume).copied().ok_or_else(lost)?;
             if base == Some(to.guid) {
                 continue;
             }
             let inventory = ours.get(volume).ok_or_else(lost)?;
-            let from = match base {
-                None => None,
-                Some(guid) => Some(plan::find_base(inventory, guid).ok_or_else(lost)?.0),
+            let origin = self.clone_base(ctx, replica, volume).filter(|_| base.is_none());
+            let from = match (base, &origin) {
+                (None, None) => None,
+                (None, Some(origin)) => Some(SendBase::Snapshot(origin.name.clone())),
+                (Some(guid), _) => Some(plan::find_base(inventory, guid).ok_or_else(lost)?.0),
             };
+            let stop = plan::next_stop(inventory, base, to.guid).filter(|s| s.guid != to.guid);
+            let taken_wall_ms = match stop {
+                Some(stop) => taken.wall_ms.min(stop.creation_unix_s * 1000),
+                None => taken.wall_ms,
+            };
+            let to = stop.unwrap_or(to);
             let facts = &ctx.config.store;
             let raw = self.record.volumes[volume].raw;
             let mut spec = SendSpec {
@@ -93,15 +100,17 @@ impl Unit {
             let mut offer = StepOffer {
                 transfer: ctx.new_transfer(),
                 volume: self.record.volumes[volume].id,
-                from: base,
+                from: base.or(origin.as_ref().map(|o| o.guid)),
                 to: to.guid,
                 to_short: to.name.short().to_owned(),
-                taken_wall_ms: taken.wall_ms,
+                taken_wall_ms,
                 estimate_bytes: None,
                 fuzzy: to.fuzzy,
                 last,
-                resumable: !last && replica.is_long(ctx.now, base.is_none()),
+                // What a clone's first step leaves behind could not be told from anything else.
+                resumable: !last && origin.is_none() && replica.is_long(ctx.now, base.is_none()),
                 resumes: false,
+                clone: origin.is_some(),
             };
             // What is left of a receive covers one snapshot, which need not be the newest any more.
             let left = replica.partials.get(volume).and_then(Option::as_ref);
@@ -114,6 +123,9 @@ impl Unit {
                 spec.to = to.name.clone();
                 (spec.compressed, spec.large_blocks) = (partial.compressed, partial.large_blocks);
                 spec.resume = Some(partial.token.clone());
+                if base.is_none() {
+                    (spec.from, offer.from, offer.clone) = (None, None, false);
+                }
                 offer.to = to.guid;
                 offer.to_short = to.name.short().to_owned();
                 offer.taken_wall_ms = offer.taken_wall_ms.min(to.creation_unix_s * 1000);
@@ -164,6 +176,9 @@ impl Unit {
                 }
                 ctx.out.transfers.insert(transfer, unit);
                 ctx.push(Effect::StartSend { transfer, peer, unit, spec });
+            }
+            Err(failure) if failure.code == FailureCode::NoOrigin => {
+                self.origin_is_missing(ctx, peer);
             }
             Err(failure) => self.round_failed(ctx, peer, failure),
         }
@@ -251,8 +266,7 @@ impl Unit {
         let State::Round(round) = &replica.state else {
             return;
         };
-        let (volume, taken, targets) = (round.volume, round.taken, round.targets.clone());
-        let last = round.is_final;
+        let volume = round.volume;
         if let Some(mut bases) = replica.bases.take() {
             if let Some(base) = bases.get_mut(volume) {
                 *base = Some(guid);
@@ -262,12 +276,22 @@ impl Unit {
         if let Some(left) = replica.partials.get_mut(volume) {
             *left = None;
         }
-        // One that went on with an earlier receive need not have brought the volume to its target.
-        match self.plan_step(ctx, peer, &targets, volume, taken, last) {
+        self.next_step(ctx, peer);
+    }
+
+    /// What is due in a round now: one that went on with an earlier receive, or stopped on its way, need not have
+    /// brought its volume to the target.
+    pub(super) fn next_step(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
+        let Some(Replica { state: State::Round(round), .. }) = self.replicas.get(&peer) else {
+            return;
+        };
+        let (taken, targets, last) = (round.taken, round.targets.clone(), round.is_final);
+        match self.plan_step(ctx, peer, &targets, taken, last) {
             Ok(Some((volume, step))) => {
                 if let Some(Replica { state: State::Round(round), .. }) =
                     self.replicas.get_mut(&peer)
                 {
+                    round.full |= step.offer.from.is_none();
                     round.volume = volume;
                     round.step = step;
                 }
@@ -297,6 +321,7 @@ impl Unit {
             return;
         };
         replica.state = State::Idle;
+        replica.awaits_origin = false;
         let lag_before_ms = replica.lag_ms(ctx.now);
         let before = replica.equal.replace(taken);
         replica.failures = 0;
@@ -358,6 +383,13 @@ impl Unit {
             && !failure.code.is_passing()
         {
             replica.spoilt = Some(round.step.offer.to);
+        }
+        if let State::Round(round) = &replica.state
+            && round.step.offer.clone
+            && !failure.code.is_passing()
+        {
+            // Whatever it is that does not fit: all of it does.
+            replica.whole.insert(round.volume);
         }
         replica.cancel_round(ctx, unit);
         replica.wait(ctx.now, failure.clone());

@@ -11,7 +11,7 @@ mod takeover;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use flocker_store::{DatasetKind, DatasetName, Guid};
+use flocker_store::{DatasetKind, DatasetName, Guid, SnapshotName};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
@@ -68,7 +68,9 @@ pub(crate) struct StandbyView {
 struct Receiving {
     peer: Fingerprint,
     offer: StepOffer,
-    /// Looking whether there is room; afterwards `None`.
+    /// Of a clone: what it is one of, here.
+    origin: Option<SnapshotName>,
+    /// Looking for that, and whether there is room; afterwards `None`.
     checking: Option<OpId>,
 }
 

@@ -10,7 +10,7 @@ use crate::message::{Body, StepOffer};
 use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::unit::{Op, Unit};
-use flocker_store::{Guid, Inventory, ReceiveSpec, Snapshot};
+use flocker_store::{Guid, Inventory, ReceiveSpec, Snapshot, SnapshotName};
 
 impl Unit {
     pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
@@ -99,7 +99,8 @@ impl Unit {
         if offer.resumes && left != Some(offer.to) {
             return stale("nothing is left here of a receive that this step could go on with");
         }
-        if newest != offer.from || (offer.from.is_none() && exists) {
+        let base = offer.from.filter(|_| !offer.clone);
+        if newest != base || (base.is_none() && exists) {
             return stale("the base of this step is not the standby's newest snapshot");
         }
         Judgement::Take
@@ -135,15 +136,68 @@ impl Unit {
             self.tombstone_if_ready();
             self.set_role(ctx, Role::Following { source });
         }
+        if offer.clone {
+            return self.look_for_origin(ctx, peer, offer);
+        }
+        self.look_for_room(ctx, peer, offer, None);
+    }
+
+    /// A clone is received as one where its origin is in a replica of the same peer: what lies elsewhere is
+    /// nothing that it may build on.
+    fn look_for_origin(&mut self, ctx: &mut Ctx, peer: Fingerprint, offer: StepOffer) {
+        let (Some(guid), true) = (offer.from, ctx.config.store.clones) else {
+            return self.refuse_origin(ctx, peer, &offer);
+        };
+        let mut within = ctx.out.followed.clone();
+        within.extend(grant_of(ctx, peer).map(|g| g.receive));
+        let op = ctx.run(self.id(), Op::Origin, Action::Find { guid, within });
+        self.standby.receiving = Some(Receiving { peer, offer, origin: None, checking: Some(op) });
+    }
+
+    pub(crate) fn origin_done(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: Result<Outcome, Failure>,
+    ) {
+        let Some(receiving) = self.standby.receiving.take_if(|r| r.checking == Some(op)) else {
+            return;
+        };
+        let (peer, offer) = (receiving.peer, receiving.offer);
+        match outcome {
+            Ok(Outcome::Found(Some(name))) => self.look_for_room(ctx, peer, offer, Some(name)),
+            Ok(Outcome::Found(None)) => self.refuse_origin(ctx, peer, &offer),
+            Ok(_) => unreachable!("asked where a snapshot is"),
+            Err(failure) => {
+                let body = Body::OfferReply { transfer: offer.transfer, answer: Err(failure) };
+                self.say(ctx, peer, body);
+            }
+        }
+    }
+
+    fn refuse_origin(&self, ctx: &mut Ctx, peer: Fingerprint, offer: &StepOffer) {
+        let text = "the snapshot that it is a clone of is in no replica of that peer here";
+        let answer = Err(Failure::new(Remedy::Replan, FailureCode::NoOrigin, text));
+        self.say(ctx, peer, Body::OfferReply { transfer: offer.transfer, answer });
+    }
+
+    fn look_for_room(
+        &mut self,
+        ctx: &mut Ctx,
+        peer: Fingerprint,
+        offer: StepOffer,
+        origin: Option<SnapshotName>,
+    ) {
         let grant = grant_of(ctx, peer).filter(|_| !self.record.own);
         let large = offer.estimate_bytes.is_some_and(|b| b > ROOM_CHECK_BYTES);
         match grant {
             Some(grant) if grant.quota_bytes.is_some() || large => {
                 let op = ctx.run(self.id(), Op::Room, Action::Room { root: grant.receive });
-                self.standby.receiving = Some(Receiving { peer, offer, checking: Some(op) });
+                self.standby.receiving =
+                    Some(Receiving { peer, offer, origin, checking: Some(op) });
             }
             _ => {
-                self.standby.receiving = Some(Receiving { peer, offer, checking: None });
+                self.standby.receiving = Some(Receiving { peer, offer, origin, checking: None });
                 self.start_receive(ctx, None);
             }
         }
@@ -176,7 +230,7 @@ impl Unit {
     }
 
     pub(super) fn start_receive(&mut self, ctx: &mut Ctx, limit_bytes: Option<u64>) {
-        let Some(Receiving { peer, offer, .. }) = &self.standby.receiving else {
+        let Some(Receiving { peer, offer, origin, .. }) = &self.standby.receiving else {
             return;
         };
         let (peer, transfer, last) = (*peer, offer.transfer, offer.last);
@@ -194,6 +248,7 @@ impl Unit {
             to_guid: offer.to,
             from_guid: offer.from,
             resumable: offer.resumable && ctx.config.store.resumable,
+            origin: origin.clone(),
         };
         let (unit, spec_guid) = (self.record.id, spec.to_guid);
         ctx.out.transfers.insert(transfer, unit);

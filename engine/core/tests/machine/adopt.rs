@@ -9,7 +9,7 @@ fn dataset(text: &str) -> DatasetName {
     DatasetName::new(text).expect("a name")
 }
 
-fn protect(adoption: Option<Adoption>) -> Command {
+pub(crate) fn protect(adoption: Option<Adoption>) -> Command {
     Command::Protect {
         unit: UNIT,
         volumes: vec![(VOLUME, dataset("n0/db"))],
@@ -26,7 +26,7 @@ fn adopt() -> Option<Adoption> {
 }
 
 /// Asks side 0, and goes on until it has answered.
-fn answer(pair: &mut Pair, adoption: Option<Adoption>) -> Result<Reply, Failure> {
+pub(crate) fn answer(pair: &mut Pair, adoption: Option<Adoption>) -> Result<Reply, Failure> {
     pair.command(0, protect(adoption));
     wait(pair)
 }

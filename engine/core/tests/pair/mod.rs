@@ -20,7 +20,7 @@ use flocker_core::{
     Reply, StoreFacts,
 };
 use flocker_store::{
-    Change, DatasetInfo, DatasetKind, DatasetName, Guid, Inventory, ReceiveSpec, Snapshot,
+    Change, DatasetInfo, DatasetKind, DatasetName, Guid, Inventory, Origin, ReceiveSpec, Snapshot,
 };
 
 pub(crate) const UNIT: UnitId = UnitId(0xab << 120);
@@ -75,6 +75,10 @@ pub(crate) struct Pair {
     pub(crate) set_aside: Vec<Vec<Guid>>,
     /// What a fenced dataset holds is not what its newest snapshot says.
     pub(crate) unproven: bool,
+    /// A clone cannot be received as one, whatever the reason.
+    pub(crate) clones_fail: bool,
+    /// What the first side's dataset is a clone of, and whether the second side has that.
+    pub(crate) clone_of: Option<(Origin, bool)>,
     /// Every action so far, and on which side.
     pub(crate) done: Vec<(usize, Action)>,
     next_guid: u64,
@@ -100,6 +104,7 @@ fn config(index: usize, boots: u64) -> NodeConfig {
         holds: true,
         bookmarks: false,
         pin_limit_ms: u64::MAX / 4,
+        clones: true,
         atomic_group_snapshot: true,
         fencing_hook: false,
     };
@@ -196,6 +201,8 @@ impl Pair {
             rounds_in_full: 0,
             set_aside: Vec::new(),
             unproven: false,
+            clones_fail: false,
+            clone_of: None,
             done: Vec::new(),
             next_guid: 100,
         };
@@ -407,7 +414,13 @@ impl Pair {
             Item::Arrive { at, transfer } => {
                 let spec = self.sides[at].expected.remove(&transfer)?;
                 let newest = self.sides[at].snapshots.last().map(|s| s.guid);
-                if newest != spec.from_guid {
+                let base = spec.from_guid.filter(|_| spec.origin.is_none());
+                if self.clones_fail && spec.origin.is_some() {
+                    let failure = Failure::new(Remedy::Abort, FailureCode::Unsupported, "no");
+                    self.ended(at, transfer, Err(failure));
+                    return Some(at);
+                }
+                if newest != base {
                     let words = format!("{} was modified since", spec.dataset);
                     let failure = Failure::new(Remedy::Operator, FailureCode::Modified, words);
                     self.ended(at, transfer, Err(failure));
@@ -454,7 +467,15 @@ impl Pair {
                 return Err(Failure::new(Remedy::Operator, FailureCode::Modified, words));
             }
             Action::Inspect { .. } | Action::Rehearse { look: true, .. } => {
-                Outcome::Inspected(vec![side.inspected()])
+                let mut found = side.inspected();
+                if let (Some(info), 0) = (&mut found.info, at) {
+                    info.origin = self.clone_of.as_ref().map(|(origin, _)| origin.clone());
+                }
+                Outcome::Inspected(vec![found])
+            }
+            Action::Find { .. } => {
+                let there = self.clone_of.as_ref().filter(|(_, there)| *there);
+                Outcome::Found(there.map(|(origin, _)| origin.name.clone()))
             }
             Action::Room { .. } => Outcome::Room { used_bytes: 0, available_bytes: 1 << 40 },
             Action::Snapshot { names, .. } => {
@@ -539,6 +560,7 @@ impl Side {
             mounted_at: None,
             writable: false,
             encrypted: false,
+            origin: None,
         });
         let inventory = Inventory { snapshots: self.snapshots.clone(), ..Inventory::default() };
         Inspected { info, inventory, mirror: None }

@@ -102,6 +102,7 @@ pub(crate) fn spec_for(stream: &[u8], to: &str) -> ReceiveSpec {
         to_guid: Guid(begin.to_guid),
         from_guid: (begin.from_guid != 0).then_some(Guid(begin.from_guid)),
         resumable: false,
+        origin: None,
     }
 }
 

@@ -77,6 +77,7 @@ impl ZfsStore {
                 snapshots: found.snapshots.into_iter().map(snapshot).collect::<Result<_>>()?,
                 bookmarks: found.bookmarks.into_iter().map(bookmark).collect::<Result<_>>()?,
                 partial: found.resume_token.as_deref().map(partial),
+                ..Inventory::default()
             })
         }))
     }

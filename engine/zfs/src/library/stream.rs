@@ -130,7 +130,7 @@ pub(crate) fn receive(
     snapshot: String,
     begin: [u8; BEGIN_LEN],
     local: Properties,
-    resumable: bool,
+    (resumable, origin): (bool, Option<String>),
 ) -> Result<(Call, File)> {
     let (from, into) = pipe()?;
     let lzc = lzc.clone();
@@ -138,7 +138,7 @@ pub(crate) fn receive(
         let received = Properties::new();
         let taken = lzc.receive(Receive {
             snapshot: &snapshot,
-            origin: None,
+            origin: origin.as_deref(),
             received: &received,
             local: &local,
             resumable,

@@ -105,6 +105,7 @@ pub fn receive_spec(into: &DatasetName, base: Option<&Snapshot>, to: &Snapshot) 
         to_guid: to.guid,
         from_guid: base.map(|base| base.guid),
         resumable: false,
+        origin: None,
     }
 }
 
