@@ -232,10 +232,10 @@ impl Unit {
         // The store would refuse, for as long as the clone is there.
         needed.extend(inventory.iter().flat_map(|i| i.cloned.iter().copied()));
         let newest = newest_first.take(if all { usize::MAX } else { 1 }).map(|s| s.guid);
-        let newest = newest.chain(self.newest_of_ours(at));
-        // With every standby away for long the newest is what they are at, and its bookmark does.
-        let alone = self.is_left_alone();
-        needed.extend(newest.filter(|guid| !(alone && self.is_bookmarked(at, *guid))));
+        // With every standby away for long none of them is at it, or a bookmark does.
+        if !self.is_left_alone() {
+            needed.extend(newest.chain(self.newest_of_ours(at)));
+        }
         needed
     }
 

@@ -69,7 +69,7 @@ impl Unit {
         !self.replicas.is_empty() && self.replicas.values().all(|r| r.absence.marked)
     }
 
-    pub(crate) fn is_bookmarked(&self, at: usize, guid: Guid) -> bool {
+    fn is_bookmarked(&self, at: usize, guid: Guid) -> bool {
         let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         inventory.is_some_and(|i| i.bookmarks.iter().any(|b| b.guid == guid))
     }

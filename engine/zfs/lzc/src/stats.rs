@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub creation_unix_s: u64,
     /// Number of user holds.
     pub userrefs: u64,
+    /// Number of clones.
+    pub clones: u64,
 }
 
 /// What one dataset has.
@@ -165,6 +167,7 @@ impl Stats {
             createtxg: self.createtxg,
             creation_unix_s: number("creation")?,
             userrefs: number("userrefs")?,
+            clones: self.clones,
         })
     }
 }
