@@ -131,6 +131,7 @@ impl Loop {
             if watched.elapsed() >= IDLE {
                 watched = Instant::now();
                 self.ops.watch();
+                self.transfers.watch();
             }
         }
     }

@@ -157,12 +157,11 @@ fn a_suspended_pool_hangs_no_command_and_is_gone_on_with() {
         "a suspended pool",
         "grep -q SUSPENDED /proc/spl/kstat/zfs/tank/state",
     );
-    // What a person sees meanwhile, on either side, within a bounded time. That the step stands still is said by
-    // its lag alone so far: nothing judges a transfer by its bytes.
+    // What a person sees meanwhile, on either side, within a bounded time.
     lab.wait_for(
         Guest::Alpha,
-        "a lag that is said",
-        "timeout 60 flocker-repl status | grep '^standby unit=box ' | grep -q within_rpo=no",
+        "that the step stands is said",
+        "timeout 60 flocker-repl status | grep '^standby unit=box ' | grep within_rpo=no | grep -q 'has moved for'",
     );
     for guest in [Guest::Alpha, Guest::Beta] {
         for command in ["status", "rounds box", "history", "peers", "metrics"] {
@@ -177,4 +176,9 @@ fn a_suspended_pool_hangs_no_command_and_is_gone_on_with() {
     lab.ssh(Guest::Beta, "timeout 120 zpool clear tank");
     lab.ssh(Guest::Alpha, "tc qdisc del dev eth1 root");
     equal_contents(&nodes, &expect, "suspended pool of the standby");
+    lab.wait_for(
+        Guest::Alpha,
+        "the alarm's end",
+        "! timeout 60 flocker-repl status | grep '^unit name=box ' | grep -q alarm=",
+    );
 }

@@ -19,6 +19,8 @@ mod pair;
 mod resolve;
 #[path = "machine/slow.rs"]
 mod slow;
+#[path = "machine/stands.rs"]
+mod stands;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
 

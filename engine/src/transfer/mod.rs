@@ -31,6 +31,9 @@ use crate::clock::millis;
 use crate::ops::Report;
 use meter::Rate;
 
+/// A transfer that has moved no byte for so long is said to stand.
+const STANDS: Duration = Duration::from_secs(60);
+
 /// How long an accepted transfer is waited for.
 const EXPECT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -81,9 +84,18 @@ pub(crate) struct Live {
     progress: Progress,
     total_bytes: Mutex<Option<u64>>,
     rate: Mutex<Rate>,
+    moved: Mutex<Moved>,
     /// Ours, from the first moment; the lane's own is linked to it when there is one.
     cancel: Cancel,
     lane: Mutex<Option<Cancel>>,
+}
+
+/// When a transfer last moved.
+struct Moved {
+    bytes: u64,
+    at: Instant,
+    /// That it stands was said.
+    said: bool,
 }
 
 /// A transfer that the peer was told to begin.
@@ -229,6 +241,18 @@ impl Transfers {
         shown
     }
 
+    /// Says of each transfer that stands that it does, and of one that did that it moves again. To be called now and
+    /// then.
+    pub(crate) fn watch(&self) {
+        let live: Vec<_> = self.0.lock().live.values().cloned().collect();
+        for live in live {
+            if let Some(for_ms) = live.stands(STANDS) {
+                let transfer = live.transfer;
+                (self.0.parts.report)(Input::TransferStands { transfer, for_ms });
+            }
+        }
+    }
+
     /// What runs now.
     pub(crate) fn running(&self) -> Vec<Shown> {
         let live: Vec<_> = self.0.lock().live.values().cloned().collect();
@@ -275,9 +299,27 @@ impl Live {
             progress: Progress::default(),
             total_bytes: Mutex::new(None),
             rate: Mutex::new(Rate::default()),
+            moved: Mutex::new(Moved { bytes: 0, at: Instant::now(), said: false }),
             cancel: Cancel::default(),
             lane: Mutex::new(None),
         }
+    }
+
+    /// `Some(Some(…))`: it stands, for so many milliseconds, and that is new; `Some(None)`: it does no more.
+    fn stands(&self, limit: Duration) -> Option<Option<u64>> {
+        let bytes = self.progress.raw_bytes();
+        let mut moved = self.moved.lock().unwrap_or_else(|p| p.into_inner());
+        if bytes != moved.bytes {
+            let said = moved.said;
+            *moved = Moved { bytes, at: Instant::now(), said: false };
+            return said.then_some(None);
+        }
+        let still = moved.at.elapsed();
+        if moved.said || still < limit {
+            return None;
+        }
+        moved.said = true;
+        Some(Some(millis(still)))
     }
 
     fn lane(&self) -> MutexGuard<'_, Option<Cancel>> {

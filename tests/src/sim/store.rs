@@ -361,7 +361,6 @@ impl Store {
                 .map(|s| s.guid)
                 .filter(|g| self.is_cloned(*g))
                 .collect(),
-            ..Inventory::default()
         };
         Some((info, inventory, self.claim(name)))
     }

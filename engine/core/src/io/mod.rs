@@ -63,6 +63,13 @@ pub enum Input {
         /// How.
         outcome: Result<Outcome, Failure>,
     },
+    /// A transfer that runs has not moved a byte for so long, milliseconds; `None`: it moves again.
+    TransferStands {
+        /// Which.
+        transfer: TransferId,
+        /// Since when.
+        for_ms: Option<u64>,
+    },
     /// A bulk transfer ended on this side.
     TransferEnded {
         /// Which.

@@ -214,6 +214,12 @@ impl Node {
                     );
                 }
             }
+            Input::TransferStands { transfer, for_ms } => {
+                let unit = self.out.transfers.get(&transfer);
+                if let Some(unit) = unit.and_then(|id| self.units.get_mut(id)) {
+                    unit.transfer_stands(&mut ctx!(self, now), transfer, for_ms);
+                }
+            }
             Input::WorkloadExited { unit, status, success } => {
                 if let Some(unit) = self.units.get_mut(&unit) {
                     unit.workload_exited(&mut ctx!(self, now), status, success);

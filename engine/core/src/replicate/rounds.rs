@@ -226,6 +226,35 @@ impl Unit {
         }
     }
 
+    /// A step does not move. That is no failure of it (a store may be long about something), and yet it is said.
+    pub(crate) fn transfer_stands(
+        &mut self,
+        ctx: &mut Ctx,
+        transfer: TransferId,
+        for_ms: Option<u64>,
+    ) {
+        let name = self.record.name.clone();
+        let replica = self.replicas.values_mut().find(
+            |r| matches!(&r.state, State::Round(round) if round.step.offer.transfer == transfer),
+        );
+        let Some(replica) = replica else {
+            return;
+        };
+        let Some(for_ms) = for_ms else {
+            replica.failure = None;
+            return self.clear_round_alarm(ctx);
+        };
+        let text = format!(
+            "{name}: nothing of the step to {} has moved for {} s: a store, here or there, does not answer (`zpool \
+             status -x` on both); it goes on by itself when that does",
+            ctx.peer_name(replica.peer),
+            for_ms / 1000
+        );
+        let failure = Failure::new(Remedy::Retry, FailureCode::TimedOut, text);
+        replica.failure = Some(failure.clone());
+        self.raise(ctx, failure);
+    }
+
     pub(crate) fn on_step_reply(
         &mut self,
         ctx: &mut Ctx,
