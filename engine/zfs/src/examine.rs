@@ -1,7 +1,7 @@
 //! A look at the ZFS that is here, for `doctor`: versions and what they are known for, the pool, its features, the
 //! root dataset. Reads only.
 //!
-//! Owns: which of these are worth a word, and the word. Leaves to others: the list of bad versions ([`crate::known`]),
+//! Owns: which of these are worth a word, and the word. Leaves to others: the list of bad versions (`known`),
 //! and what the store can do ([`crate::probe`]).
 
 use std::collections::BTreeMap;
