@@ -33,6 +33,11 @@ fn make(lab: &Lab) -> Vec<Unit> {
              zfs create -o recordsize=1M tank/flocker/data/plain
              zfs create -o encryption=on -o keyformat=passphrase -o keylocation=file://{KEY} tank/flocker/data/raw
              zfs create -V 32M -o volblocksize=16k tank/flocker/data/vol
+             zfs create tank/flocker/data/base
+             head -c 4000000 /dev/urandom >data/base/noise; seq 1 20000 >data/base/text; mkdir data/base/many
+             for n in $(seq 30); do echo $n >data/base/many/$n; done
+             zfs snapshot tank/flocker/data/base@golden; zfs clone tank/flocker/data/base@golden tank/flocker/data/clone
+             echo since >>data/base/text; echo of the clone >>data/clone/text
              for d in plain raw; do
                head -c 3000000 /dev/urandom >data/$d/noise; seq 1 20000 >data/$d/text
                mkdir data/$d/many; for n in $(seq 30); do echo $n >data/$d/many/$n; done
@@ -42,7 +47,7 @@ fn make(lab: &Lab) -> Vec<Unit> {
              sync"
         ),
     );
-    ["plain", "raw", "vol"]
+    ["plain", "raw", "vol", "base", "clone"]
         .map(|name| Unit { name, zvol: name == "vol", raw: name == "raw" })
         .into()
 }
@@ -92,6 +97,13 @@ fn there_back_there(alpha: &str, beta: &str, test: &str) {
             lab.ssh(Guest::Beta, &format!("zfs load-key -L file://{KEY} {replica}"));
         }
     }
+    let origin = lab.ssh(
+        Guest::Beta,
+        "zfs get -Hp -o value origin,usedbydataset tank/flocker/recv/alpha/clone | xargs",
+    );
+    let (name, used) = origin.split_once(' ').unwrap_or_default();
+    assert_eq!(name, "tank/flocker/recv/alpha/base@golden", "{}", versions(&lab));
+    assert!(used.parse::<u64>().is_ok_and(|used| used < 1_000_000), "the clone takes {used} bytes");
     for (round, (from, to, way)) in [
         (Guest::Alpha, Guest::Beta, "there"),
         (Guest::Beta, Guest::Alpha, "back"),
