@@ -271,11 +271,14 @@ impl Lab {
     pub fn clear(&self, guest: Guest) {
         self.ssh(
             guest,
-            "pkill -9 flocker- || true; pkill -9 postgres || true; sleep 0.2
+            "pkill -9 flocker- || true; pkill -9 postgres || true; pkill -9 -f '^sleep 1000000' || true; sleep 0.2
              tc qdisc del dev eth1 root 2>/dev/null || true
              rm -rf /etc/flocker-repl /var/lib/flocker-repl /var/log/flocker* /tmp/f*
              umount -R /srv 2>/dev/null || true; rm -rf /srv/*
-             for p in $(zpool list -H -o name); do zpool destroy -f $p || { sleep 1; zpool destroy -f $p; }; done
+             # What was killed has its mounts for a moment longer.
+             for p in $(zpool list -H -o name); do
+               for n in $(seq 60); do zpool destroy -f $p && break; sleep 0.5; done
+             done
              rm -rf /tank
              zpool create -f -o ashift=12 -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb",
         );

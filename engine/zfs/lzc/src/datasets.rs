@@ -20,7 +20,7 @@ pub enum DatasetType {
 
 impl Lzc {
     /// Whether a dataset, a snapshot or a bookmark's dataset is there. `false`, too, when the kernel would not
-    /// say: the library keeps the reason to itself. For a reason ask [`Lzc::properties`].
+    /// say: the library keeps the reason to itself. For a reason ask [`Lzc::stats`].
     ///
     /// # Errors
     /// [`LzcError::Name`].
