@@ -70,6 +70,11 @@ struct Case {
     dir: tempfile::TempDir,
 }
 
+/// How a received snapshot is looked for, and what is found.
+const FIND: &str = "zfs get -Hp -o name,property,value guid,createtxg,creation,userrefs tank/a@s2";
+const FOUND: &str = "tank/a@s2\tguid\t12\ntank/a@s2\tcreatetxg\t20\ntank/a@s2\tcreation\t1\n\
+                     tank/a@s2\tuserrefs\t0\n";
+
 /// Left by a `zfs receive -s` of a full stream without flags that was cut off.
 const TOKEN: &str = include_str!("../../../tests/golden/resume-token.txt");
 const TOKEN_GUID: u64 = 0x7e9929bacfc5c02c;
@@ -388,15 +393,12 @@ fn receive_spec(from_guid: Option<u64>) -> ReceiveSpec {
     }
 }
 
-const RECEIVED: &str =
-    "tank/a\t9\t2\t1\t-\t-\ntank/a@s1\t11\t10\t1\t0\t-\ntank/a@s2\t12\t20\t2\t0\t-\n";
-
 #[test]
 fn a_full_receive_never_mounts_and_takes_a_leftover_away_first() {
     let case = case("echo \"$@\" > words; cat > got");
     let partial = "tank/a\t9\t2\t1\t-\t1-abc-de\n";
     case.fake.on(LIST, 0, partial, "");
-    case.fake.on(LIST, 0, RECEIVED, "");
+    case.fake.on(FIND, 0, FOUND, "");
     case.fake.on("zfs receive -A tank/a", 0, "", "");
     let mut stream = case.store.receive(&receive_spec(None)).unwrap();
     let mut bytes = begin(12, 0, Features::NONE);
@@ -417,7 +419,7 @@ fn a_full_receive_never_mounts_and_takes_a_leftover_away_first() {
 fn a_stream_that_resumes_keeps_what_has_arrived() {
     let case = case("cat > got");
     case.fake.on(LIST, 0, "tank/a\t9\t2\t1\t-\t1-abc-de\n", "");
-    case.fake.on(LIST, 0, RECEIVED, "");
+    case.fake.on(FIND, 0, FOUND, "");
     let mut stream = case.store.receive(&receive_spec(None)).unwrap();
     stream.write_all(&begin(12, 0, Features::RESUMING)).unwrap();
     stream.commit().unwrap();
@@ -495,10 +497,14 @@ fn success_without_the_snapshot_is_not_success() {
     let case = case("cat > got");
     let base = "tank/a\t9\t2\t1\t-\t-\ntank/a@s1\t11\t10\t1\t0\t-\n";
     case.fake.on(LIST, 0, base, "");
-    let mut stream = case.store.receive(&receive_spec(Some(11))).unwrap();
-    stream.write_all(&begin(12, 11, Features::NONE)).unwrap();
-    let error = stream.commit().unwrap_err();
-    assert!(error.to_string().contains("no snapshot with guid 12"), "{error}");
+    case.fake.on(FIND, 1, "", &missing("tank/a@s2"));
+    case.fake.on(FIND, 0, &FOUND.replace("guid\t12", "guid\t13"), "");
+    for _ in 0..2 {
+        let mut stream = case.store.receive(&receive_spec(Some(11))).unwrap();
+        stream.write_all(&begin(12, 11, Features::NONE)).unwrap();
+        let error = stream.commit().unwrap_err().to_string();
+        assert!(error.contains("is not there with guid 12; the newest is tank/a@s1"), "{error}");
+    }
 }
 
 #[test]
