@@ -84,6 +84,7 @@ fn equal_contents(nodes: &Nodes<'_>, expect: &str, what: &str) {
 }
 
 #[test]
+#[ignore = "the power of either machine cut, and two boots: tests/run --soak"]
 fn a_power_cut_of_either_machine_loses_nothing_acknowledged_and_starts_nothing() {
     let Some(lab) = lab("power cuts in the middle of a step") else { return };
     let nodes = Nodes::start(&lab);
