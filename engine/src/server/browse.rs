@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use flocker_core::node::{SNAPSHOT_PREFIX, UnitAccount};
-use flocker_core::{Failure, FailureCode};
+use flocker_core::{Failure, FailureCode, Remedy};
 use flocker_store::{
     CLONE, CloneAccess, DatasetName, PropertySource, Snapshot, SnapshotName, Store, StoreError,
 };
@@ -21,6 +21,9 @@ use crate::turn::Turn;
 /// What a copy's name begins with, directly below the store's root.
 const PREFIX: &str = "browse-";
 
+/// How often the newest moment is looked for, when the one that was found is gone by the time it is copied.
+const TRIES: u32 = 5;
+
 /// Answers the request.
 pub(super) async fn browse(api: &Arc<Api>, name: Option<String>, close: bool) -> End {
     let (answer, taken) = oneshot::channel();
@@ -32,7 +35,7 @@ pub(super) async fn browse(api: &Arc<Api>, name: Option<String>, close: bool) ->
         let view = match (name, close) {
             (None, false) => list(store),
             (name, true) => remove(store, name.as_deref()),
-            (Some(name), false) => open(store, &accounts, &name),
+            (Some(name), false) => look_again_if_gone(|| open(store, &accounts, &name)),
         };
         view.map(Answer::Browsed)
     })
@@ -44,7 +47,7 @@ fn failure(error: StoreError) -> Failure {
 }
 
 /// The copies that are there: what belongs to which unit, and of which snapshot it is.
-fn copies(store: &dyn Store) -> Result<Vec<(String, CopyView)>, StoreError> {
+fn copies(store: &dyn Store) -> Result<Vec<CopyView>, StoreError> {
     let beginning = format!("{}/{PREFIX}", store.root());
     let mut found = Vec::new();
     for info in store.datasets()? {
@@ -63,16 +66,13 @@ fn copies(store: &dyn Store) -> Result<Vec<(String, CopyView)>, StoreError> {
         };
         let unit = rest.split(':').next().unwrap_or(rest).to_owned();
         let taken_unix_s = taken(store, &of.value);
-        found.push((
-            unit.clone(),
-            CopyView {
-                unit,
-                dataset: info.name.to_string(),
-                snapshot: of.value.clone(),
-                taken_unix_s,
-                path: info.mounted_at,
-            },
-        ));
+        found.push(CopyView {
+            unit,
+            dataset: info.name.to_string(),
+            snapshot: of.value.clone(),
+            taken_unix_s,
+            path: info.mounted_at,
+        });
     }
     Ok(found)
 }
@@ -84,15 +84,14 @@ fn taken(store: &dyn Store, snapshot: &str) -> Option<i64> {
 }
 
 fn list(store: &dyn Store) -> Result<BrowseView, Failure> {
-    let open = copies(store).map_err(failure)?.into_iter().map(|(_, copy)| copy).collect();
-    Ok(BrowseView { open, removed: Vec::new() })
+    Ok(BrowseView { open: copies(store).map_err(failure)?, removed: Vec::new() })
 }
 
 fn remove(store: &dyn Store, name: Option<&str>) -> Result<BrowseView, Failure> {
     let mut view = BrowseView::default();
     let mut trouble = None;
-    for (unit, copy) in copies(store).map_err(failure)? {
-        if name.is_some_and(|name| name != unit) {
+    for copy in copies(store).map_err(failure)? {
+        if name.is_some_and(|name| name != copy.unit) {
             continue;
         }
         let gone = DatasetName::new(copy.dataset.clone())
@@ -110,6 +109,18 @@ fn remove(store: &dyn Store, name: Option<&str>) -> Result<BrowseView, Failure> 
             format!("no copy of `{name}` is open here: `flocker-repl browse` lists them"),
         )),
         (None, _) => Ok(view),
+    }
+}
+
+/// Replication goes on meanwhile: a newer snapshot may come, and the one that was found go, between the look and the
+/// copy. Then it is looked again.
+fn look_again_if_gone<T>(mut look: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut tries = 1;
+    loop {
+        match look() {
+            Err(failure) if failure.remedy == Remedy::Replan && tries < TRIES => tries += 1,
+            outcome => return outcome,
+        }
     }
 }
 
@@ -256,6 +267,29 @@ mod tests {
         assert_eq!(remove(store, Some("db")).unwrap_err().code, FailureCode::NotFound);
         assert!(remove(store, None).unwrap().removed.is_empty());
         assert_eq!(open(store, &here.accounts, "no").unwrap_err().code, FailureCode::NotFound);
+    }
+
+    #[test]
+    fn a_snapshot_that_goes_between_the_look_and_the_copy_is_looked_for_again_a_few_times() {
+        let gone = || failure(StoreError::NoSnapshot { name: "vault/db@1".to_owned() });
+        let mut looks = 0;
+        let found = look_again_if_gone(|| {
+            looks += 1;
+            if looks < 3 { Err(gone()) } else { Ok(looks) }
+        });
+        assert_eq!(found.unwrap(), 3);
+        let mut looks = 0;
+        let mut refuse = |failure: Failure| {
+            looks = 0;
+            let outcome = look_again_if_gone(|| {
+                looks += 1;
+                Err::<(), _>(failure.clone())
+            });
+            (outcome.unwrap_err().code, looks)
+        };
+        assert_eq!(refuse(gone()), (FailureCode::NotFound, TRIES));
+        let unknown = refused(FailureCode::NotFound, "no such unit");
+        assert_eq!(refuse(unknown), (FailureCode::NotFound, 1));
     }
 
     #[test]
