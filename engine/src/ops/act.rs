@@ -88,9 +88,8 @@ fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> 
     let store = tools.store.as_ref();
     let look = |dataset: &DatasetName| -> Result<Inspected, StoreError> {
         let info = store.dataset(dataset)?;
-        let cloned = store.cloned(dataset)?;
         Ok(Inspected {
-            inventory: Inventory { cloned, ..store.inventory(dataset)? },
+            inventory: store.inventory_with_clones(dataset)?,
             mirror: mirror::read(store, &info)?,
             info: Some(info),
         })

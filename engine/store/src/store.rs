@@ -1,14 +1,14 @@
 //! The trait every store implements. Blocking: callers run it on plain threads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use crate::error::StoreError;
 use crate::name::{BookmarkName, DatasetName, HoldTag, SnapshotName};
 use crate::types::{
-    Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Guid, Inventory, Property,
-    ReceiveSpec, SendSpec, Snapshot, SnapshotSpec, Space,
+    Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Inventory, Property, ReceiveSpec,
+    SendSpec, Snapshot, SnapshotSpec, Space,
 };
 
 /// Outcome of a store operation.
@@ -86,13 +86,14 @@ pub trait Store: Send + Sync {
     /// [`StoreError::NoDataset`] when it does not exist.
     fn inventory(&self, dataset: &DatasetName) -> Result<Inventory>;
 
-    /// Guids of those snapshots of a dataset that other datasets are clones of.
+    /// As [`Store::inventory`], with [`Inventory::cloned`], which some stores have to look for elsewhere.
     ///
     /// # Errors
     /// [`StoreError::NoDataset`] when it does not exist.
-    fn cloned(&self, dataset: &DatasetName) -> Result<BTreeSet<Guid>> {
+    fn inventory_with_clones(&self, dataset: &DatasetName) -> Result<Inventory> {
         let origins = self.datasets()?.into_iter().filter_map(|info| info.origin);
-        Ok(origins.filter(|o| o.name.dataset() == dataset).map(|o| o.guid).collect())
+        let cloned = origins.filter(|o| o.name.dataset() == dataset).map(|o| o.guid).collect();
+        Ok(Inventory { cloned, ..self.inventory(dataset)? })
     }
 
     /// Room at a dataset; for one that does not exist, at its nearest existing parent.

@@ -112,7 +112,7 @@ pub struct Inventory {
     /// What an interrupted receive left, where the store keeps it.
     pub partial: Option<Partial>,
     /// Those of the snapshots that another dataset is a clone of: they cannot be destroyed. Filled in by
-    /// whoever asked for it ([`Store::cloned`](crate::Store::cloned)).
+    /// [`Store::inventory_with_clones`](crate::Store::inventory_with_clones).
     pub cloned: BTreeSet<Guid>,
 }
 

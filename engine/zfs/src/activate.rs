@@ -33,11 +33,10 @@ impl ZfsStore {
         }
         let mut asked = vec!["type", "canmount", "readonly", "mountpoint"];
         if !self.dialect.fuse {
-            asked.extend(["keystatus", "encryptionroot", "receive_resume_token", WAS_LIMITS]);
+            asked.extend(["receive_resume_token", WAS_LIMITS]);
         }
-        let now = self.native(dataset, &asked)?;
+        let now = self.native_with_key(dataset, &asked)?;
         if !self.dialect.fuse {
-            self.refuse_without_key(dataset, &now)?;
             self.discard_any_partial(dataset, &now["receive_resume_token"])?;
             self.restore_limits(dataset, &now[WAS_LIMITS])?;
         }
@@ -66,14 +65,7 @@ impl ZfsStore {
 
     /// Mounts a dataset that is read-only.
     pub(crate) fn show_dataset(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
-        let mut asked = vec!["type", "mountpoint"];
-        if !self.dialect.fuse {
-            asked.extend(["keystatus", "encryptionroot"]);
-        }
-        let now = self.native(dataset, &asked)?;
-        if !self.dialect.fuse {
-            self.refuse_without_key(dataset, &now)?;
-        }
+        let now = self.native_with_key(dataset, &["type", "mountpoint"])?;
         if now["type"].value != "filesystem" {
             return wait_for_node(dataset).map(Some);
         }
@@ -100,6 +92,20 @@ impl ZfsStore {
             "-" | "" => Ok(()),
             _ => self.discard_partial(dataset),
         }
+    }
+
+    /// Native properties of a dataset whose key is loaded, if it needs one.
+    fn native_with_key(
+        &self,
+        dataset: &DatasetName,
+        names: &[&str],
+    ) -> Result<BTreeMap<String, Native>> {
+        if self.dialect.fuse {
+            return self.native(dataset, names);
+        }
+        let now = self.native(dataset, &[names, &["keystatus", "encryptionroot"]].concat())?;
+        self.refuse_without_key(dataset, &now)?;
+        Ok(now)
     }
 
     /// An encrypted dataset whose key nobody has loaded has neither mount nor device.
@@ -166,14 +172,8 @@ impl ZfsStore {
                 false => self.rehearse_at(dataset, path),
             };
         }
-        let mut asked = vec!["type", "canmount", "readonly", "mountpoint"];
-        if !self.dialect.fuse {
-            asked.extend(["keystatus", "encryptionroot"]);
-        }
-        let now = self.native(dataset, &asked)?;
-        if !self.dialect.fuse {
-            self.refuse_without_key(dataset, &now)?;
-        }
+        let asked = ["type", "canmount", "readonly", "mountpoint"];
+        let now = self.native_with_key(dataset, &asked)?;
         if now["type"].value != "filesystem" {
             return Ok(());
         }

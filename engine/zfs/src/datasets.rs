@@ -140,13 +140,8 @@ impl ZfsStore {
         Ok(found)
     }
 
-    /// Clones are looked for in the whole pool: those outside the root keep a snapshot, too.
+    /// By the command; clones are looked for in the whole pool: those outside the root keep a snapshot, too.
     pub(crate) fn cloned_of(&self, dataset: &DatasetName) -> Result<BTreeSet<Guid>> {
-        let about = About::dataset(dataset);
-        if let Some(found) = self.by_library(about, |lzc| lzc.inventory(dataset.as_str())) {
-            let cloned = found?.snapshots.into_iter().filter(|snapshot| snapshot.clones > 0);
-            return Ok(cloned.map(|snapshot| Guid(snapshot.guid)).collect());
-        }
         let args = ["list", "-H", "-r", "-t", "filesystem,volume", "-o", "origin", dataset.pool()];
         let finished = self.zfs(&args, About::dataset(dataset))?;
         let ours = format!("{dataset}@");

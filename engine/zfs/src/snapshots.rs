@@ -28,7 +28,22 @@ pub(crate) const PROBE_PREFIX: &str = "flocker-repl-probe-";
 
 impl ZfsStore {
     pub(crate) fn list_inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
-        let mut inventory = if let Some(found) = self.inventory_by_library(dataset) {
+        Ok(self.listed(dataset)?.0)
+    }
+
+    /// With those of its snapshots that have clones.
+    pub(crate) fn list_with_clones(&self, dataset: &DatasetName) -> Result<Inventory> {
+        match self.listed(dataset)? {
+            (inventory, true) => Ok(inventory),
+            (inventory, false) => Ok(Inventory { cloned: self.cloned_of(dataset)?, ..inventory }),
+        }
+    }
+
+    /// The inventory, and whether that tells which of the snapshots have clones.
+    fn listed(&self, dataset: &DatasetName) -> Result<(Inventory, bool)> {
+        let by_library = self.inventory_by_library(dataset);
+        let tells_clones = by_library.is_some();
+        let mut inventory = if let Some(found) = by_library {
             found?
         } else if self.dialect.fuse {
             self.inventory_by_get(dataset)?
@@ -37,7 +52,7 @@ impl ZfsStore {
         };
         inventory.snapshots.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
         inventory.bookmarks.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
-        Ok(inventory)
+        Ok((inventory, tells_clones))
     }
 
     fn inventory_by_list(&self, dataset: &DatasetName) -> Result<Inventory> {

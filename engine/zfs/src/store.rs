@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use flocker_store::store::Result;
 use flocker_store::{
-    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName, Guid,
+    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
     HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
     SnapshotName, SnapshotSpec, Space, Store, StoreError,
 };
@@ -142,6 +142,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Probes come and go while somebody looks; no plan may rest on one.
+fn without_probes(mut inventory: Inventory) -> Inventory {
+    inventory.snapshots.retain(|snapshot| !snapshot.name.short().starts_with(PROBE_PREFIX));
+    inventory
+}
+
 impl Store for ZfsStore {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
@@ -166,16 +172,12 @@ impl Store for ZfsStore {
 
     fn inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
         self.inside(dataset)?;
-        let mut inventory = self.list_inventory(dataset)?;
-        // Probes come and go while somebody looks; no plan may rest on one.
-        let probe = |s: &Snapshot| s.name.short().starts_with(PROBE_PREFIX);
-        inventory.snapshots.retain(|snapshot| !probe(snapshot));
-        Ok(inventory)
+        Ok(without_probes(self.list_inventory(dataset)?))
     }
 
-    fn cloned(&self, dataset: &DatasetName) -> Result<BTreeSet<Guid>> {
+    fn inventory_with_clones(&self, dataset: &DatasetName) -> Result<Inventory> {
         self.inside(dataset)?;
-        self.cloned_of(dataset)
+        Ok(without_probes(self.list_with_clones(dataset)?))
     }
 
     fn space(&self, dataset: &DatasetName) -> Result<Space> {

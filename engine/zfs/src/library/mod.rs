@@ -11,7 +11,7 @@ pub(crate) mod stream;
 
 use std::collections::BTreeMap;
 
-use flocker_lzc::{Errno, Lzc, LzcError, UserChange};
+use flocker_lzc::{Errno, Lzc, LzcError, Stats, UserChange};
 use flocker_store::store::Result;
 use flocker_store::{
     Bookmark, DatasetName, Guid, HoldTag, Inventory, Property, PropertySource, Snapshot,
@@ -73,11 +73,12 @@ impl ZfsStore {
                     createtxg: b.createtxg,
                 })
             };
+            let cloned = found.snapshots.iter().filter(|s| s.clones > 0);
             Ok(Inventory {
+                cloned: cloned.map(|s| Guid(s.guid)).collect(),
                 snapshots: found.snapshots.into_iter().map(snapshot).collect::<Result<_>>()?,
                 bookmarks: found.bookmarks.into_iter().map(bookmark).collect::<Result<_>>()?,
                 partial: found.resume_token.as_deref().map(partial),
-                ..Inventory::default()
             })
         }))
     }
@@ -121,17 +122,22 @@ impl ZfsStore {
         }))
     }
 
+    /// What the library says of a dataset that has to be there.
+    fn stats_by_library(&self, dataset: &DatasetName) -> Option<Result<Stats>> {
+        let found = self.by_library(About::dataset(dataset), |lzc| lzc.stats(dataset.as_str()))?;
+        let missing = || StoreError::NoDataset { dataset: dataset.clone() };
+        Some(found.and_then(|found| found.ok_or_else(missing)))
+    }
+
     pub(crate) fn space_by_library(&self, dataset: &DatasetName) -> Option<Result<Space>> {
-        let about = About::dataset(dataset);
-        let found = self.by_library(about, |lzc| lzc.stats(dataset.as_str()))?;
-        let found = match found {
-            Ok(Some(found)) => found,
-            Ok(None) => return Some(Err(StoreError::NoDataset { dataset: dataset.clone() })),
-            Err(error) => return Some(Err(error)),
-        };
-        // Without a number the command is asked.
-        let (available_bytes, used_bytes) = (found.number("available")?, found.number("used")?);
-        Some(Ok(Space { available_bytes, used_bytes }))
+        match self.stats_by_library(dataset)? {
+            // Without a number the command is asked.
+            Ok(found) => Some(Ok(Space {
+                available_bytes: found.number("available")?,
+                used_bytes: found.number("used")?,
+            })),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     /// Properties whose names hold a `:`.
@@ -139,11 +145,9 @@ impl ZfsStore {
         &self,
         dataset: &DatasetName,
     ) -> Option<Result<BTreeMap<String, Property>>> {
-        let found = self.by_library(About::dataset(dataset), |lzc| lzc.stats(dataset.as_str()))?;
-        Some(found.and_then(|found| {
-            let missing = || StoreError::NoDataset { dataset: dataset.clone() };
-            let all = found.ok_or_else(missing)?.properties.into_iter();
-            Ok(all
+        let found = self.stats_by_library(dataset)?;
+        Some(found.map(|found| {
+            (found.properties.into_iter())
                 .filter(|(name, _)| name.contains(':'))
                 .filter_map(|(name, property)| {
                     let source = match property.source {
@@ -155,7 +159,7 @@ impl ZfsStore {
                     let value = property.value.text()?.to_owned();
                     Some((name, Property { value, source }))
                 })
-                .collect())
+                .collect()
         }))
     }
 
@@ -168,11 +172,7 @@ impl ZfsStore {
         if changes.is_empty() {
             return Ok(false);
         }
-        let change =
-            |(property, value): (&'_ String, &'_ Option<String>)| (property.clone(), value.clone());
-        let changes: Vec<_> = changes.iter().map(change).collect();
-        let changes: Vec<UserChange<'_>> = changes
-            .iter()
+        let changes: Vec<UserChange<'_>> = (changes.iter())
             .map(|(property, value)| UserChange {
                 dataset: dataset.as_str(),
                 property,
