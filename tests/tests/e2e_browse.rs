@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use flocker_tests::e2e::host::free_udp_port;
 use flocker_tests::e2e::{Host, World, wait_for};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
 use serde_json::Value;
@@ -70,10 +69,7 @@ fn a_replica_is_looked_at(a: &Host, b: &Host, live: &Path) {
 #[test]
 fn a_replica_on_a_vault_is_looked_at_while_replication_goes_on() {
     let world = World::new();
-    let (mut a, mut b) = (world.vault_host("a"), world.vault_host("b"));
-    a.serve();
-    b.serve();
-    a.pair(&b, ["recv/b", "recv/a"]);
+    let (a, mut b) = world.vault_pair();
     a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "300ms", "--create"]);
     a_replica_is_looked_at(&a, &b, &world.path().join("a-vault/live/vault/data/db"));
     let text = b.ok(&["doctor"]);
@@ -99,11 +95,7 @@ fn a_replica_on_a_vault_is_looked_at_while_replication_goes_on() {
 
 /// Two nodes on pools of zfs-fuse.
 fn on_fuse(world: &World, pa: &FusePool, pb: &FusePool) -> (Host, Host) {
-    let host = |name: &str, pool: &FusePool| {
-        let listen = format!("127.0.0.1:{}", free_udp_port());
-        Host::init(world, name, &format!("zfs:{}", pool.name()), &listen, None)
-    };
-    let (mut a, mut b) = (host("a", pa), host("b", pb));
+    let (mut a, mut b) = (world.zfs_host("a", pa.name()), world.zfs_host("b", pb.name()));
     a.serve();
     b.serve();
     a.pair(&b, ["recv", "recv"]);

@@ -11,10 +11,7 @@ use serde_json::Value;
 /// Two paired nodes with vaults, and `data/db` of `a` on `b`.
 fn protected() -> (World, Host, Host) {
     let world = World::new();
-    let (mut a, mut b) = (world.vault_host("a"), world.vault_host("b"));
-    a.serve();
-    b.serve();
-    a.pair(&b, ["recv/b", "recv/a"]);
+    let (a, b) = world.vault_pair();
     a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "300ms", "--create"]);
     write(&world, "one");
     a.wait_in_step("db");

@@ -30,10 +30,7 @@ impl Pair {
 
     fn unprotected() -> Self {
         let world = World::new();
-        let (mut a, mut b) = (world.vault_host("a"), world.vault_host("b"));
-        a.serve();
-        b.serve();
-        a.pair(&b, ["recv/b", "recv/a"]);
+        let (a, b) = world.vault_pair();
         let address = format!("127.0.0.1:{}", free_tcp_port());
         Self { world, a, b, address }
     }

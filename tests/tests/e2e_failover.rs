@@ -1,11 +1,11 @@
 //! Changes of primary that nobody planned, with PostgreSQL under load on two nodes with zfs-fuse pools:
 //! a failover after the primary is gone, and a move whose program does not start on the target.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use flocker_tests::e2e::database::Kind;
 use flocker_tests::e2e::rig::{Options, Rig};
+use flocker_tests::e2e::zfs;
 use serde_json::Value;
 
 /// The promise of the tests here, milliseconds.
@@ -16,13 +16,6 @@ const SLACK_MS: u64 = 2_000;
 
 fn rig(test: &str, number: u8) -> Option<Rig> {
     Rig::build(&Options { test, number, kinds: &[Kind::Postgres], rpo: "1s", proxied: false })
-}
-
-fn zfs(args: &[&str]) -> String {
-    let output = Command::new("zfs").args(args).output().expect("zfs runs");
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]

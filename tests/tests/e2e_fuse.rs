@@ -2,25 +2,12 @@
 //! vault → zfs-fuse. Skipped loudly where zfs-fuse or namespaces cannot be had.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use flocker_tests::e2e::host::free_tcp_port;
 use flocker_tests::e2e::ledger::workload_binary;
 use flocker_tests::e2e::netns::Wire;
-use flocker_tests::e2e::{Host, Ledger, World, skip};
+use flocker_tests::e2e::{Host, Ledger, World, skip, zfs};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
-
-/// Runs a `zfs` command of the operator's.
-fn zfs(args: &[&str]) -> String {
-    let output = Command::new("zfs").args(args).output().expect("zfs runs");
-    assert!(
-        output.status.success(),
-        "zfs {}: {}",
-        args.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn mountpoint(dataset: &str) -> PathBuf {
     zfs(&["get", "-H", "-o", "value", "mountpoint", dataset]).trim().into()

@@ -4,21 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use flocker_tests::e2e::host::free_udp_port;
-use flocker_tests::e2e::{Host, World};
+use flocker_tests::e2e::{World, zfs};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
-
-/// Runs a `zfs` command of the operator's.
-fn zfs(args: &[&str]) -> String {
-    let output = Command::new("zfs").args(args).output().expect("zfs runs");
-    assert!(
-        output.status.success(),
-        "zfs {}: {}",
-        args.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn mountpoint(dataset: &str) -> PathBuf {
     zfs(&["get", "-H", "-o", "value", "mountpoint", dataset]).trim().into()
@@ -72,8 +59,7 @@ fn a_replica_made_by_hand_is_gone_on_from_and_one_that_was_written_is_refused() 
     };
     let world = World::new();
     let host = |name: &str, pool: &FusePool| {
-        let listen = format!("127.0.0.1:{}", free_udp_port());
-        let mut host = Host::init(&world, name, &format!("zfs:{}", pool.name()), &listen, None);
+        let mut host = world.zfs_host(name, pool.name());
         host.serve();
         host
     };

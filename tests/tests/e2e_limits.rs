@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use flocker_tests::e2e::{Host, World, skip, wait_for};
+use flocker_tests::e2e::{Host, World, skip, wait_for, zfs};
 use flocker_zfs::fixture::{FusePool, pool_or_skip};
 
 fn volume(host: &Host, world: &World, name: &str) -> PathBuf {
@@ -56,14 +56,6 @@ impl Drop for SmallDisk {
     }
 }
 
-fn paired(world: &World) -> (Host, Host) {
-    let (mut a, mut b) = (world.vault_host("a"), world.vault_host("b"));
-    a.serve();
-    b.serve();
-    a.pair(&b, ["recv/b", "recv/a"]);
-    (a, b)
-}
-
 #[test]
 fn a_full_disk_stops_its_volume_by_name_and_goes_on_when_there_is_room() {
     let world = World::new();
@@ -74,7 +66,7 @@ fn a_full_disk_stops_its_volume_by_name_and_goes_on_when_there_is_room() {
             return skip(&format!("a small disk: {why}"), test);
         }
     };
-    let (a, b) = paired(&world);
+    let (a, b) = world.vault_pair();
     for name in ["big", "small"] {
         let dataset = format!("data/{name}");
         a.ok(&["protect", &dataset, "--to", "b", "--rpo", "300ms", "--create"]);
@@ -109,7 +101,7 @@ fn peak_bytes(pid: u32) -> u64 {
 #[test]
 fn a_stream_larger_than_memory_takes_at_most_256_mib_in_a_node() {
     let world = World::new();
-    let (a, b) = paired(&world);
+    let (a, b) = world.vault_pair();
     a.ok(&["protect", "data/big", "--to", "b", "--rpo", "500ms", "--create"]);
     let live = volume(&a, &world, "big");
     for part in 0..6 {
@@ -124,19 +116,9 @@ fn a_stream_larger_than_memory_takes_at_most_256_mib_in_a_node() {
     assert!(there == noise(64 << 20, 5));
 }
 
-fn zfs(args: &[&str]) {
-    let output = Command::new("zfs").args(args).output().expect("zfs runs");
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
-}
-
 /// Two paired nodes on zfs-fuse, and a dataset of the first that is protected by the second.
 fn protected_on_fuse(world: &World, pa: &FusePool, pb: &FusePool) -> (Host, Host, String) {
-    let host = |name: &str, pool: &str| {
-        let listen = format!("127.0.0.1:{}", flocker_tests::e2e::host::free_udp_port());
-        Host::init(world, name, &format!("zfs:{pool}"), &listen, None)
-    };
-    let (mut a, mut b) = (host("a", pa.name()), host("b", pb.name()));
+    let (mut a, mut b) = (world.zfs_host("a", pa.name()), world.zfs_host("b", pb.name()));
     a.serve();
     b.serve();
     a.pair(&b, [&format!("{}/recv", pa.name()), &format!("{}/recv", pb.name())]);
@@ -174,7 +156,7 @@ fn a_standby_on_zfs_fuse_that_was_written_is_named_and_nothing_on_it_is_destroye
 #[test]
 fn a_live_directory_that_is_away_is_an_alarm_and_no_migration_goes_by_an_older_snapshot() {
     let world = World::new();
-    let (a, b) = paired(&world);
+    let (a, b) = world.vault_pair();
     a.ok(&["protect", "data/db", "--to", "b", "--rpo", "300ms", "--create"]);
     let live = volume(&a, &world, "db");
     std::fs::write(live.join("one"), b"1").expect("room");
@@ -227,7 +209,7 @@ fn a_workload_on_an_unmounted_zfs_fuse_dataset_starts_in_the_volume_or_not_at_al
 #[test]
 fn a_target_whose_path_is_taken_refuses_while_the_source_can_still_go_on() {
     let world = World::new();
-    let (a, b) = paired(&world);
+    let (a, b) = world.vault_pair();
     a.ok(&["protect", "data/db", "--to", "b", "--rpo", "300ms", "--create"]);
     for host in [&b, &a] {
         host.ok(&["run", "db", "--", "sleep", "600"]);

@@ -25,10 +25,7 @@ struct Served {
 impl Served {
     fn new() -> Self {
         let world = World::new();
-        let (mut a, mut b) = (world.vault_host("a"), world.vault_host("b"));
-        a.serve();
-        b.serve();
-        a.pair(&b, ["recv/b", "recv/a"]);
+        let (a, b) = world.vault_pair();
         a.ok(&["protect", "data/db", "--to", "b", "--rpo", "300ms", "--create"]);
         b.wait_unit("db", "known", |u| u["role"] == "standby");
         let address = format!("127.0.0.1:{}", free_tcp_port());

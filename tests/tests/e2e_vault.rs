@@ -10,11 +10,7 @@ use serde_json::Value;
 /// Two paired nodes with vaults.
 fn pair() -> (World, Host, Host) {
     let world = World::new();
-    let mut a = world.vault_host("a");
-    let mut b = world.vault_host("b");
-    a.serve();
-    b.serve();
-    a.pair(&b, ["recv/b", "recv/a"]);
+    let (a, b) = world.vault_pair();
     (world, a, b)
 }
 

@@ -39,6 +39,21 @@ impl World {
         let store = format!("vault:{}", self.path.join(format!("{name}-vault")).display());
         Host::init(self, name, &store, &format!("127.0.0.1:{}", free_udp_port()), None)
     }
+
+    /// Makes a node that works in a pool, listening on loopback.
+    pub fn zfs_host(&self, name: &str, pool: &str) -> Host {
+        let listen = format!("127.0.0.1:{}", free_udp_port());
+        Host::init(self, name, &format!("zfs:{pool}"), &listen, None)
+    }
+
+    /// Two nodes with vaults, `a` and `b`, serving and paired.
+    pub fn vault_pair(&self) -> (Host, Host) {
+        let (mut a, mut b) = (self.vault_host("a"), self.vault_host("b"));
+        a.serve();
+        b.serve();
+        a.pair(&b, ["recv/b", "recv/a"]);
+        (a, b)
+    }
 }
 
 impl Default for World {

@@ -19,6 +19,17 @@ pub mod watch;
 pub use host::{Host, World};
 pub use ledger::{Ledger, Verdict};
 
+/// Runs a `zfs` command of the operator's; returns what it printed.
+///
+/// # Panics
+/// With what it said, when it fails.
+pub fn zfs(args: &[&str]) -> String {
+    let output = std::process::Command::new("zfs").args(args).output().expect("zfs runs");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Waits for what another process does in its own time: a workload that runs has not yet done
 /// anything.
 ///

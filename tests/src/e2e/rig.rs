@@ -18,7 +18,7 @@ use super::host::PATIENCE;
 use super::netns::Wire;
 use super::proxy::{self, Proxy};
 use super::watch::Watch;
-use super::{Host, World, skip};
+use super::{Host, World, skip, zfs};
 
 /// Where the nodes listen.
 const PORT: u16 = 7001;
@@ -68,13 +68,6 @@ pub struct Options<'a> {
     pub rpo: &'a str,
     /// The nodes reach each other through a proxy that can be cut.
     pub proxied: bool,
-}
-
-fn zfs(args: &[&str]) -> String {
-    let output = Command::new("zfs").args(args).output().expect("zfs runs");
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "zfs {}: {words}", args.join(" "));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 impl Rig {
