@@ -104,6 +104,15 @@ fn sent_bytes(lab: &Lab, name: &str) -> u64 {
     sent.as_u64().unwrap_or_else(|| panic!("{status:#}"))
 }
 
+/// What the first step may bring at most: the one or two records that were written since, of what [`make`] says of
+/// their size, and what goes with them.
+fn most(name: &str) -> u64 {
+    match name {
+        "sy" => 2_200_000,
+        _ => 600_000,
+    }
+}
+
 #[test]
 fn replicas_of_syncoid_bzfs_and_zrepl_are_gone_on_from_without_a_resend() {
     let test = "adoption of what syncoid, bzfs and zrepl leave";
@@ -136,7 +145,7 @@ fn replicas_of_syncoid_bzfs_and_zrepl_are_gone_on_from_without_a_resend() {
         assert!(said.contains("not sent again"), "{name}: {said}");
         nodes.wait_in_step(&unit, Guest::Alpha);
         let sent = sent_bytes(&lab, name);
-        assert!(sent < 1_000_000, "{name}: {sent} bytes were sent; all of it is 4 MB");
+        assert!(0 < sent && sent < most(name), "{name}: {sent} bytes were sent; all of it is 4 MB");
         let rest = lab
             .ssh(Guest::Beta, &format!("zfs get -H -o value mounted,canmount {replica} | xargs"));
         let at_rest = if unit.zvol { "- -" } else { "no noauto" };
