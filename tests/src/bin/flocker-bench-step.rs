@@ -6,7 +6,6 @@
 //! than how fast it is on a real machine.
 
 use std::path::Path;
-use std::time::Instant;
 
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip};
@@ -50,17 +49,29 @@ fn status(lab: &Lab, word: &str) -> u64 {
 }
 
 /// Our own: the round that carries the change, from asking for its snapshot to the standby's word that it has it.
+/// Nobody asks the daemon anything meanwhile: a command in the guest takes longer than what is measured.
 fn ours(lab: &Lab) -> f64 {
-    lab.ssh(Guest::Alpha, "flocker-repl resume db");
-    let rounds = status(lab, "rounds");
-    change(lab, "/srv/flocker/data/db");
-    let begun = Instant::now();
-    while status(lab, "rounds") == rounds {
-        assert!(begun.elapsed().as_secs() < 60, "no round");
+    loop {
+        lab.ssh(Guest::Alpha, "flocker-repl resume db >/dev/null; sleep 3");
+        let before = rounds(lab).last().map_or(0, |round| round.0);
+        change(lab, "/srv/flocker/data/db");
+        std::thread::sleep(std::time::Duration::from_secs(8));
+        let after = rounds(lab);
+        lab.ssh(Guest::Alpha, "flocker-repl pause db >/dev/null");
+        let mut carried = after.into_iter().filter(|(n, bytes, _)| *n > before && *bytes >= 65_536);
+        if let Some((_, _, ms)) = carried.next() {
+            return ms as f64;
+        }
     }
-    let ms = status(lab, "last_round_ms") as f64;
-    lab.ssh(Guest::Alpha, "flocker-repl pause db");
-    ms
+}
+
+/// The last rounds: number, bytes of the stream, milliseconds.
+fn rounds(lab: &Lab) -> Vec<(u64, u64, u64)> {
+    let text = lab.ssh(Guest::Alpha, "flocker-repl rounds db --json");
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let figure = |r: &serde_json::Value, name| r["round"][name].as_u64().expect("a figure");
+    let read = |r| (figure(r, "round"), figure(r, "stream_bytes"), figure(r, "duration_ms"));
+    value["rounds"].as_array().expect("rounds").iter().map(read).collect()
 }
 
 /// Processes that our daemon starts in some warm steps: what it executes, traced.
