@@ -254,7 +254,13 @@ impl Replica {
 
     /// When the next round should begin, monotonic milliseconds: as late as the promise allows.
     fn due_at(&self, policy: Policy) -> u64 {
-        let not_before = self.last_begun + ROUND_GAP_MS;
+        let gap = match policy {
+            // Where a round takes as long as its RPO the next one is due at once; what a shorter distance would
+            // win is small against that, and costs a look at the store each time.
+            Policy::Rpo(ms) => ROUND_GAP_MS.max(ms / 10),
+            Policy::Every(_) => ROUND_GAP_MS,
+        };
+        let not_before = self.last_begun + gap;
         let Some(equal) = self.equal else {
             return not_before;
         };

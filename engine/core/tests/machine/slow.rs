@@ -1,6 +1,7 @@
 //! A standby on a slow machine: looking at its datasets takes longer than the primary waits before it asks again.
 
 use flocker_core::Action;
+use flocker_core::record::Policy;
 
 use crate::pair::{Item, Pair};
 
@@ -28,4 +29,29 @@ fn a_standby_that_is_asked_again_while_it_looks_goes_on_with_that_look() {
     pair.settle(|_, _| {});
     let status = pair.sides[0].node.status(pair.now());
     assert!(status.units[0].standbys[0].lag_ms.is_some(), "{:?}", status.units[0].standbys);
+}
+
+/// Seen on a slow machine: once a round took most of its RPO, the next one was due as soon as the last look had
+/// found nothing, and whether anything was written was asked as fast as it was answered.
+#[test]
+fn where_a_round_takes_most_of_its_rpo_looks_at_what_was_written_keep_a_distance() {
+    let mut pair = Pair::in_step_with(Policy::Rpo(1_000));
+    let looks_in = |pair: &mut Pair, ms: u64| {
+        let (until, mut looks) = (pair.clock_ms + ms, 0);
+        while pair.clock_ms < until {
+            match pair.pending.front() {
+                Some(Item::Arrive { .. }) => pair.clock_ms += 900,
+                Some(Item::Op { at: 0, action: Action::Changed { .. }, .. }) => looks += 1,
+                _ => {}
+            }
+            pair.step();
+        }
+        looks
+    };
+    pair.written = true;
+    looks_in(&mut pair, 20_000);
+    pair.written = false;
+    looks_in(&mut pair, 2_000);
+    let looks = looks_in(&mut pair, 10_000);
+    assert!((10..=110).contains(&looks), "{looks} looks in 10 s");
 }
