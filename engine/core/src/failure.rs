@@ -39,6 +39,8 @@ pub enum FailureCode {
     Busy,
     /// A dataset or snapshot is not there.
     NotFound,
+    /// The store is not there, a pool that is not imported, so that nobody knows what is in it.
+    StoreAway,
     /// A name is taken.
     Exists,
     /// The connection was lost or the peer is not connected.
@@ -71,7 +73,10 @@ impl FailureCode {
     /// It has to do with the moment or the link, not with what was asked for.
     pub(crate) fn is_passing(self) -> bool {
         use FailureCode as C;
-        matches!(self, C::ConnectionLost | C::TimedOut | C::Cancelled | C::Busy | C::NoSpace)
+        matches!(
+            self,
+            C::StoreAway | C::ConnectionLost | C::TimedOut | C::Cancelled | C::Busy | C::NoSpace
+        )
     }
 }
 
@@ -111,6 +116,7 @@ impl From<&StoreError> for Failure {
         use FailureCode as C;
         let code = match error {
             StoreError::NoDataset { .. } | StoreError::NoSnapshot { .. } => C::NotFound,
+            StoreError::Away { .. } => C::StoreAway,
             StoreError::Exists { .. } => C::Exists,
             StoreError::NoBase { .. } => C::NoBase,
             StoreError::Modified { .. } => C::Modified,

@@ -23,6 +23,8 @@ mod slow;
 mod stands;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
+#[path = "machine/vanished.rs"]
+mod vanished;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

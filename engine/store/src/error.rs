@@ -49,6 +49,15 @@ pub enum StoreError {
         /// The name asked for.
         dataset: DatasetName,
     },
+    /// The store itself is not there, so that nothing can be said of what is in it: its pool is not imported, its
+    /// root was renamed or destroyed.
+    #[error("{store} is not there: {detail}")]
+    Away {
+        /// As [`crate::Store::describe`] says it.
+        store: String,
+        /// What to look at, and to run.
+        detail: String,
+    },
     /// No such snapshot or bookmark.
     #[error("{name} does not exist")]
     NoSnapshot {
@@ -198,7 +207,9 @@ impl StoreError {
             E::NoBase { .. } | E::NoSnapshot { .. } | E::Exists { .. } | E::BadToken { .. } => {
                 Recovery::Replan
             }
-            E::NoSpace { .. } | E::Busy { .. } | E::Io { .. } | E::Cancelled => Recovery::Retry,
+            E::Away { .. } | E::NoSpace { .. } | E::Busy { .. } | E::Io { .. } | E::Cancelled => {
+                Recovery::Retry
+            }
             E::BadStream { .. } | E::Command { .. } | E::Output { .. } => Recovery::Retry,
             E::Kept { .. } => Recovery::Replan,
             E::Unsupported { .. } | E::NotCapable { .. } | E::Name(_) => Recovery::Abort,

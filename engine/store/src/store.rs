@@ -68,7 +68,8 @@ pub trait Store: Send + Sync {
     /// The dataset below which this store works.
     fn root(&self) -> &DatasetName;
 
-    /// One dataset.
+    /// One dataset. [`StoreError::NoDataset`] of this and what follows is a word on which a planner lets go of what
+    /// it has kept: a store that is not there itself says [`StoreError::Away`] instead.
     ///
     /// # Errors
     /// [`StoreError::NoDataset`] when it does not exist.

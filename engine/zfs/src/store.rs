@@ -129,6 +129,25 @@ impl ZfsStore {
         }
     }
 
+    /// "No such dataset" is a word only of a pool that is there. One that is not imported says the same of all that
+    /// is in it, and whoever believes it sends everything anew.
+    fn in_place<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(StoreError::NoDataset { dataset }) => match self.exists(&self.root) {
+                Ok(true) => Err(StoreError::NoDataset { dataset }),
+                Ok(false) => Err(StoreError::Away {
+                    store: self.describe(),
+                    detail: format!(
+                        "is the pool imported? `zpool status {0}`, `zpool import {0}`",
+                        self.root.pool()
+                    ),
+                }),
+                Err(error) => Err(error),
+            },
+            result => result,
+        }
+    }
+
     pub(crate) fn not_capable(&self, what: impl Into<String>) -> StoreError {
         StoreError::NotCapable {
             store: format!("{} ({})", self.describe(), self.capabilities.version),
@@ -163,31 +182,31 @@ impl Store for ZfsStore {
 
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {
         self.inside(dataset)?;
-        self.get_dataset(dataset)
+        self.in_place(self.get_dataset(dataset))
     }
 
     fn datasets(&self) -> Result<Vec<DatasetInfo>> {
-        self.list_datasets()
+        self.in_place(self.list_datasets())
     }
 
     fn inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
         self.inside(dataset)?;
-        Ok(without_probes(self.list_inventory(dataset)?))
+        self.in_place(self.list_inventory(dataset)).map(without_probes)
     }
 
     fn inventory_with_clones(&self, dataset: &DatasetName) -> Result<Inventory> {
         self.inside(dataset)?;
-        Ok(without_probes(self.list_with_clones(dataset)?))
+        self.in_place(self.list_with_clones(dataset)).map(without_probes)
     }
 
     fn space(&self, dataset: &DatasetName) -> Result<Space> {
         self.inside(dataset)?;
-        self.get_space(dataset)
+        self.in_place(self.get_space(dataset))
     }
 
     fn user_properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, Property>> {
         self.inside(dataset)?;
-        self.get_user_properties(dataset)
+        self.in_place(self.get_user_properties(dataset))
     }
 
     fn set_user_properties(
@@ -196,7 +215,7 @@ impl Store for ZfsStore {
         changes: &BTreeMap<String, Option<String>>,
     ) -> Result<()> {
         self.inside(dataset)?;
-        self.change_user_properties(dataset, changes)
+        self.in_place(self.change_user_properties(dataset, changes))
     }
 
     fn create(&self, dataset: &DatasetName, kind: DatasetKind) -> Result<DatasetInfo> {
@@ -222,7 +241,7 @@ impl Store for ZfsStore {
         for name in &spec.names {
             self.inside(name.dataset())?;
         }
-        self.take_snapshots(spec)
+        self.in_place(self.take_snapshots(spec))
     }
 
     fn destroy_snapshots(&self, snapshots: &[SnapshotName]) -> Result<()> {
@@ -272,12 +291,12 @@ impl Store for ZfsStore {
 
     fn changed_since(&self, snapshot: &SnapshotName) -> Result<Change> {
         self.inside(snapshot.dataset())?;
-        self.hint_of_change(snapshot)
+        self.in_place(self.hint_of_change(snapshot))
     }
 
     fn verify_unwritten(&self, snapshot: &SnapshotName) -> Result<()> {
         self.inside(snapshot.dataset())?;
-        self.prove_unwritten(snapshot)
+        self.in_place(self.prove_unwritten(snapshot))
     }
 
     fn estimate(&self, spec: &SendSpec) -> Result<Option<u64>> {
@@ -293,12 +312,12 @@ impl Store for ZfsStore {
     fn receive(&self, spec: &ReceiveSpec) -> Result<Box<dyn ReceiveStream>> {
         self.inside(&spec.dataset)?;
         self.forget_rest(&spec.dataset);
-        self.start_receive(spec)
+        self.in_place(self.start_receive(spec))
     }
 
     fn rehearse(&self, dataset: &DatasetName) -> Result<()> {
         self.inside(dataset)?;
-        self.rehearse_dataset(dataset)
+        self.in_place(self.rehearse_dataset(dataset))
     }
 
     fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
@@ -308,7 +327,7 @@ impl Store for ZfsStore {
 
     fn fence(&self, dataset: &DatasetName) -> Result<()> {
         self.inside(dataset)?;
-        self.fence_dataset(dataset)
+        self.in_place(self.fence_dataset(dataset))
     }
 
     fn set_aside(&self, keep: &SnapshotName, aside: &DatasetName) -> Result<bool> {

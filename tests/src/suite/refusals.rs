@@ -302,8 +302,21 @@ fn exported(site: &Site) -> Result<String, Trouble> {
     far.snapshot(&a, "s1")?;
     site.run(&["zpool", "export", "fsuitegone"])?;
     let error = typed(far.snapshot(&a, "s2"), "an exported pool")?;
-    ensure!(matches!(error, StoreError::NoDataset { .. }), "{error:?}");
+    ensure!(matches!(error, StoreError::Away { .. }), "{error:?}");
+    // Nor is what is in it said not to be there: the other side would send everything anew.
+    let looks: [(&str, Result<(), StoreError>); 4] = [
+        ("a dataset", far.store.dataset(&a).map(drop)),
+        ("an inventory", far.store.inventory_with_clones(&a).map(drop)),
+        ("its properties", far.store.user_properties(&a).map(drop)),
+        ("its root", far.store.dataset(&root).map(drop)),
+    ];
+    for (what, look) in looks {
+        let error = typed(look.map_err(Into::into), what)?;
+        ensure!(matches!(error, StoreError::Away { .. }), "{what}: {error:?}");
+    }
     site.run(&["zpool", "import", "-d", "/tmp", "fsuitegone"])?;
     far.snapshot(&a, "s2")?;
+    let gone = typed(far.inventory(&root.child("b")?), "what is not in it")?;
+    ensure!(matches!(gone, StoreError::NoDataset { .. }), "{gone:?}");
     Ok(error.to_string())
 }

@@ -348,9 +348,15 @@ impl Replica {
         full || expected >= RESUMABLE_BYTES
     }
 
-    /// It said what it has: whatever else was sent to it did not arrive, or is older.
+    /// It said what it has: whatever else was sent to it did not arrive, or is older. A volume that it has nothing
+    /// of may be there again later (renamed by a person, in a pool that was not imported): what it may be at is
+    /// kept until it has something newer.
     fn heard(&mut self, bases: Vec<Option<Guid>>) {
-        self.candidates = Some(bases.iter().copied().flatten().collect());
+        let known = bases.iter().copied().flatten();
+        match &mut self.candidates {
+            Some(candidates) if bases.iter().any(Option::is_none) => candidates.extend(known),
+            candidates => *candidates = Some(known.collect()),
+        }
         self.is_back();
         self.bases = Some(bases);
     }
@@ -468,7 +474,13 @@ impl Unit {
                 }
             }
         }
+        // Before our start it may have been sent anything that is here by now; nothing that comes later.
+        let all = ours.iter().flat_map(|i| {
+            i.snapshots.iter().map(|s| s.guid).chain(i.bookmarks.iter().map(|b| b.guid))
+        });
+        let all: BTreeSet<Guid> = all.collect();
         if let Some(replica) = self.replicas.get_mut(&peer) {
+            replica.candidates.get_or_insert(all);
             replica.heard(bases);
             replica.partials = partials;
             replica.state = State::Idle;

@@ -56,6 +56,8 @@ pub(crate) struct Side {
     pub(crate) expected: BTreeMap<TransferId, ReceiveSpec>,
     /// The last question that it asked in a preflight.
     pub(crate) asked: Option<QuestionId>,
+    /// Its dataset cannot be seen: renamed away by a person, its pool not imported.
+    pub(crate) vanished: bool,
 }
 
 /// The pair.
@@ -160,6 +162,7 @@ impl Side {
             boots: 1,
             expected: BTreeMap::new(),
             asked: None,
+            vanished: false,
         }
     }
 
@@ -550,6 +553,9 @@ impl Pair {
 impl Side {
     fn inspected(&self) -> Inspected {
         let volume = &self.record.volumes[0];
+        if self.vanished {
+            return Inspected { info: None, inventory: Inventory::default(), mirror: None };
+        }
         let exists = self.record.own || !self.snapshots.is_empty();
         let info = exists.then(|| DatasetInfo {
             name: volume.dataset.clone(),
