@@ -77,6 +77,22 @@ pub struct StepOffer {
     pub clone: bool,
 }
 
+/// What a transfer has carried, as one of its sides counts it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+}
+
+impl std::ops::AddAssign for Carried {
+    fn add_assign(&mut self, more: Self) {
+        self.stream_bytes = self.stream_bytes.saturating_add(more.stream_bytes);
+        self.wire_bytes = self.wire_bytes.saturating_add(more.wire_bytes);
+    }
+}
+
 /// What a standby reports of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeSurvey {
@@ -151,6 +167,8 @@ pub enum Body {
         transfer: TransferId,
         /// The guid of the snapshot that is there now, as the store reports it.
         outcome: Result<Guid, Failure>,
+        /// What came for it: this may be heard before the primary's own side of the transfer has ended.
+        carried: Carried,
     },
     /// Primary → standby: you were equal to me at this moment (nothing was written since).
     Equal {
@@ -309,4 +327,61 @@ pub enum Body {
         /// What was found; looked at after the question came.
         answer: Result<Vec<VolumeSurvey>, Failure>,
     },
+}
+
+impl Body {
+    /// A failure that a peer reports speaks of "this node" and "here": say where that is.
+    pub(crate) fn say_where(&mut self, peer: &str) {
+        let failure = match self {
+            Body::IntroReply(Err(f))
+            | Body::YieldRefused { failure: f, .. }
+            | Body::StepBackReply { answer: Err(f), .. }
+            | Body::SurveyReply { answer: Err(f), .. }
+            | Body::CompareReply { answer: Err(f), .. }
+            | Body::OfferReply { answer: Err(f), .. }
+            | Body::StepReply { outcome: Err(f), .. }
+            | Body::PreflightReply { answer: Err(f), .. }
+            | Body::PrepareReply { answer: Err(f), .. }
+            | Body::ActivationFailed { failure: f, .. } => f,
+            _ => return,
+        };
+        failure.message = format!("on {peer}: {}", failure.message);
+    }
+
+    /// Whether a message wants an answer, so that a stale sender learns of its being stale.
+    pub(crate) fn is_question(&self) -> bool {
+        match self {
+            Body::Intro { .. }
+            | Body::Survey { .. }
+            | Body::Offer(_)
+            | Body::Equal { .. }
+            | Body::Preflight { .. }
+            | Body::Prepare { .. }
+            | Body::Yield { .. }
+            | Body::StepBack { .. }
+            | Body::Lease { .. }
+            | Body::Confirm { .. }
+            | Body::Claim { .. }
+            | Body::Compare { .. }
+            | Body::Drop => true,
+            Body::IntroReply(_)
+            | Body::SurveyReply { .. }
+            | Body::OfferReply { .. }
+            | Body::StepReply { .. }
+            | Body::PreflightReply { .. }
+            | Body::PrepareReply { .. }
+            | Body::Settle { .. }
+            | Body::SettleReply { .. }
+            | Body::Abandon { .. }
+            | Body::Activated { .. }
+            | Body::ActivationFailed { .. }
+            | Body::YieldRefused { .. }
+            | Body::StepBackReply { .. }
+            | Body::LeaseReply { .. }
+            | Body::ClaimReply { .. }
+            | Body::CompareReply { .. }
+            | Body::Stale
+            | Body::Unknown => false,
+        }
+    }
 }

@@ -156,6 +156,34 @@ pub fn plan(source: &Inventory, target: Option<&Inventory>, to: Guid) -> Result<
     }
 }
 
+/// The newest snapshot of a standby's volume, if the primary can start from it.
+pub(crate) fn common_base(
+    ours: &Inventory,
+    theirs: Option<&Inventory>,
+) -> Result<Option<Guid>, Conflict> {
+    // Of which a bookmark may be all that is left here, and strangers' snapshots are older than that.
+    let known = theirs.and_then(Inventory::latest).map(|s| s.guid);
+    if let Some(guid) = known.filter(|guid| find_base(ours, *guid).is_some()) {
+        return Ok(Some(guid));
+    }
+    let (Some(theirs), Some(newest)) = (theirs, ours.latest()) else {
+        // Nothing here to compare with: only a standby without the dataset can get a full send.
+        return match theirs {
+            None => Ok(None),
+            Some(i) => match i.latest() {
+                None if i.partial.is_some() => Ok(None),
+                None => Err(Conflict::Occupied),
+                Some(s) => Err(Conflict::NoCommonBase { newest: s.name.to_string() }),
+            },
+        };
+    };
+    match plan(ours, Some(theirs), newest.guid)? {
+        Plan::UpToDate => Ok(Some(newest.guid)),
+        Plan::Incremental { guid, .. } => Ok(Some(guid)),
+        Plan::Full => Ok(None),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

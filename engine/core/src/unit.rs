@@ -18,7 +18,7 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{EpochOrder, Fingerprint, OpId, QuestionId, RequestId, TransferId, UnitId};
 use crate::io::{Effect, EventKind, Inspected, Outcome};
 use crate::lease::Lease;
-use crate::message::{Body, Message};
+use crate::message::{Body, Carried, Message};
 use crate::network::Network;
 use crate::node::Adopting;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
@@ -315,7 +315,7 @@ impl Unit {
                 self.on_body(ctx, peer, message.body);
             }
             EpochOrder::Stale => {
-                if !is_question(&message.body) {
+                if !message.body.is_question() {
                     return;
                 }
                 // Whoever does not know whether it may serve tells nobody to stop.
@@ -354,7 +354,7 @@ impl Unit {
     }
 
     fn on_body(&mut self, ctx: &mut Ctx, peer: Fingerprint, mut body: Body) {
-        say_where(&ctx.peer_name(peer), &mut body);
+        body.say_where(&ctx.peer_name(peer));
         if let Body::IntroReply(Ok(_))
         | Body::SurveyReply { .. }
         | Body::ClaimReply { known: true, .. } = &body
@@ -374,8 +374,8 @@ impl Unit {
             Body::OfferReply { transfer, answer } => {
                 self.on_offer_reply(ctx, peer, transfer, answer);
             }
-            Body::StepReply { transfer, outcome } => {
-                self.on_step_reply(ctx, peer, transfer, outcome);
+            Body::StepReply { transfer, outcome, carried } => {
+                self.on_step_reply(ctx, peer, transfer, outcome, carried);
             }
             Body::Equal { wall_ms } => self.on_equal(peer, wall_ms),
             Body::Preflight { question, workload } => {
@@ -562,16 +562,15 @@ impl Unit {
         ctx: &mut Ctx,
         transfer: TransferId,
         outcome: Result<Option<Snapshot>, Failure>,
-        stream_bytes: u64,
-        wire_bytes: u64,
+        carried: Carried,
     ) {
         if self.ending.is_some() {
             return;
         }
         if self.standby.is_receiving(transfer) {
-            self.receive_ended(ctx, transfer, outcome);
+            self.receive_ended(ctx, transfer, outcome, carried);
         } else {
-            self.send_ended(ctx, transfer, outcome.map(|_| ()), stream_bytes, wire_bytes);
+            self.send_ended(ctx, transfer, outcome.map(|_| ()), carried);
         }
     }
 
@@ -676,60 +675,5 @@ impl Unit {
         for replica in self.replicas.values() {
             replica.check_invariants(self);
         }
-    }
-}
-
-/// A failure that a peer reports speaks of "this node" and "here": say where that is.
-fn say_where(peer: &str, body: &mut Body) {
-    let failure = match body {
-        Body::IntroReply(Err(f))
-        | Body::YieldRefused { failure: f, .. }
-        | Body::StepBackReply { answer: Err(f), .. }
-        | Body::SurveyReply { answer: Err(f), .. }
-        | Body::CompareReply { answer: Err(f), .. }
-        | Body::OfferReply { answer: Err(f), .. }
-        | Body::StepReply { outcome: Err(f), .. }
-        | Body::PreflightReply { answer: Err(f), .. }
-        | Body::PrepareReply { answer: Err(f), .. }
-        | Body::ActivationFailed { failure: f, .. } => f,
-        _ => return,
-    };
-    failure.message = format!("on {peer}: {}", failure.message);
-}
-
-/// Whether a message wants an answer, so that a stale sender learns of its being stale.
-fn is_question(body: &Body) -> bool {
-    match body {
-        Body::Intro { .. }
-        | Body::Survey { .. }
-        | Body::Offer(_)
-        | Body::Equal { .. }
-        | Body::Preflight { .. }
-        | Body::Prepare { .. }
-        | Body::Yield { .. }
-        | Body::StepBack { .. }
-        | Body::Lease { .. }
-        | Body::Confirm { .. }
-        | Body::Claim { .. }
-        | Body::Compare { .. }
-        | Body::Drop => true,
-        Body::IntroReply(_)
-        | Body::SurveyReply { .. }
-        | Body::OfferReply { .. }
-        | Body::StepReply { .. }
-        | Body::PreflightReply { .. }
-        | Body::PrepareReply { .. }
-        | Body::Settle { .. }
-        | Body::SettleReply { .. }
-        | Body::Abandon { .. }
-        | Body::Activated { .. }
-        | Body::ActivationFailed { .. }
-        | Body::YieldRefused { .. }
-        | Body::StepBackReply { .. }
-        | Body::LeaseReply { .. }
-        | Body::ClaimReply { .. }
-        | Body::CompareReply { .. }
-        | Body::Stale
-        | Body::Unknown => false,
     }
 }

@@ -10,6 +10,8 @@
 mod adopt;
 #[path = "machine/ahead.rs"]
 mod ahead;
+#[path = "machine/carried.rs"]
+mod carried;
 #[path = "machine/clones.rs"]
 mod clones;
 #[path = "machine/late.rs"]

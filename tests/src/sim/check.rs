@@ -301,7 +301,7 @@ impl World {
             Body::IntroReply(Ok(adopted)) if !adopted.is_empty() => {
                 self.coverage.fault("adopted");
             }
-            Body::StepReply { transfer: _, outcome: Ok(guid) } => {
+            Body::StepReply { outcome: Ok(guid), .. } => {
                 self.remember_confirmed(node, message.unit, *guid);
             }
             _ => {}

@@ -25,7 +25,7 @@ use crate::ctx::{Ctx, Out};
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Incarnation, Now, UnitId};
 use crate::io::{Action, Boot, Effect, Event, EventKind, Input, StoreFacts};
-use crate::message::{Body, Message};
+use crate::message::{Body, Carried, Message};
 use crate::record::{Mirror, PeerRecord};
 use crate::unit::{Op, Unit};
 
@@ -209,8 +209,7 @@ impl Node {
                         &mut ctx,
                         transfer,
                         outcome,
-                        stream_bytes,
-                        wire_bytes,
+                        Carried { stream_bytes, wire_bytes },
                     );
                 }
             }

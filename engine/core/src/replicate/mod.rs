@@ -27,57 +27,20 @@ use flocker_store::{Guid, Inventory, Partial, SendSpec, Snapshot};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{Fingerprint, Now, OpId, QuestionId, RequestId, UnitId, VolumeId};
+use crate::ids::{Fingerprint, Now, QuestionId, RequestId, UnitId, VolumeId};
 use crate::io::{Action, Effect, RoundReport};
 use crate::limits::{
     BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES, ROUND_GAP_MS,
 };
-use crate::message::{Adopted, Body, StepOffer, VolumeSurvey};
+use crate::message::{Adopted, Body, Carried, StepOffer, VolumeSurvey};
 use crate::node::PlantedBug;
-use crate::plan::{self, Plan};
+use crate::plan;
 use crate::record::{Policy, Role};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
 
-/// Snapshots of the whole unit.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Snapshotting {
-    /// The next sequence number; above all that were seen.
-    next_seq: u64,
-    /// One is being taken, or it is being found out whether one is needed.
-    running: Option<Running>,
-    /// After a failure, not before this.
-    retry_at: u64,
-    failures: u32,
-    /// Taken, and not the target of any round.
-    taken_since_round: u64,
-}
-
-#[derive(Debug, Clone)]
-struct Running {
-    op: OpId,
-    since: Now,
-}
-
-impl Snapshotting {
-    /// Learns which sequence numbers are used.
-    pub(crate) fn learn(&mut self, prefix: &str, inventories: &[Inventory]) {
-        let snapshots = inventories.iter().flat_map(|i| i.snapshots.iter().map(|s| s.name.short()));
-        let bookmarks = inventories.iter().flat_map(|i| i.bookmarks.iter().map(|b| b.name.short()));
-        for short in snapshots.chain(bookmarks) {
-            let seq = short.strip_prefix(prefix).and_then(|rest| rest.rsplit('_').next());
-            if let Some(n) = seq.and_then(|digits| digits.parse::<u64>().ok()) {
-                self.next_seq = self.next_seq.max(n + 1);
-            }
-        }
-    }
-
-    pub(crate) fn next_seq(&mut self) -> u64 {
-        let seq = self.next_seq.max(1);
-        self.next_seq = seq + 1;
-        seq
-    }
-}
+use snapshots::Running;
+pub(crate) use snapshots::Snapshotting;
 
 /// One standby.
 #[derive(Debug, Clone)]
@@ -161,8 +124,7 @@ pub(crate) struct Round {
     volume: usize,
     step: Step,
     full: bool,
-    stream_bytes: u64,
-    wire_bytes: u64,
+    carried: Carried,
     frozen_ms: u64,
     skipped: u64,
     pub(crate) is_final: bool,
@@ -175,6 +137,8 @@ struct Step {
     spec: SendSpec,
     ask_at: u64,
     accepted: bool,
+    /// What the local side counted, once it has ended; until then the standby's word is all there is.
+    carried: Option<Carried>,
     /// The local side ended; the standby's word must come by then.
     word_by: Option<u64>,
     /// What the local side said when it failed.
@@ -457,7 +421,7 @@ impl Unit {
                 let failure = Failure::new(Remedy::Retry, FailureCode::Other, text);
                 return self.round_failed(ctx, peer, failure);
             };
-            match common_base(inventory, survey.inventory.as_ref()) {
+            match plan::common_base(inventory, survey.inventory.as_ref()) {
                 Ok(base) => {
                     bases.push(base);
                     partials.push(survey.inventory.as_ref().and_then(|i| i.partial.clone()));
@@ -652,33 +616,5 @@ impl Unit {
             (inventory.snapshots.len() - at.map_or(0, |i| i + 1)) as u64
         };
         ours.iter().zip(bases).map(|(i, b)| count(i, b)).max().unwrap_or(0)
-    }
-}
-
-/// The newest snapshot of a standby's volume, if the primary can start from it.
-fn common_base(
-    ours: &Inventory,
-    theirs: Option<&Inventory>,
-) -> Result<Option<Guid>, plan::Conflict> {
-    // Of which a bookmark may be all that is left here, and strangers' snapshots are older than that.
-    let known = theirs.and_then(Inventory::latest).map(|s| s.guid);
-    if let Some(guid) = known.filter(|guid| plan::find_base(ours, *guid).is_some()) {
-        return Ok(Some(guid));
-    }
-    let (Some(theirs), Some(newest)) = (theirs, ours.latest()) else {
-        // Nothing here to compare with: only a standby without the dataset can get a full send.
-        return match theirs {
-            None => Ok(None),
-            Some(i) => match i.latest() {
-                None if i.partial.is_some() => Ok(None),
-                None => Err(plan::Conflict::Occupied),
-                Some(s) => Err(plan::Conflict::NoCommonBase { newest: s.name.to_string() }),
-            },
-        };
-    };
-    match plan::plan(ours, Some(theirs), newest.guid)? {
-        Plan::UpToDate => Ok(Some(newest.guid)),
-        Plan::Incremental { guid, .. } => Ok(Some(guid)),
-        Plan::Full => Ok(None),
     }
 }

@@ -6,9 +6,9 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Now, TransferId};
 use crate::io::{Effect, EventKind, RoundReport};
 use crate::limits::{CAUSE_MS, RESEND_MS, WORD_MS};
-use crate::message::{Body, StepOffer};
+use crate::message::{Body, Carried, StepOffer};
 use crate::node::PlantedBug;
-use crate::plan::{self};
+use crate::plan;
 use crate::unit::Unit;
 use flocker_store::{Guid, SendBase, SendSpec, Snapshot};
 
@@ -40,8 +40,7 @@ impl Unit {
                     volume,
                     step,
                     full,
-                    stream_bytes: 0,
-                    wire_bytes: 0,
+                    carried: Carried::default(),
                     frozen_ms,
                     skipped,
                     is_final,
@@ -136,6 +135,7 @@ impl Unit {
                 spec,
                 ask_at: 0,
                 accepted: false,
+                carried: None,
                 word_by: None,
                 local_failure: None,
             };
@@ -204,8 +204,7 @@ impl Unit {
         ctx: &mut Ctx,
         transfer: TransferId,
         outcome: Result<(), Failure>,
-        stream_bytes: u64,
-        wire_bytes: u64,
+        carried: Carried,
     ) {
         let now = ctx.now.mono_ms;
         let round = self.replicas.values_mut().find_map(|r| match &mut r.state {
@@ -215,8 +214,7 @@ impl Unit {
         let Some(round) = round else {
             return;
         };
-        round.stream_bytes += stream_bytes;
-        round.wire_bytes += wire_bytes;
+        round.step.carried = Some(carried);
         match outcome {
             Ok(()) => round.step.word_by = Some(now + WORD_MS),
             Err(failure) => {
@@ -261,12 +259,13 @@ impl Unit {
         peer: Fingerprint,
         transfer: TransferId,
         outcome: Result<Guid, Failure>,
+        theirs: Carried,
     ) {
         let Some(step) = self.step_mut(peer, transfer) else {
             return;
         };
         match outcome {
-            Ok(guid) if guid == step.offer.to => self.step_done(ctx, peer, guid),
+            Ok(guid) if guid == step.offer.to => self.step_done(ctx, peer, guid, theirs),
             Ok(guid) => {
                 let text = format!(
                     "{} committed the snapshot with guid {guid} instead of {}",
@@ -288,13 +287,16 @@ impl Unit {
         }
     }
 
-    pub(super) fn step_done(&mut self, ctx: &mut Ctx, peer: Fingerprint, guid: Guid) {
+    /// `theirs`: what the standby counted. It stands for our own count where its word has overtaken the end of our
+    /// side, which is of no interest any more once the step is over.
+    fn step_done(&mut self, ctx: &mut Ctx, peer: Fingerprint, guid: Guid, theirs: Carried) {
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
-        let State::Round(round) = &replica.state else {
+        let State::Round(round) = &mut replica.state else {
             return;
         };
+        round.carried += round.step.carried.take().unwrap_or(theirs);
         let volume = round.volume;
         if let Some(mut bases) = replica.bases.take() {
             if let Some(base) = bases.get_mut(volume) {
@@ -364,14 +366,15 @@ impl Unit {
         replica.predicted_ms = (replica.predicted_ms * 3 + duration_ms).div_ceil(4);
         replica.measure(round, before, taken, duration_ms);
         replica.rounds += 1;
-        replica.stream_bytes += round.stream_bytes;
-        replica.wire_bytes += round.wire_bytes;
+        let Carried { stream_bytes, wire_bytes } = round.carried;
+        replica.stream_bytes += stream_bytes;
+        replica.wire_bytes += wire_bytes;
         let report = RoundReport {
             peer,
             round: replica.rounds,
             full: round.full,
-            stream_bytes: round.stream_bytes,
-            wire_bytes: round.wire_bytes,
+            stream_bytes,
+            wire_bytes,
             duration_ms,
             lag_before_ms,
             frozen_ms: round.frozen_ms,

@@ -1,13 +1,52 @@
 //! Snapshots of the whole unit: whether one is needed, and what follows when it is there.
 
-use super::Running;
 use crate::ctx::Ctx;
 use crate::failure::Failure;
 use crate::ids::{Fingerprint, Now, OpId};
 use crate::io::{Action, Outcome};
 use crate::limits::{BACKOFF_FIRST_MS, BACKOFF_LAST_MS};
 use crate::unit::{Op, Unit};
-use flocker_store::{Change, Snapshot};
+use flocker_store::{Change, Inventory, Snapshot};
+
+/// Snapshots of the whole unit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshotting {
+    /// The next sequence number; above all that were seen.
+    next_seq: u64,
+    /// One is being taken, or it is being found out whether one is needed.
+    pub(super) running: Option<Running>,
+    /// After a failure, not before this.
+    pub(super) retry_at: u64,
+    pub(super) failures: u32,
+    /// Taken, and not the target of any round.
+    pub(super) taken_since_round: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    pub(super) op: OpId,
+    pub(super) since: Now,
+}
+
+impl Snapshotting {
+    /// Learns which sequence numbers are used.
+    pub(crate) fn learn(&mut self, prefix: &str, inventories: &[Inventory]) {
+        let snapshots = inventories.iter().flat_map(|i| i.snapshots.iter().map(|s| s.name.short()));
+        let bookmarks = inventories.iter().flat_map(|i| i.bookmarks.iter().map(|b| b.name.short()));
+        for short in snapshots.chain(bookmarks) {
+            let seq = short.strip_prefix(prefix).and_then(|rest| rest.rsplit('_').next());
+            if let Some(n) = seq.and_then(|digits| digits.parse::<u64>().ok()) {
+                self.next_seq = self.next_seq.max(n + 1);
+            }
+        }
+    }
+
+    pub(crate) fn next_seq(&mut self) -> u64 {
+        let seq = self.next_seq.max(1);
+        self.next_seq = seq + 1;
+        seq
+    }
+}
 
 impl Unit {
     /// Names for one snapshot of every volume.

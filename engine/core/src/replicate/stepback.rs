@@ -85,13 +85,13 @@ impl Replica {
     ) {
         let smooth = |old: Option<u64>, new: u64| Some(old.map_or(new, |o| o.midpoint(new)));
         let rate = |bytes: u64, ms: u64| bytes.saturating_mul(1000) / ms.max(1);
-        if round.stream_bytes >= RATE_BYTES {
-            let new = rate(round.stream_bytes, duration_ms);
+        if round.carried.stream_bytes >= RATE_BYTES {
+            let new = rate(round.carried.stream_bytes, duration_ms);
             self.bytes_per_second = smooth(self.bytes_per_second, new);
         }
         if let Some(before) = before.filter(|_| !round.full) {
             let passed_ms = taken.mono_ms.saturating_sub(before.mono_ms);
-            let new = rate(round.stream_bytes, passed_ms);
+            let new = rate(round.carried.stream_bytes, passed_ms);
             self.written_per_second = smooth(self.written_per_second, new);
         }
     }

@@ -17,7 +17,9 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, TransferId, VolumeId};
 use crate::io::{Action, Outcome};
-use crate::message::{ActivationTimes, Adopted, Body, StepOffer, VolumeIntro, VolumeSurvey};
+use crate::message::{
+    ActivationTimes, Adopted, Body, Carried, StepOffer, VolumeIntro, VolumeSurvey,
+};
 use crate::record::{Grant, Policy, Role};
 use crate::unit::{Op, Unit};
 
@@ -26,7 +28,7 @@ use crate::unit::{Op, Unit};
 pub(crate) struct StandbyView {
     receiving: Option<Receiving>,
     /// The last transfer that ended here, and how: its offer may come once more.
-    ended: Option<(TransferId, Result<Guid, Failure>)>,
+    ended: Option<Ended>,
     /// The source is stopped and waits for us since it offered its last step: bookkeeping gives way.
     pub(crate) source_waits: bool,
     /// The last one of each earlier boot of the primary, newest last.
@@ -62,6 +64,14 @@ pub(crate) struct StandbyView {
     pub(crate) announce: Option<(AttemptId, Fingerprint)>,
     /// It runs, and this is how long that took.
     pub(crate) announced: Option<(AttemptId, ActivationTimes)>,
+}
+
+/// A transfer that ended here.
+#[derive(Debug, Clone)]
+struct Ended {
+    transfer: TransferId,
+    outcome: Result<Guid, Failure>,
+    carried: Carried,
 }
 
 #[derive(Debug, Clone)]

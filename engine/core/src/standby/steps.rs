@@ -1,12 +1,12 @@
 //! Steps: whether an offer is taken, the room it may use, and its end.
 
-use super::{Receiving, grant_of};
+use super::{Ended, Receiving, grant_of};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, OpId, TransferId};
 use crate::io::{Action, Effect, Outcome};
 use crate::limits::{BOOTS_KEPT, ROOM_CHECK_BYTES};
-use crate::message::{Body, StepOffer};
+use crate::message::{Body, Carried, StepOffer};
 use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::unit::{Op, Unit};
@@ -20,12 +20,13 @@ impl Unit {
             Judgement::Repeat => {
                 self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
             }
-            Judgement::Ended(outcome) => {
-                self.say(ctx, peer, Body::StepReply { transfer, outcome });
+            Judgement::Ended(outcome, carried) => {
+                self.say(ctx, peer, Body::StepReply { transfer, outcome, carried });
             }
             Judgement::Have => {
                 self.is_at(ctx, &offer);
-                self.say(ctx, peer, Body::StepReply { transfer, outcome: Ok(offer.to) });
+                let (outcome, carried) = (Ok(offer.to), Carried::default());
+                self.say(ctx, peer, Body::StepReply { transfer, outcome, carried });
             }
             Judgement::Refuse(failure) => {
                 self.say(ctx, peer, Body::OfferReply { transfer, answer: Err(failure) });
@@ -64,12 +65,16 @@ impl Unit {
             return Judgement::Refuse(Failure::new(Remedy::Retry, FailureCode::Busy, text));
         }
         // A sender's transfers grow within its boot: an older one is a message that came late.
-        if let Some((ended, outcome)) = &self.standby.ended
-            && ended.boot == offer.transfer.boot
-            && ended.number >= offer.transfer.number
+        if let Some(Ended { transfer, outcome, carried }) = &self.standby.ended
+            && transfer.boot == offer.transfer.boot
+            && transfer.number >= offer.transfer.number
         {
-            let same = *ended == offer.transfer;
-            return if same { Judgement::Ended(outcome.clone()) } else { Judgement::Wait };
+            let same = *transfer == offer.transfer;
+            return if same {
+                Judgement::Ended(outcome.clone(), *carried)
+            } else {
+                Judgement::Wait
+            };
         }
         let over =
             |t: &TransferId| t.boot == offer.transfer.boot && t.number >= offer.transfer.number;
@@ -255,8 +260,8 @@ impl Unit {
         ctx.push(Effect::StartReceive { transfer, peer, unit, spec, limit_bytes });
         self.say(ctx, peer, Body::OfferReply { transfer, answer: Ok(()) });
         if ctx.config.planted(PlantedBug::ConfirmTooEarly) {
-            let outcome = Ok(spec_guid);
-            self.say(ctx, peer, Body::StepReply { transfer, outcome });
+            let (outcome, carried) = (Ok(spec_guid), Carried::default());
+            self.say(ctx, peer, Body::StepReply { transfer, outcome, carried });
         }
         self.standby.source_waits = last;
         if last && !ctx.config.store.freeze_for_snapshot {
@@ -284,6 +289,7 @@ impl Unit {
         ctx: &mut Ctx,
         transfer: TransferId,
         outcome: Result<Option<Snapshot>, Failure>,
+        carried: Carried,
     ) {
         let Some(Receiving { peer, offer, .. }) = self.standby.receiving.take() else {
             return;
@@ -308,14 +314,15 @@ impl Unit {
                 Err(failure)
             }
         };
-        let before = self.standby.ended.replace((transfer, outcome.clone()));
-        if let Some((before, _)) = before.filter(|(b, _)| b.boot != transfer.boot) {
+        let ended = Ended { transfer, outcome: outcome.clone(), carried };
+        let before = self.standby.ended.replace(ended).map(|b| b.transfer);
+        if let Some(before) = before.filter(|b| b.boot != transfer.boot) {
             self.standby.ended_before.push_back(before);
             if self.standby.ended_before.len() > BOOTS_KEPT {
                 self.standby.ended_before.pop_front();
             }
         }
-        self.say(ctx, peer, Body::StepReply { transfer, outcome });
+        self.say(ctx, peer, Body::StepReply { transfer, outcome, carried });
     }
 
     /// A volume is at the target of this step. The replica equals that moment once every volume is.
@@ -357,7 +364,7 @@ pub(super) enum Judgement {
     /// Its acceptance is being worked on, or it is of no interest any more.
     Wait,
     /// It ended already, like this.
-    Ended(Result<Guid, Failure>),
+    Ended(Result<Guid, Failure>, Carried),
     /// Its snapshot is there.
     Have,
     Refuse(Failure),
