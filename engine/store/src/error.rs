@@ -36,8 +36,13 @@ impl fmt::Display for Holder {
     }
 }
 
-fn list(holders: &[Holder]) -> String {
-    holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+/// What follows "is in use".
+fn by(holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return ", and nobody was found who uses it".to_owned();
+    }
+    let names: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    format!(" by {}", names.join("; "))
 }
 
 /// An operation on a store failed.
@@ -128,7 +133,7 @@ pub enum StoreError {
         detail: String,
     },
     /// Held open, or mounted elsewhere; the holders are named.
-    #[error("{dataset} is in use by {}", list(holders))]
+    #[error("{dataset} is in use{}", by(holders))]
     Busy {
         /// The dataset.
         dataset: DatasetName,
@@ -217,5 +222,29 @@ impl StoreError {
                 Recovery::Operator
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(holders: Vec<Holder>) -> String {
+        let dataset = DatasetName::new("tank/a").unwrap();
+        StoreError::Busy { dataset, holders }.to_string()
+    }
+
+    #[test]
+    fn what_is_busy_names_its_holders_and_says_so_where_none_was_found() {
+        assert_eq!(busy(Vec::new()), "tank/a is in use, and nobody was found who uses it");
+        let holder = |pid, command: &str, what: &str| Holder {
+            pid,
+            command: command.to_owned(),
+            what: what.to_owned(),
+        };
+        let two = vec![holder(7, "postgres", "open file"), holder(8, "sh", "working directory")];
+        let words =
+            "tank/a is in use by pid 7 (postgres): open file; pid 8 (sh): working directory";
+        assert_eq!(busy(two), words);
     }
 }
