@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use crate::error::StoreError;
+use crate::features::StreamFeatures;
 use crate::name::{BookmarkName, DatasetName, HoldTag, SnapshotName};
 use crate::types::{
     Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, Inventory, Property, ReceiveSpec,
@@ -74,6 +75,13 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::NoDataset`] when it does not exist.
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo>;
+
+    /// What streams of this dataset have need of and what is received in its place, looked at anew: features of a
+    /// pool are enabled while we run. One that does not exist has what it would inherit there.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    fn stream_features(&self, dataset: &DatasetName) -> Result<StreamFeatures>;
 
     /// Every dataset within [`Store::root`], parents first.
     ///

@@ -65,20 +65,7 @@ pub(crate) struct Job {
 impl Job {
     /// What BEGIN announces, but for going on.
     pub(crate) fn features(&self) -> Features {
-        let dialect = &self.to.dialect;
-        let lineage = Features(dialect.features);
-        let keep = |bit: Features, condition: bool| {
-            if condition { Features(lineage.0 & bit.0) } else { Features::NONE }
-        };
-        let packing = Features::COMPRESSED | Features::LZ4 | Features::ZSTD;
-        let packed = self.compressed && lineage.contains(Features::COMPRESSED);
-        let shape = Features::SA_SPILL
-            | Features::LARGE_DNODE
-            | Features::LONGNAME
-            | Features::LARGE_MICROZAP;
-        keep(shape | Features::RAW, true)
-            | keep(Features::LARGE_BLOCKS, self.large_blocks)
-            | keep(packing, packed)
+        announced(Features(self.to.dialect.features), self.compressed, self.large_blocks)
     }
 
     fn begin(&self) -> (Begin, Vec<u8>) {
@@ -117,6 +104,20 @@ impl Job {
             && self.to.dialect.sealed
             && self.to.dialect.begin_flags & begin_flag::FREERECORDS != 0
     }
+}
+
+/// What BEGIN announces of what came in streams with these features.
+pub(crate) fn announced(lineage: Features, compressed: bool, large_blocks: bool) -> Features {
+    let keep = |bit: Features, condition: bool| {
+        if condition { Features(lineage.0 & bit.0) } else { Features::NONE }
+    };
+    let packing = Features::COMPRESSED | Features::LZ4 | Features::ZSTD;
+    let packed = compressed && lineage.contains(Features::COMPRESSED);
+    let shape =
+        Features::SA_SPILL | Features::LARGE_DNODE | Features::LONGNAME | Features::LARGE_MICROZAP;
+    keep(shape | Features::RAW, true)
+        | keep(Features::LARGE_BLOCKS, large_blocks)
+        | keep(packing, packed)
 }
 
 /// Writes the whole stream of a job.

@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use flocker_store::{
     DatasetKind, HoldTag, Inventory, Snapshot, SnapshotName, SnapshotSpec, StoreError,
+    StreamFeature, StreamFeatures,
 };
+use zfs_stream::Features;
 use zfs_stream::format::begin_flag;
 
 use crate::blocks::Session;
 use crate::dir::live::Directory;
 use crate::dir::seen::SeenBatch;
 use crate::dir::{self, holders, scan::Scanned};
+use crate::emit::announced;
 use crate::inner::{Inner, new_guid, no_space, now_unix_s};
 use crate::meta::{Change, DatasetId, Dialect, SnapshotRecord, View};
 use crate::objset::SetRoot;
@@ -40,6 +43,22 @@ impl Inner {
             snapshots.iter().map(|s| s.report(dataset)).collect();
         let partial = record.partial.map(|partial| partial.report());
         Ok(Inventory { snapshots: snapshots?, partial, ..Inventory::default() })
+    }
+
+    /// What came goes out as it came, and there is nothing that we send that is not received here.
+    pub(crate) fn stream_features(
+        &self,
+        dataset: &flocker_store::DatasetName,
+    ) -> Result<StreamFeatures> {
+        let view = View::new(&self.db)?;
+        let newest = match view.dataset(dataset) {
+            Ok((id, _)) => view.latest(id)?,
+            Err(StoreError::NoDataset { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let lineage = newest.map_or(Features::NONE, |s| Features(s.dialect.features));
+        let sends = StreamFeature::of_flags(announced(lineage, true, true).0);
+        Ok(StreamFeatures { sends, receives: StreamFeature::ALL.into() })
     }
 
     pub(crate) fn take_snapshots(self: &Arc<Self>, spec: &SnapshotSpec) -> Result<Vec<Snapshot>> {

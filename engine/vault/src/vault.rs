@@ -10,7 +10,7 @@ use flocker_store::store::Result;
 use flocker_store::{
     BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
     HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
-    SnapshotName, SnapshotSpec, Space, Store, StoreError,
+    SnapshotName, SnapshotSpec, Space, Store, StoreError, StreamFeatures,
 };
 
 use crate::blocks::Blocks;
@@ -150,6 +150,10 @@ impl Store for Vault {
 
     fn root(&self) -> &DatasetName {
         &self.inner.root
+    }
+
+    fn stream_features(&self, dataset: &DatasetName) -> Result<StreamFeatures> {
+        self.inner.stream_features(dataset)
     }
 
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {

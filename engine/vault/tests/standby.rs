@@ -85,6 +85,33 @@ fn embedded_blocks_become_ordinary_ones_and_are_sent_as_such() {
 }
 
 #[test]
+fn streams_of_a_replica_have_need_of_what_those_had_that_brought_it() {
+    use flocker_store::StreamFeature as F;
+    let (_dir, vault) = new_vault();
+    let sends = |vault: &Vault| vault.stream_features(&name("vault/d")).expect("features").sends;
+    assert_eq!(sends(&vault), [].into(), "there is none yet");
+    for (stream, needs) in [
+        ("full-plain", vec![]),
+        ("full-large-Lec", vec![F::LargeBlocks, F::Lz4Compress]),
+        ("comp-zstd-c", vec![F::Lz4Compress, F::ZstdCompress]),
+        ("large-dnode", vec![F::LargeDnode]),
+        ("raw-full", vec![F::Encryption]),
+        ("fuse-full-s1", vec![]),
+    ] {
+        let (_dir, vault) = new_vault();
+        receive(&vault, "vault/d@s", &golden(stream)).expect(stream);
+        let found = sends(&vault);
+        assert!(needs.iter().all(|need| found.contains(need)), "{stream}: {found:?}");
+        let raw = stream == "raw-full";
+        let spec = SendSpec { raw, ..send_spec(None, "vault/d@s") };
+        let sent = begin(&send_with(&vault, &spec).expect(stream)).features;
+        assert_eq!(found, F::of_flags(sent.0), "{stream}");
+    }
+    let all = vault.stream_features(&name("vault/d")).expect("features").receives;
+    assert_eq!(all, F::ALL.into());
+}
+
+#[test]
 fn a_spill_block_that_zfs_sends_as_embedded_data_beyond_every_file_is_put_where_it_belongs() {
     let spills = |stream: &str| -> Items {
         let (_dir, vault) = new_vault();

@@ -4,27 +4,23 @@
 //! Owns: which of these are worth a word, and the word. Leaves to others: the list of bad versions (`known`),
 //! and what the store can do ([`crate::probe`]).
 
-use std::collections::BTreeMap;
-
 use flocker_lzc::Lzc;
-use flocker_store::{DatasetName, Finding};
+use flocker_store::{DatasetName, Finding, StreamFeature};
 
 use crate::known::{self, Version};
 use crate::options::Engine;
 use crate::probe::Dialect;
 use crate::run::{Program, Runner, SystemRunner};
-use crate::{ZfsOptions, parse};
+use crate::{ZfsOptions, parse, streams};
 
-/// Features of a pool without which streams that we ask for, or that ZFS makes by itself, are not received
-/// (`zpool-features(7)`), and what makes streams need them.
-const RECEIVES: [(&str, &str); 7] = [
-    ("large_blocks", "records of more than 128 KiB"),
-    ("lz4_compress", "blocks compressed with lz4"),
-    ("zstd_compress", "blocks compressed with zstd"),
-    ("large_dnode", "dnodesize other than legacy"),
-    ("embedded_data", "small blocks of raw streams"),
-    ("encryption", "encrypted volumes"),
-    ("bookmark_v2", "encrypted volumes"),
+/// Features of a pool that are worth a word where they are missing. Those that only newer versions know, and that
+/// few datasets use, are looked at when protection begins.
+const RECEIVES: [StreamFeature; 5] = [
+    StreamFeature::LargeBlocks,
+    StreamFeature::Lz4Compress,
+    StreamFeature::ZstdCompress,
+    StreamFeature::LargeDnode,
+    StreamFeature::Encryption,
 ];
 
 /// Percent of a pool's room beyond which ZFS gets slow, and beyond which it is about to be full.
@@ -171,20 +167,24 @@ fn of_health(name: &str, text: &str) -> Vec<Finding> {
 
 /// From what `zpool get -H -o property,value all` prints.
 fn of_features(name: &str, text: &str) -> Vec<Finding> {
-    let states: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.strip_prefix("feature@")?.split_once('\t')).collect();
-    let lacks = RECEIVES.iter().filter_map(|(feature, what)| match states.get(feature) {
-        Some(&"enabled" | &"active") => None,
-        Some(_) => Some(Finding::warning(
-            format!(
-                "pool {name} has feature {feature} disabled: it receives no streams with {what}"
-            ),
-            format!("zpool set feature@{feature}=enabled {name}"),
-        )),
-        None => Some(Finding::warning(
-            format!("this ZFS does not know feature {feature}: it receives no streams with {what}"),
-            "upgrade it where the other side has such volumes",
-        )),
+    let states = streams::features_of_pool(text);
+    let lacks = RECEIVES.iter().filter_map(|feature| {
+        let what = feature.cause();
+        match streams::receives(&states, *feature) {
+            Some(true) => None,
+            Some(false) => Some(Finding::warning(
+                format!(
+                    "pool {name} has feature {feature} disabled: it receives no streams with {what}"
+                ),
+                format!("zpool set feature@{feature}=enabled {name}"),
+            )),
+            None => Some(Finding::warning(
+                format!(
+                    "this ZFS does not know feature {feature}: it receives no streams with {what}"
+                ),
+                "upgrade it where the other side has such volumes",
+            )),
+        }
     });
     let lacks: Vec<_> = lacks.collect();
     if lacks.is_empty() {
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_feature_that_is_disabled_comes_with_the_command_that_enables_it() {
         let all = |state: &str| {
-            let lines = RECEIVES.iter().map(|(f, _)| format!("feature@{f}\t{state}\n"));
+            let lines = RECEIVES.iter().map(|f| format!("feature@{f}\t{state}\n"));
             lines.collect::<String>()
         };
         assert_eq!(levels(&of_features("tank", &all("active"))), [Level::Good]);

@@ -3,7 +3,7 @@
 //! Owns: the trait's face and what its parts share: the runner, the dialect, the rule that nothing
 //! outside the root is touched. Leaves the work to its parts: [`crate::datasets`],
 //! [`crate::snapshots`], [`crate::holds`], [`crate::properties`], [`crate::check`], [`crate::send`],
-//! [`crate::receive`], [`crate::fence`], [`crate::activate`].
+//! [`crate::receive`], [`crate::streams`], [`crate::fence`], [`crate::activate`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use flocker_store::store::Result;
 use flocker_store::{
     BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
     HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
-    SnapshotName, SnapshotSpec, Space, Store, StoreError,
+    SnapshotName, SnapshotSpec, Space, Store, StoreError, StreamFeatures,
 };
 
 use crate::ZfsOptions;
@@ -178,6 +178,11 @@ impl Store for ZfsStore {
 
     fn root(&self) -> &DatasetName {
         &self.root
+    }
+
+    fn stream_features(&self, dataset: &DatasetName) -> Result<StreamFeatures> {
+        self.inside(dataset)?;
+        self.find_stream_features(dataset)
     }
 
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {

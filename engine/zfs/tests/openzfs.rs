@@ -4,6 +4,9 @@
 //! it says was printed by OpenZFS 2.3.9 (`tests/golden/cli`) or follows its manual pages. Leaves to others:
 //! real ZFS (`fuse.rs` here, the lab's virtual machines for OpenZFS).
 
+#[path = "openzfs/streams.rs"]
+mod streams;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{Read, Write};
