@@ -103,6 +103,9 @@ pub enum Request {
         /// With `adopt`: also those that were written or have newer snapshots of their own.
         #[serde(default)]
         diverged: bool,
+        /// Accept that what is written over there may not be able to come back, for want of a feature here.
+        #[serde(default)]
+        one_way: bool,
     },
     /// Set the workload of a unit: started where the unit is primary, kept for later on a standby.
     /// → [`Answer::Done`]
@@ -573,6 +576,7 @@ mod tests {
                 create: false,
                 adopt: None,
                 diverged: false,
+                one_way: false,
             }
         );
         assert_eq!(parses(r#"{"request":"metrics"}"#).unwrap(), Request::Metrics);

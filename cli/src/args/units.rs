@@ -58,6 +58,10 @@ pub(crate) struct ProtectArgs {
     /// With --adopt: also one that was written or has newer snapshots of its own; `resolve` there keeps that aside
     #[arg(long, requires = "adopt")]
     pub(crate) diverged: bool,
+    /// Also where it could not come back once the peer has written it: this node's ZFS is older, or its pool has not
+    /// enabled what streams from there would need
+    #[arg(long)]
+    pub(crate) one_way: bool,
 }
 
 /// The promise where none is given.

@@ -56,6 +56,7 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         create: args.create,
         adopt: args.adopt,
         diverged: args.diverged,
+        one_way: args.one_way,
     };
     let answer = context.ask(&request).map_err(|error| {
         let missing = failure_in(&error).is_some_and(|failure| {
@@ -202,6 +203,7 @@ mod tests {
             create: false,
             adopt: None,
             diverged: false,
+            one_way: false,
         };
         assert_eq!(policy(&args), expected);
     }

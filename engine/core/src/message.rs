@@ -3,7 +3,9 @@
 //! The transport encodes them (postcard) and delivers them in order while a connection lasts; the
 //! machines assume less: a message may be lost, late or repeated.
 
-use flocker_store::{DatasetKind, DatasetName, Guid, Inventory};
+use std::collections::BTreeSet;
+
+use flocker_store::{DatasetKind, DatasetName, Guid, Inventory, StreamFeature};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -34,9 +36,22 @@ pub struct VolumeIntro {
     pub modern_streams: bool,
     /// Its streams are raw, for good: encrypted blocks as they are on disk.
     pub raw: bool,
+    /// What its streams have need of in the receiving pool; only said where a person has asked for the protection.
+    pub needs: BTreeSet<StreamFeature>,
     /// Snapshots and bookmarks that a step can start from, newest first; only said where a person has asked
     /// for the protection, since a replica may be there already that has one of them.
     pub known: Vec<Guid>,
+}
+
+/// What a primary's store receives, should a unit come back to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakesBack {
+    /// The pool, for the person who has to enable something there.
+    pub pool: String,
+    /// Filesystems in OpenZFS's dialect.
+    pub modern_streams: bool,
+    /// What its pool has enabled.
+    pub features: BTreeSet<StreamFeature>,
 }
 
 /// A replica that was there before, and is followed now.
@@ -135,6 +150,9 @@ pub enum Body {
         lease_ms: Option<u64>,
         /// Replicas that another tool made are to be taken over.
         adoption: Option<Adoption>,
+        /// To be checked before it is agreed; `None`: a person accepts that nothing comes back, or it was agreed
+        /// before.
+        takes_back: Option<TakesBack>,
     },
     /// Standby → primary: yes, and what was taken over for it, or why not.
     IntroReply(Result<Vec<Adopted>, Failure>),

@@ -362,7 +362,7 @@ impl Unit {
             self.is_followed(ctx, peer);
         }
         match body {
-            Body::Intro { name, volumes, policy, lease_ms, adoption: _ } => {
+            Body::Intro { name, volumes, policy, lease_ms, .. } => {
                 self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
@@ -620,7 +620,7 @@ impl Unit {
     /// Looks at the volumes again, unless a look is under way.
     pub(crate) fn look(&mut self, ctx: &mut Ctx) {
         if self.local.looking.is_none() {
-            let action = crate::io::Action::Inspect { datasets: self.datasets() };
+            let action = crate::io::Action::Inspect { datasets: self.datasets(), streams: false };
             self.local.looking = Some(ctx.run(self.id(), Op::LocalInspect, action));
         }
     }

@@ -23,6 +23,8 @@ mod resolve;
 mod slow;
 #[path = "machine/stands.rs"]
 mod stands;
+#[path = "machine/streams.rs"]
+mod streams;
 #[path = "machine/upkeep.rs"]
 mod upkeep;
 #[path = "machine/vanished.rs"]

@@ -9,8 +9,8 @@ use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
-    BookmarkName, Capabilities, Change, DatasetName, Guid, HoldTag, Holder, Inventory,
-    SnapshotName, SnapshotSpec, Store, StoreError,
+    BookmarkName, Capabilities, Change, DatasetName, Guid, HoldTag, Holder, SnapshotName,
+    SnapshotSpec, Store, StoreError,
 };
 
 use rustix::process::Signal;
@@ -25,12 +25,12 @@ fn failure(error: StoreError) -> Failure {
 
 pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Outcome, Failure> {
     match action {
-        Action::Inspect { datasets } => inspect(tools, &datasets),
+        Action::Inspect { datasets, streams } => inspect(tools, &datasets, streams),
         Action::Rehearse { datasets, look } => {
             for dataset in &datasets {
                 tools.store.rehearse(dataset).map_err(failure)?;
             }
-            if look { inspect(tools, &datasets) } else { Ok(Outcome::Nothing) }
+            if look { inspect(tools, &datasets, false) } else { Ok(Outcome::Nothing) }
         }
         Action::Find { guid, within } => find(tools, guid, &within),
         Action::Room { root } => room(tools, &root),
@@ -84,7 +84,7 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
     }
 }
 
-fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+fn inspect(tools: &Tools, datasets: &[DatasetName], streams: bool) -> Result<Outcome, Failure> {
     let store = tools.store.as_ref();
     let look = |dataset: &DatasetName| -> Result<Inspected, StoreError> {
         let info = store.dataset(dataset)?;
@@ -92,17 +92,20 @@ fn inspect(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> 
             inventory: store.inventory_with_clones(dataset)?,
             mirror: mirror::read(store, &info)?,
             info: Some(info),
+            streams: None,
         })
     };
     let mut inspected = Vec::with_capacity(datasets.len());
     for dataset in datasets {
-        inspected.push(match look(dataset) {
+        let mut found = match look(dataset) {
             Ok(found) => found,
-            Err(StoreError::NoDataset { .. }) => {
-                Inspected { info: None, inventory: Inventory::default(), mirror: None }
-            }
+            Err(StoreError::NoDataset { .. }) => Inspected::nothing(),
             Err(other) => return Err(failure(other)),
-        });
+        };
+        if streams {
+            found.streams = Some(store.stream_features(dataset).map_err(failure)?);
+        }
+        inspected.push(found);
     }
     Ok(Outcome::Inspected(inspected))
 }

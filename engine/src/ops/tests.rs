@@ -126,9 +126,11 @@ fn mirror_state() -> MirrorState {
 #[test]
 fn what_does_not_exist_is_inspected_as_nothing_and_has_used_nothing() {
     let here = Here::new();
-    let outcome = here.act(Action::Inspect { datasets: vec![dataset("no/such")] }).unwrap();
+    let outcome =
+        here.act(Action::Inspect { datasets: vec![dataset("no/such")], streams: true }).unwrap();
     let Outcome::Inspected(found) = outcome else { panic!() };
     assert_eq!((found[0].info.is_none(), found[0].mirror.is_none()), (true, true));
+    assert!(found[0].streams.is_some(), "and yet it is known what could be received there");
     here.volume("db");
     match here.act(Action::Room { root: dataset("recv/b") }).unwrap() {
         Outcome::Room { used_bytes, available_bytes } => {
@@ -163,7 +165,8 @@ fn a_mirror_is_read_back_and_does_not_follow_a_dataset_with_another_guid() {
     let mirrors = vec![(dataset("db"), mirror_state())];
     here.act(Action::Mirror { mirrors }).unwrap();
     let datasets = vec![dataset("db")];
-    let Outcome::Inspected(found) = here.act(Action::Inspect { datasets }).unwrap() else {
+    let Outcome::Inspected(found) = here.act(Action::Inspect { datasets, streams: false }).unwrap()
+    else {
         panic!()
     };
     let mirror = found[0].mirror.clone().unwrap();
@@ -321,7 +324,7 @@ fn many_actions_all_end_though_only_two_run_at_a_time() {
             here.ops.run(
                 OpId(500 + i),
                 UnitId(u128::from(i)),
-                Action::Inspect { datasets: vec![dataset("a")] },
+                Action::Inspect { datasets: vec![dataset("a")], streams: false },
             );
             OpId(500 + i)
         })

@@ -222,7 +222,7 @@ async fn grant(
 }
 
 async fn protect(api: &Arc<Api>, request: Request) -> End {
-    let Request::Protect { datasets, to, name, policy, lease_ms, create, adopt, diverged } =
+    let Request::Protect { datasets, to, name, policy, lease_ms, create, adopt, diverged, one_way } =
         request
     else {
         unreachable!("only called for it");
@@ -252,7 +252,8 @@ async fn protect(api: &Arc<Api>, request: Request) -> End {
     let volumes = datasets.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
     let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
     let unit = UnitId(random()?);
-    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption }).await
+    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way })
+        .await
 }
 
 /// Names on the peer: whether they are any is checked here, where they lie is known only there.

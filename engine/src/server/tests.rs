@@ -175,6 +175,7 @@ fn protect(rpo_ms: u64) -> Request {
         create: true,
         adopt: None,
         diverged: false,
+        one_way: false,
     }
 }
 

@@ -642,12 +642,12 @@ impl Machine {
         let unix_s = self.now().wall_ms / 1000;
         match action {
             Action::Rehearse { look: false, .. } => Ok(Outcome::Nothing),
-            Action::Inspect { datasets } | Action::Rehearse { datasets, look: true } => {
+            Action::Inspect { datasets, .. } | Action::Rehearse { datasets, look: true } => {
                 let found = datasets.iter().map(|name| match self.store.inspect(name) {
                     Some((info, inventory, mirror)) => {
-                        Inspected { info: Some(info), inventory, mirror }
+                        Inspected { info: Some(info), inventory, mirror, streams: None }
                     }
-                    None => Inspected { info: None, inventory: Default::default(), mirror: None },
+                    None => Inspected::nothing(),
                 });
                 Ok(Outcome::Inspected(found.collect()))
             }

@@ -5,7 +5,9 @@ use flocker_core::ids::{OpId, UnitId};
 use flocker_core::io::{Inspected, MirrorState};
 use flocker_core::record::{Mirror, WorkloadRecord};
 use flocker_core::{Action, Failure, FailureCode, Input, Outcome};
-use flocker_store::{Change, DatasetName, HoldTag, SnapshotName, StoreError};
+use flocker_store::{
+    Change, DatasetName, HoldTag, SnapshotName, StoreError, StreamFeature, StreamFeatures,
+};
 
 use super::check::Rule;
 use super::host::{Mishap, Workload};
@@ -93,9 +95,8 @@ impl World {
     pub(super) fn apply(&mut self, node: usize, unit: UnitId, action: &Action) -> Done {
         match action {
             Action::Rehearse { look: false, .. } => Ok(Outcome::Nothing),
-            Action::Inspect { datasets } | Action::Rehearse { datasets, .. } => {
-                Ok(self.inspect(node, datasets))
-            }
+            Action::Inspect { datasets, streams } => Ok(self.inspect(node, datasets, *streams)),
+            Action::Rehearse { datasets, .. } => Ok(self.inspect(node, datasets, false)),
             Action::Find { guid, within } => {
                 let found = self.hosts[node].store.find(*guid, within);
                 Ok(Outcome::Found(found))
@@ -170,11 +171,19 @@ impl World {
         }
     }
 
-    fn inspect(&self, node: usize, datasets: &[DatasetName]) -> Outcome {
+    fn inspect(&self, node: usize, datasets: &[DatasetName], streams: bool) -> Outcome {
         let store = &self.hosts[node].store;
-        let found = datasets.iter().map(|name| match store.inspect(name) {
-            Some((info, inventory, mirror)) => Inspected { info: Some(info), inventory, mirror },
-            None => Inspected { info: None, inventory: Default::default(), mirror: None },
+        // Its pools have every feature, and no dataset has need of one.
+        let all = StreamFeatures { receives: StreamFeature::ALL.into(), ..Default::default() };
+        let streams = streams.then_some(all);
+        let found = datasets.iter().map(|name| {
+            let found = store.inspect(name).map(|(info, inventory, mirror)| Inspected {
+                info: Some(info),
+                inventory,
+                mirror,
+                streams: None,
+            });
+            Inspected { streams: streams.clone(), ..found.unwrap_or_else(Inspected::nothing) }
         });
         Outcome::Inspected(found.collect())
     }

@@ -282,6 +282,7 @@ impl World {
             policy: self.scenario.policy,
             lease_ms: self.scenario.lease_ms,
             adoption: self.adoption(),
+            one_way: false,
         };
         self.ask(0, unit, "protect", command);
     }
@@ -304,6 +305,7 @@ impl World {
             policy: self.scenario.policy,
             lease_ms: self.scenario.lease_ms,
             adoption: None,
+            one_way: false,
         };
         self.ask(owner, unit, "protect", command);
     }

@@ -199,7 +199,7 @@ impl Unit {
     // ---- what would be lost -------------------------------------------------------------------
 
     fn look_for_instance(&mut self, ctx: &mut Ctx) {
-        let action = Action::Inspect { datasets: self.datasets() };
+        let action = Action::Inspect { datasets: self.datasets(), streams: false };
         let op = ctx.run(self.id(), Op::Failover, action);
         self.enter_failover(ctx, Phase::Look { op });
     }

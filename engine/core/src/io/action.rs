@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flocker_store::{
     BookmarkName, Change, DatasetInfo, DatasetName, Guid, HoldTag, Inventory, Snapshot,
-    SnapshotName,
+    SnapshotName, StreamFeatures,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub enum Action {
     Inspect {
         /// In this order.
         datasets: Vec<DatasetName>,
+        /// Also at what streams they would have need of, and what is received in their places.
+        streams: bool,
     },
     /// Look for a snapshot in these datasets and below them. → [`Outcome::Found`]
     Find {
@@ -202,6 +204,15 @@ pub struct Inspected {
     pub inventory: Inventory,
     /// A claim in its local properties that is bound to this dataset's own guid.
     pub mirror: Option<Mirror>,
+    /// What its streams have need of and what is received in its place, if that was asked.
+    pub streams: Option<StreamFeatures>,
+}
+
+impl Inspected {
+    /// There is no such dataset.
+    pub fn nothing() -> Self {
+        Self { info: None, inventory: Inventory::default(), mirror: None, streams: None }
+    }
 }
 
 /// How an action ended.

@@ -127,6 +127,8 @@ pub enum Command {
         lease_ms: Option<u64>,
         /// Take over what another tool has sent to that standby.
         adoption: Option<Adoption>,
+        /// It is accepted that what is written over there may not be able to come back.
+        one_way: bool,
     },
     /// Set the workload of a unit; started if the unit is primary here.
     SetWorkload {

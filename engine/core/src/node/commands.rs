@@ -9,6 +9,7 @@ use crate::limits::{LEASE_LEAST_MS, MAX_VOLUMES, SILENT_MS};
 use crate::record::{
     Adoption, Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord,
 };
+use crate::replicate::Asked;
 use crate::unit::{Op, Unit};
 use flocker_store::DatasetInfo;
 use std::collections::BTreeMap;
@@ -238,7 +239,7 @@ impl Node {
         check_group(&datasets)?;
         let unit = *unit;
         let op = Op::NodeProtect { request, command: Box::new(command) };
-        ctx!(self, now).run(unit, op, Action::Inspect { datasets });
+        ctx!(self, now).run(unit, op, Action::Inspect { datasets, streams: true });
         Ok(())
     }
 
@@ -261,7 +262,8 @@ impl Node {
         command: Command,
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption } = command
+        let Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way } =
+            command
         else {
             unreachable!("only called for it");
         };
@@ -298,7 +300,9 @@ impl Node {
                 return refuse(FailureCode::Exists, text);
             }
             let mut ctx = ctx!(self, now);
-            return existing.add_standby(&mut ctx, request, peer, policy, lease_ms, adoption);
+            let streams = found.into_iter().filter_map(|f| f.streams).collect();
+            let asked = Asked { request, peer, notes: Vec::new(), streams, one_way };
+            return existing.add_standby(&mut ctx, asked, policy, lease_ms, adoption);
         }
         let claimed =
             found.iter().zip(&volumes).find_map(|(f, (_, d))| Some((f.mirror.as_ref()?, d)));
@@ -337,7 +341,8 @@ impl Node {
         record.adopting = adoption.map(|a| (peer, a)).into_iter().collect();
         record.own = true;
         record.lease_ms = lease_ms;
-        self.serve_new(now, record, (request, peer, notes));
+        let streams = found.into_iter().filter_map(|f| f.streams).collect();
+        self.serve_new(now, record, Asked { request, peer, notes, streams, one_way });
         Ok(())
     }
 
@@ -372,19 +377,14 @@ impl Node {
         notes
     }
 
-    pub(super) fn serve_new(
-        &mut self,
-        now: Now,
-        record: UnitRecord,
-        (request, peer, notes): (RequestId, Fingerprint, Vec<String>),
-    ) {
+    pub(super) fn serve_new(&mut self, now: Now, record: UnitRecord, asked: Asked) {
         let mut unit = Unit::new(record);
         let mut ctx = ctx!(self, now);
         unit.persist(&mut ctx);
         unit.upkeep.mirror_due = true;
         unit.work = crate::service::Work::Stopped;
         unit.activate(&mut ctx);
-        unit.expect_protection(&ctx, request, peer, notes);
+        unit.expect_protection(&ctx, asked);
         self.units.insert(unit.id(), unit);
     }
 }
@@ -457,12 +457,12 @@ impl Unit {
     pub(super) fn add_standby(
         &mut self,
         ctx: &mut Ctx,
-        request: RequestId,
-        peer: Fingerprint,
+        asked: Asked,
         policy: Policy,
         lease_ms: Option<u64>,
         adoption: Option<Adoption>,
     ) -> Result<(), Failure> {
+        let (request, peer) = (asked.request, asked.peer);
         let name = self.record.name.clone();
         if self.record.role != Role::Serving {
             let text = format!("{name} is not primary here; protect it where it is");
@@ -484,7 +484,7 @@ impl Unit {
             return Err(Failure::refused(FailureCode::Busy, text));
         }
         if let Some(adoption) = adoption.clone().filter(|_| self.record.standbys.contains(&peer)) {
-            return self.adopt_after_all(ctx, request, peer, adoption);
+            return self.adopt_after_all(ctx, asked, adoption);
         }
         if self.record.standbys.contains(&peer) {
             // Already protected: the promise may have changed.
@@ -501,7 +501,7 @@ impl Unit {
         self.record.standbys.push(peer);
         self.record.adopting.extend(adoption.map(|a| (peer, a)));
         self.persist(ctx);
-        self.expect_protection(ctx, request, peer, Vec::new());
+        self.expect_protection(ctx, asked);
         Ok(())
     }
 }

@@ -119,7 +119,7 @@ impl Node {
         message: &Message,
         outcome: Result<Outcome, Failure>,
     ) -> Result<Introduction, Failure> {
-        let Body::Intro { name, volumes, adoption, .. } = &message.body else {
+        let Body::Intro { name, volumes, adoption, takes_back, .. } = &message.body else {
             unreachable!("only introductions are looked into");
         };
         if message.epoch.owner != peer {
@@ -131,11 +131,16 @@ impl Node {
         let Outcome::Inspected(found) = outcome? else {
             unreachable!("asked for an inspection");
         };
+        let peer_name = ctx!(self, now).peer_name(peer);
         let mut adopted = Vec::new();
         for ((found, dataset), volume) in found.iter().zip(&datasets).zip(volumes) {
             match check_place(found, dataset, message, volume, adoption.as_ref())? {
                 Place::Ours => {}
                 Place::Adopt(base) => adopted.push(base),
+            }
+            if let Some(streams) = &found.streams {
+                let (me, back) = (&self.config.store, takes_back.as_ref());
+                standby::streams::check(me, &peer_name, volume, dataset, streams, back)?;
             }
         }
         Ok(Introduction { datasets, adopted })
@@ -171,7 +176,7 @@ impl Node {
         datasets: &[DatasetName],
         adopted: Vec<Adopted>,
     ) {
-        let Body::Intro { name, volumes, policy, lease_ms, adoption: _ } = &message.body else {
+        let Body::Intro { name, volumes, policy, lease_ms, .. } = &message.body else {
             unreachable!("only introductions are looked into");
         };
         let volumes = (volumes.iter().zip(datasets))

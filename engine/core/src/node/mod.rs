@@ -327,7 +327,7 @@ impl Node {
                     Ok(datasets) => {
                         let unit = message.unit;
                         let op = Op::NodeIntro { peer, message: Box::new(message) };
-                        ctx.run(unit, op, Action::Inspect { datasets });
+                        ctx.run(unit, op, Action::Inspect { datasets, streams: true });
                     }
                     Err(failure) => {
                         let body = Body::IntroReply(Err(failure));

@@ -22,7 +22,7 @@ impl Unit {
             let answer = Err(Failure::refused(FailureCode::Conflict, text));
             return self.say(ctx, peer, Body::CompareReply { question, answer });
         }
-        let action = Action::Inspect { datasets: self.datasets() };
+        let action = Action::Inspect { datasets: self.datasets(), streams: false };
         let op = ctx.run(self.id(), Op::Compare { peer }, action);
         self.comparing.insert(peer, (op, question));
     }

@@ -1,6 +1,8 @@
 //! The beginning of a standby: what it is told of a unit, what it says to that, and the answer to `protect`.
 
-use flocker_store::{Guid, Inventory};
+use std::collections::BTreeSet;
+
+use flocker_store::{Guid, Inventory, StreamFeature, StreamFeatures};
 
 use super::{Replica, State};
 use crate::ctx::Ctx;
@@ -8,10 +10,25 @@ use crate::failure::{Failure, FailureCode};
 use crate::ids::{Fingerprint, RequestId};
 use crate::io::Reply;
 use crate::limits::{KNOWN_SNAPSHOTS, RESEND_MS};
-use crate::message::{Adopted, Body, VolumeIntro};
+use crate::message::{Adopted, Body, TakesBack, VolumeIntro};
 use crate::record::Adoption;
 use crate::service::Service;
 use crate::unit::Unit;
+
+/// That a person wants a standby.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// Waits for the answer.
+    pub(crate) request: RequestId,
+    /// Who is to be it.
+    pub(crate) peer: Fingerprint,
+    /// What the answer says besides.
+    pub(crate) notes: Vec<String>,
+    /// Of each volume, as it was found then.
+    pub(crate) streams: Vec<StreamFeatures>,
+    /// Nothing has to be able to come back.
+    pub(crate) one_way: bool,
+}
 
 impl Unit {
     /// A person waits for this standby, or wants a replica taken over: it is told which snapshots are here.
@@ -37,7 +54,8 @@ impl Unit {
             }
             return;
         }
-        let body = self.intro(ctx, peer, tells);
+        let asked = replica.asked.as_ref();
+        let body = self.intro(ctx, peer, tells, asked);
         if let Some(Replica { state: State::Introducing { ask_at }, .. }) =
             self.replicas.get_mut(&peer)
         {
@@ -46,7 +64,7 @@ impl Unit {
         self.say(ctx, peer, body);
     }
 
-    fn intro(&self, ctx: &Ctx, peer: Fingerprint, tells: bool) -> Body {
+    fn intro(&self, ctx: &Ctx, peer: Fingerprint, tells: bool, asked: Option<&Asked>) -> Body {
         let inventories = self.local.inventories.as_deref().filter(|_| tells).unwrap_or_default();
         let most = KNOWN_SNAPSHOTS / self.record.volumes.len().max(1);
         let volumes = self.record.volumes.iter().enumerate().map(|(at, v)| VolumeIntro {
@@ -56,6 +74,7 @@ impl Unit {
             // A vault sends a replica on in the dialect in which it came.
             modern_streams: ctx.config.store.modern_streams.unwrap_or(v.modern_streams),
             raw: v.raw,
+            needs: asked.map(|a| needs(a.streams.get(at), v.raw)).unwrap_or_default(),
             known: inventories.get(at).map(|i| known(i, most)).unwrap_or_default(),
         });
         Body::Intro {
@@ -64,6 +83,13 @@ impl Unit {
             policy: self.record.policy,
             lease_ms: self.record.lease_ms,
             adoption: self.record.adopting.get(&peer).cloned(),
+            takes_back: asked.filter(|a| !a.one_way).and_then(|asked| {
+                // All volumes of a unit are in one pool.
+                let pool = self.record.volumes.first()?.dataset.pool().to_owned();
+                let modern_streams = ctx.config.store.receives_modern;
+                let features = asked.streams.first()?.receives.clone();
+                Some(TakesBack { pool, modern_streams, features })
+            }),
         }
     }
 
@@ -108,7 +134,7 @@ impl Unit {
                 replica.protect_request = None;
                 let adopted = std::mem::take(&mut replica.adopted);
                 let (name, unit) = (self.record.name.clone(), self.record.id);
-                let notes = std::mem::take(&mut replica.notes);
+                let notes = replica.asked.take().map(|a| a.notes).unwrap_or_default();
                 ctx.reply(request, Ok(Reply::Protected { name, unit, adopted, notes }));
             }
             (Service::Failed { .. }, Some(_)) => {
@@ -143,16 +169,11 @@ impl Unit {
     }
 
     /// `protect` is answered when the standby has.
-    pub(crate) fn expect_protection(
-        &mut self,
-        ctx: &Ctx,
-        request: RequestId,
-        peer: Fingerprint,
-        notes: Vec<String>,
-    ) {
+    pub(crate) fn expect_protection(&mut self, ctx: &Ctx, asked: Asked) {
+        let peer = asked.peer;
         let mut replica = Replica::new(peer);
-        replica.notes = notes;
-        replica.protect_request = Some(request);
+        replica.protect_request = Some(asked.request);
+        replica.asked = Some(asked);
         replica.protect_since = ctx.now.mono_ms;
         replica.up();
         self.replicas.insert(peer, replica);
@@ -162,10 +183,10 @@ impl Unit {
     pub(crate) fn adopt_after_all(
         &mut self,
         ctx: &mut Ctx,
-        request: RequestId,
-        peer: Fingerprint,
+        asked: Asked,
         adoption: Adoption,
     ) -> Result<(), Failure> {
+        let peer = asked.peer;
         if self.replicas.get(&peer).is_some_and(|r| r.introduced || r.protect_request.is_some()) {
             let text = format!(
                 "{} is replicated to {} already: there is nothing to adopt",
@@ -176,7 +197,7 @@ impl Unit {
         }
         self.record.adopting.insert(peer, adoption);
         self.persist(ctx);
-        self.expect_protection(ctx, request, peer, Vec::new());
+        self.expect_protection(ctx, asked);
         Ok(())
     }
 
@@ -185,6 +206,13 @@ impl Unit {
     pub(super) fn nothing_of_ours(&self) -> bool {
         (0..self.record.volumes.len()).any(|at| self.newest_of_ours(at).is_none())
     }
+}
+
+/// What the streams of a volume have need of. What is encrypted is sent raw.
+fn needs(streams: Option<&StreamFeatures>, raw: bool) -> BTreeSet<StreamFeature> {
+    let mut needs = streams.map(|s| s.sends.clone()).unwrap_or_default();
+    needs.extend(raw.then_some(StreamFeature::Encryption));
+    needs
 }
 
 /// What a step can start from, newest first.

@@ -39,6 +39,7 @@ use crate::record::{Policy, Role};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
 
+pub(crate) use introduce::Asked;
 use snapshots::Running;
 pub(crate) use snapshots::Snapshotting;
 
@@ -67,8 +68,8 @@ pub(crate) struct Replica {
     pub(crate) protect_since: u64,
     /// What it had already, and goes on from.
     adopted: Vec<Adopted>,
-    /// What the answer to `protect` says besides.
-    pub(crate) notes: Vec<String>,
+    /// What was asked for, until it is answered.
+    pub(crate) asked: Option<Asked>,
     /// It agreed to keep replicas, at least once since this machine began.
     introduced: bool,
     pub(crate) failure: Option<Failure>,
@@ -161,7 +162,7 @@ impl Replica {
             introduced: false,
             protect_since: 0,
             adopted: Vec::new(),
-            notes: Vec::new(),
+            asked: None,
             failure: None,
             failures: 0,
             rounds: 0,

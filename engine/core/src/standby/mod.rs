@@ -7,6 +7,7 @@
 mod resolve;
 mod stepback;
 mod steps;
+pub(crate) mod streams;
 mod takeover;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -240,7 +241,7 @@ impl Unit {
         if self.standby.surveying.get(&peer).is_some_and(|(_, asked)| *asked == question) {
             return; // Asked again while it is being looked at, which may take longer than that.
         }
-        let action = Action::Inspect { datasets: self.datasets() };
+        let action = Action::Inspect { datasets: self.datasets(), streams: false };
         let op = ctx.run(self.id(), Op::Survey { peer }, action);
         self.standby.surveying.insert(peer, (op, question));
     }

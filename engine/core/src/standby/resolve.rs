@@ -162,7 +162,7 @@ impl Unit {
         // What comes to an end while one looks would be taken for something of ours alone.
         let rests = dry_run || !self.standby.is_busy();
         if gathering.ours.is_none() && gathering.op.is_none() && rests {
-            let action = Action::Inspect { datasets: self.datasets() };
+            let action = Action::Inspect { datasets: self.datasets(), streams: false };
             gathering.op = Some(ctx.run(self.id(), Op::Resolve, action));
         }
         let complete = match &gathering {

@@ -18,6 +18,7 @@ pub(crate) fn protect(adoption: Option<Adoption>) -> Command {
         policy: Policy::Rpo(1_000),
         lease_ms: None,
         adoption,
+        one_way: false,
     }
 }
 
@@ -31,7 +32,7 @@ pub(crate) fn answer(pair: &mut Pair, adoption: Option<Adoption>) -> Result<Repl
     wait(pair)
 }
 
-fn wait(pair: &mut Pair) -> Result<Reply, Failure> {
+pub(crate) fn wait(pair: &mut Pair) -> Result<Reply, Failure> {
     let until = pair.clock_ms + 60_000;
     while pair.replies.is_empty() {
         assert!(pair.clock_ms < until, "nobody answers");

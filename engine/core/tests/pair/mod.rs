@@ -21,6 +21,7 @@ use flocker_core::{
 };
 use flocker_store::{
     Change, DatasetInfo, DatasetKind, DatasetName, Guid, Inventory, Origin, ReceiveSpec, Snapshot,
+    StreamFeature, StreamFeatures,
 };
 
 pub(crate) const UNIT: UnitId = UnitId(0xab << 120);
@@ -81,6 +82,8 @@ pub(crate) struct Pair {
     pub(crate) clones_fail: bool,
     /// What the first side's dataset is a clone of, and whether the second side has that.
     pub(crate) clone_of: Option<(Origin, bool)>,
+    /// What streams of each side's dataset have need of, and what its pool receives.
+    pub(crate) streams: [StreamFeatures; 2],
     /// Every action so far, and on which side.
     pub(crate) done: Vec<(usize, Action)>,
     next_guid: u64,
@@ -206,6 +209,7 @@ impl Pair {
             unproven: false,
             clones_fail: false,
             clone_of: None,
+            streams: [0, 1].map(|_| receives_all()),
             done: Vec::new(),
             next_guid: 100,
         };
@@ -471,6 +475,9 @@ impl Pair {
             }
             Action::Inspect { .. } | Action::Rehearse { look: true, .. } => {
                 let mut found = side.inspected();
+                if let Action::Inspect { streams: true, .. } = action {
+                    found.streams = Some(self.streams[at].clone());
+                }
                 if let (Some(info), 0) = (&mut found.info, at) {
                     info.origin = self.clone_of.as_ref().map(|(origin, _)| origin.clone());
                 }
@@ -569,8 +576,12 @@ impl Side {
             origin: None,
         });
         let inventory = Inventory { snapshots: self.snapshots.clone(), ..Inventory::default() };
-        Inspected { info, inventory, mirror: None }
+        Inspected { info, inventory, mirror: None, streams: None }
     }
+}
+
+fn receives_all() -> StreamFeatures {
+    StreamFeatures { receives: StreamFeature::ALL.into(), ..StreamFeatures::default() }
 }
 
 fn at(clock_ms: u64) -> Now {
