@@ -6,6 +6,8 @@
 
 use flocker_store::{Guid, Inventory, Partial, SendBase, Snapshot};
 
+use crate::node::SNAPSHOT_PREFIX;
+
 /// How a replica is brought to a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
@@ -184,6 +186,24 @@ pub(crate) fn common_base(
     }
 }
 
+/// The newest moment that all volumes of a unit have whole, one snapshot a volume; `volumes`: what each has, oldest first.
+///
+/// A group's snapshots have one name. Those that we took are one moment. Others of one name need not be: they may have
+/// been taken one after the other, or on a standby between two volumes of a round. They count only where there is no
+/// group of ours, as in a replica that another tool has made. For a lone volume each snapshot is a moment, but for a
+/// fuzzy one, which never was.
+pub fn newest_whole<'a>(volumes: &[&'a [Snapshot]]) -> Option<Vec<&'a Snapshot>> {
+    let first = volumes.first()?;
+    let moment = |newest: &Snapshot| -> Option<Vec<&'a Snapshot>> {
+        let short = newest.name.short();
+        let of = |all: &&'a [Snapshot]| all.iter().find(|s| s.name.short() == short && !s.fuzzy);
+        volumes.iter().map(of).collect()
+    };
+    let is_ours = |s: &&Snapshot| s.name.short().starts_with(SNAPSHOT_PREFIX);
+    let ours = first.iter().rev().filter(|s| volumes.len() > 1 && is_ours(s)).find_map(moment);
+    ours.or_else(|| first.iter().rev().find_map(moment))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +233,61 @@ mod tests {
             }
         }
         inventory
+    }
+
+    /// `"1 2~"`: snapshots of these names, oldest first, a fuzzy one with `~`; those with a number alone are ours.
+    fn named(dataset: &str, text: &str) -> Vec<Snapshot> {
+        let dataset = DatasetName::new(dataset).unwrap();
+        let words = text.split_whitespace().enumerate();
+        let snapshot = |(at, word): (usize, &str)| {
+            let bare = word.trim_end_matches('~');
+            let ours = bare.starts_with(|c: char| c.is_ascii_digit());
+            let short = if ours { format!("{SNAPSHOT_PREFIX}7_{bare}") } else { bare.to_owned() };
+            Snapshot {
+                name: dataset.snapshot(&short).unwrap(),
+                guid: Guid(at as u64),
+                createtxg: at as u64,
+                creation_unix_s: 0,
+                fuzzy: bare != word,
+                holds: 0,
+            }
+        };
+        words.map(snapshot).collect()
+    }
+
+    /// The short name of the newest whole moment.
+    fn whole(volumes: &[&str]) -> Option<String> {
+        let names = ["t/a", "t/b", "t/c"];
+        let all: Vec<_> = names.iter().zip(volumes).map(|(n, text)| named(n, text)).collect();
+        let all: Vec<_> = all.iter().map(Vec::as_slice).collect();
+        let found = newest_whole(&all)?;
+        assert_eq!(found.len(), volumes.len());
+        assert!(found.iter().zip(names).all(|(s, name)| s.name.dataset().as_str() == name));
+        assert!(found.iter().all(|s| s.name.short() == found[0].name.short() && !s.fuzzy));
+        Some(found[0].name.short().trim_start_matches("flocker_7_").to_owned())
+    }
+
+    #[test]
+    fn of_a_lone_volume_every_snapshot_is_a_moment_but_a_fuzzy_one() {
+        assert_eq!(whole(&[""]), None);
+        assert_eq!(whole(&["1 2"]).unwrap(), "2");
+        assert_eq!(whole(&["1 by-hand"]).unwrap(), "by-hand");
+        assert_eq!(whole(&["1 2~"]).unwrap(), "1");
+        assert_eq!(whole(&["1~"]), None);
+        assert_eq!(whole(&[]), None);
+    }
+
+    #[test]
+    fn of_a_group_the_newest_of_ours_that_all_have_is_the_moment() {
+        assert_eq!(whole(&["1 2", "1 2"]).unwrap(), "2");
+        assert_eq!(whole(&["1 2", "1"]).unwrap(), "1", "in the middle of a round");
+        assert_eq!(whole(&["1 2", "1 2", "1 2~"]).unwrap(), "1");
+        assert_eq!(whole(&["1 2", "3"]), None);
+        // Taken on a standby between two volumes of a round: it is of two moments.
+        assert_eq!(whole(&["1 2 by-hand", "1 by-hand"]).unwrap(), "1");
+        // Of another tool, before there is anything of ours.
+        assert_eq!(whole(&["daily-1 daily-2", "daily-1 daily-2 1"]).unwrap(), "daily-2");
+        assert_eq!(whole(&["by-hand", ""]), None);
     }
 
     fn check(src: &str, dst: Option<&str>, to: u64) -> Result<Plan, Conflict> {

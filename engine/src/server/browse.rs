@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use flocker_core::node::{SNAPSHOT_PREFIX, UnitAccount};
+use flocker_core::node::UnitAccount;
+use flocker_core::plan::newest_whole;
 use flocker_core::{Failure, FailureCode, Remedy};
 use flocker_store::{
-    CLONE, CloneAccess, DatasetName, PropertySource, Snapshot, SnapshotName, Store, StoreError,
+    CLONE, CloneAccess, DatasetName, PropertySource, SnapshotName, Store, StoreError,
 };
 use tokio::sync::oneshot;
 
@@ -138,7 +139,8 @@ fn open(store: &dyn Store, accounts: &[UnitAccount], name: &str) -> Result<Brows
         Err(error) => Err(failure(error)),
     });
     let inventories = inventories.collect::<Result<Vec<_>, _>>()?;
-    let Some(snapshots) = newest_whole(&inventories) else {
+    let volumes: Vec<_> = inventories.iter().map(Vec::as_slice).collect();
+    let Some(snapshots) = newest_whole(&volumes) else {
         return Err(refused(
             FailureCode::NoBase,
             format!("{name}: nothing whole is here yet to look at; try again in a moment"),
@@ -171,23 +173,6 @@ fn open(store: &dyn Store, accounts: &[UnitAccount], name: &str) -> Result<Brows
         }
     }
     Ok(view)
-}
-
-/// The newest moment that all volumes have: a group's snapshots have one name. What others took of a single volume
-/// counts, too.
-fn newest_whole(inventories: &[Vec<Snapshot>]) -> Option<Vec<Snapshot>> {
-    let (first, others) = inventories.split_first()?;
-    first.iter().rev().filter(|s| !s.fuzzy).find_map(|newest| {
-        let short = newest.name.short();
-        if !others.is_empty() && !short.starts_with(SNAPSHOT_PREFIX) {
-            return None;
-        }
-        let of =
-            |all: &Vec<Snapshot>| all.iter().find(|s| s.name.short() == short && !s.fuzzy).cloned();
-        let mut whole = vec![newest.clone()];
-        whole.extend(others.iter().map(of).collect::<Option<Vec<_>>>()?);
-        Some(whole)
-    })
 }
 
 #[cfg(test)]

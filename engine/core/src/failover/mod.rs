@@ -29,6 +29,7 @@ use crate::io::{Action, EventKind, FailoverPlan, FailoverReport, Outcome, Reply}
 use crate::limits::{ACTIVATION_LIMIT_MS, DRAIN_LIMIT_MS, RESEND_MS, YIELD_LIMIT_MS};
 use crate::message::Body;
 use crate::node::PlantedBug;
+use crate::plan;
 use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
@@ -480,19 +481,14 @@ impl Unit {
     }
 }
 
-/// The newest moment that every volume has whole: for several volumes the newest snapshots of one name.
+/// The newest moment that every volume has whole, and what it is called.
 pub(crate) fn newest_whole(
     volumes: &[VolumeId],
     inventories: &[Inventory],
 ) -> Option<(String, Instance)> {
-    let first = inventories.first()?;
-    first.snapshots.iter().rev().find_map(|newest| {
-        let short = newest.name.short();
-        let found = inventories.iter().map(|inventory| {
-            inventory.snapshots.iter().find(|s| s.name.short() == short && !s.fuzzy)
-        });
-        let found: Option<Vec<_>> = found.collect();
-        let instance = found?.into_iter().zip(volumes).map(|(s, v)| (*v, s.name.clone(), s.guid));
-        Some((short.to_owned(), instance.collect()))
-    })
+    let snapshots: Vec<_> = inventories.iter().map(|i| i.snapshots.as_slice()).collect();
+    let found = plan::newest_whole(&snapshots)?;
+    let short = found.first()?.name.short().to_owned();
+    let instance = found.into_iter().zip(volumes).map(|(s, v)| (*v, s.name.clone(), s.guid));
+    Some((short, instance.collect()))
 }
