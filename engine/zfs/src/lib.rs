@@ -64,7 +64,7 @@ pub mod run;
 pub mod send;
 pub mod snapshots;
 pub mod store;
-mod streams;
+pub mod streams;
 
 pub use options::{Engine, ZfsOptions};
 pub use probe::{Availability, Probe};
