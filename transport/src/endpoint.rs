@@ -201,7 +201,7 @@ impl Endpoint {
         trust: Arc<dyn Trust>,
     ) -> Result<(Self, mpsc::Receiver<Arrival>), BindError> {
         let failed = |source| BindError::Socket { address: listen, source };
-        let tls = tls::server_config(&identity)?;
+        let tls = tls::server_config(&identity, &[ALPN_PEER, ALPN_PAIR])?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|_| BindError::NoInitialCipher)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
         let quic = quinn::Endpoint::new(

@@ -32,6 +32,7 @@ pub mod peers;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
+mod wake;
 pub mod words;
 
 pub use bulk::{

@@ -29,6 +29,14 @@ pub const ALPN_PEER: &[u8] = b"flocker-repl";
 /// ALPN of a connection for pairing.
 pub const ALPN_PAIR: &[u8] = b"flocker-repl-pair";
 
+/// ALPN of a TLS connection over TCP that carries one bulk transfer between paired nodes.
+pub const ALPN_BULK: &[u8] = b"flocker-repl-bulk";
+
+/// The server name of every dial: never sent, and certificates are not looked at for names.
+pub(crate) fn server_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())
+}
+
 /// AES-128-GCM first: the cheapest per byte where the processor has AES; the peers are equals, so the
 /// client's order decides.
 fn provider() -> Arc<CryptoProvider> {
@@ -41,18 +49,21 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// TLS for the accepting side, for both protocols.
+/// TLS for the accepting side, which speaks the protocols `alpn`.
 ///
 /// # Errors
 /// What rustls finds wrong with our own key or certificate.
-pub(crate) fn server_config(identity: &Identity) -> Result<ServerConfig, rustls::Error> {
+pub(crate) fn server_config(
+    identity: &Identity,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, rustls::Error> {
     let provider = provider();
     let verifier = AnyNode { provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(vec![identity.certificate()], identity.private_key())?;
-    config.alpn_protocols = vec![ALPN_PEER.to_vec(), ALPN_PAIR.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -1,13 +1,14 @@
 //! Lanes: the bytes of one bulk transfer, there and back, for blocking threads.
 //!
-//! Owns: the trait behind which QUIC ([`quic`]) and memory ([`memory`]) look the same, and frames over
-//! it. Leaves to others: what the frames say ([`crate::bulk`]). A lane of TLS over TCP fits here too.
+//! Owns: the trait behind which QUIC ([`quic`]), TLS over TCP ([`tls`]) and memory ([`memory`]) look the
+//! same, and frames over it. Leaves to others: what the frames say ([`crate::bulk`]).
 //!
 //! A lane has two halves, so that one thread can send while another waits for the answer. Every call
 //! that may block takes an [`Until`]: it returns at once when its transfer is cancelled.
 
 pub mod memory;
 pub mod quic;
+pub mod tls;
 
 use std::time::Duration;
 
@@ -71,7 +72,8 @@ pub trait LaneSend: Send {
     /// [`LaneError`].
     fn finish(&mut self) -> Result<(), LaneError>;
 
-    /// Waits until the other side has taken everything, after [`LaneSend::finish`].
+    /// Waits until the other side has taken everything, after [`LaneSend::finish`]: the last act on a lane,
+    /// since what the other half still brings meanwhile may be dropped.
     ///
     /// # Errors
     /// [`LaneError`].

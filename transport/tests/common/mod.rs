@@ -141,9 +141,35 @@ pub(crate) fn synthetic(blocks: u64, block_len: usize, noise: bool) -> Vec<u8> {
     out
 }
 
-/// A sender and a receiver with memory in between, and the cable to cut.
-pub(crate) fn in_memory() -> (BulkSender, BulkReceiver, lane::memory::Cable) {
-    let (a, b, cable) = lane::memory::pair();
+/// What is between a sender and a receiver that have no nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    Memory,
+    Tls,
+}
+
+/// Cuts what is between the two.
+pub(crate) struct Cable(Box<dyn Fn()>);
+
+impl Cable {
+    pub(crate) fn cut(&self) {
+        (self.0)();
+    }
+}
+
+/// A sender and a receiver with a lane in between, and the cable to cut.
+pub(crate) fn between(over: Over) -> (BulkSender, BulkReceiver, Cable) {
+    let (a, b, cable) = match over {
+        Over::Memory => {
+            let (a, b, cable) = lane::memory::pair();
+            (a, b, Cable(Box::new(move || cable.cut())))
+        }
+        Over::Tls => {
+            // Hung up on the near side: the far side sees its connection end.
+            let ((a, hangup), (b, _)) = lane::tls::pair().expect("a connection");
+            (a, b, Cable(Box::new(move || hangup.hang_up("the cable was cut"))))
+        }
+    };
     let resources = || Resources::start().expect("workers");
     (BulkSender::over(a, resources()), BulkReceiver::over(b, resources()), cable)
 }
