@@ -548,8 +548,35 @@ pub struct LinkView {
     pub software: Option<String>,
     /// Round-trip time while it is connected, microseconds.
     pub round_trip_us: Option<u64>,
+    /// Which lane large transfers to it take, while it is connected.
+    #[serde(default)]
+    pub lane: Option<LaneView>,
     /// Why it is not, if it was tried: another protocol version, not paired, unreachable.
     pub last_error: Option<String>,
+}
+
+/// The lane that large transfers to a peer take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// `quic` or `tls`.
+    pub chosen: String,
+    /// Why.
+    pub why: String,
+    /// How TLS failed, while it is avoided for that.
+    pub failed: Option<String>,
+    /// What QUIC was measured to do towards the peer.
+    pub quic: Option<FiguresView>,
+    /// What TLS over TCP was measured to do towards the peer.
+    pub tls: Option<FiguresView>,
+}
+
+/// What a lane was measured to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FiguresView {
+    /// Bytes a second.
+    pub bytes_per_second: u64,
+    /// Processor time of both nodes for a gigabyte, milliseconds.
+    pub cpu_ms_per_gb: u64,
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use flocker_transport::identity::KEY_FILE;
 use flocker_zfs::ZfsOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{HoldsView, NodeView};
+use crate::api::{HoldsView, LaneView, NodeView};
 use crate::config::{Config, StoreUri};
 use crate::store;
 
@@ -174,7 +174,7 @@ fn of_links(view: &NodeView) -> Vec<Finding> {
                 format!("peer {name} runs {software}, this node {}", view.version),
                 "bring both to one version",
             )),
-            (Some(_), _) => found.push(Finding::good(format!("peer {name} is connected"))),
+            (Some(_), _) => found.push(of_lane(&name, link.lane.as_ref())),
             (None, error) => {
                 let why = error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
                 found.push(Finding::bad(
@@ -191,6 +191,20 @@ fn of_links(view: &NodeView) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// Of a connected peer: what it is sent over.
+fn of_lane(name: &str, lane: Option<&LaneView>) -> Finding {
+    match lane {
+        Some(LaneView { failed: Some(failed), .. }) => Finding::warning(
+            format!("peer {name} is connected, but takes nothing over TLS: {failed}"),
+            "let TCP through to the port that it listens on, or set `[transport] lane = \"quic\"`",
+        ),
+        Some(LaneView { chosen, why, .. }) => {
+            Finding::good(format!("peer {name} is connected; large transfers take {chosen}: {why}"))
+        }
+        None => Finding::good(format!("peer {name} is connected")),
+    }
 }
 
 fn of_units(view: &NodeView, holds: &HoldsView) -> Vec<Finding> {
@@ -275,6 +289,23 @@ mod tests {
         std::fs::write(core.join("rmem_max"), "9000000\n").unwrap();
         assert_eq!(of_system(dir.path())[0].level, Level::Good);
         assert_eq!(of_system(&dir.path().join("none"))[0].level, Level::Good);
+    }
+
+    #[test]
+    fn tls_that_fails_is_said_with_what_to_do_and_a_choice_with_its_reason() {
+        let lane = |failed: Option<&str>| LaneView {
+            chosen: "quic".into(),
+            why: "it is faster".into(),
+            failed: failed.map(str::to_owned),
+            quic: None,
+            tls: None,
+        };
+        let finding = of_lane("b", Some(&lane(Some("connection refused"))));
+        assert_eq!(finding.level, Level::Warning);
+        assert!(finding.what.contains("connection refused"), "{}", finding.what);
+        let finding = of_lane("b", Some(&lane(None)));
+        assert_eq!(finding.level, Level::Good);
+        assert!(finding.what.contains("take quic: it is faster"), "{}", finding.what);
     }
 
     #[test]

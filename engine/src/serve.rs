@@ -307,7 +307,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
     let (manager, events) = PeerManager::start(
         base.config.node.listen,
         Arc::clone(&base.identity),
-        LocalNode::new(base.config.node.name.as_str()),
+        LocalNode::new(base.config.node.name.as_str()).with_lane(base.config.transport.lane.into()),
         Arc::clone(&trust) as Arc<dyn flocker_transport::Trust>,
     )?;
     let runtime = tokio::runtime::Handle::current();

@@ -1,5 +1,6 @@
 //! How fast a stream moves, and what it costs: `cargo run --release -p flocker-transport --example
-//! lane_speed [noise|text] [MiB] [quic|memory|small]`. `small` sends 128 KiB steps one after another over a
+//! lane_speed [noise|text] [MiB] [quic|tls|auto|memory|small]`. `auto` measures both lanes first and prints
+//! what it chose. `small` sends 128 KiB steps one after another over a
 //! warm connection and prints how long one takes, from asking for it to its acknowledgement. Both nodes are in this one process, so the CPU seconds
 //! are those of both ends; the stream is sound and made in memory before the clock starts.
 
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flocker_transport::{
-    BulkReceiver, BulkSender, Identity, LocalNode, PeerEvent, PeerManager, Progress, Resources,
-    SendOptions, TrustSet, lane, receive_stream, send_stream,
+    BulkReceiver, BulkSender, Identity, LaneMode, LocalNode, PeerEvent, PeerManager, Progress,
+    Resources, SendOptions, TrustSet, lane, receive_stream, send_stream,
 };
 use zfs_stream::record::{Begin, End, Object, Write};
 use zfs_stream::{Record, Seal, Writer};
@@ -31,9 +32,20 @@ async fn main() -> Result<(), Failure> {
     let memory = lane == "memory";
     let stream = stream(mib * 8, noise)?;
     // Held until the end: dropping a node closes its connection.
-    let mut nodes = if memory { None } else { Some(nodes().await?) };
+    let mode = match lane.as_str() {
+        "tls" => LaneMode::Tls,
+        "auto" => LaneMode::Auto,
+        _ => LaneMode::Quic,
+    };
+    let mut nodes = if memory { None } else { Some(nodes(mode).await?) };
     let (sender, receiver) = match &mut nodes {
-        Some((a, b, events)) => open(a, b, events).await?,
+        Some((a, b, events)) => {
+            let opened = open(a, b, events, Some(stream.len() as u64)).await?;
+            if let Some(status) = a.peers().into_iter().find_map(|peer| peer.lane) {
+                println!("{status:?}");
+            }
+            opened
+        }
         None => {
             let (a, b, _) = lane::memory::pair();
             let (here, there) = (Resources::start()?, Resources::start()?);
@@ -68,11 +80,11 @@ async fn main() -> Result<(), Failure> {
 }
 
 async fn small(stream: Vec<u8>) -> Result<(), Failure> {
-    let (a, b, mut events) = nodes().await?;
+    let (a, b, mut events) = nodes(LaneMode::Quic).await?;
     let mut took = Vec::new();
     for _ in 0..300 {
         let (started, stream) = (Instant::now(), stream.clone());
-        let (sender, receiver) = open(&a, &b, &mut events).await?;
+        let (sender, receiver) = open(&a, &b, &mut events, None).await?;
         let receiving = tokio::task::spawn_blocking(move || {
             let mut receiver = receiver;
             receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
@@ -95,12 +107,13 @@ async fn small(stream: Vec<u8>) -> Result<(), Failure> {
 type Events = tokio::sync::mpsc::Receiver<PeerEvent>;
 
 /// Two nodes whose connection is up, and the second one's events.
-async fn nodes() -> Result<(PeerManager, PeerManager, Events), Failure> {
+async fn nodes(lane: LaneMode) -> Result<(PeerManager, PeerManager, Events), Failure> {
     let listen: SocketAddr = "127.0.0.1:0".parse()?;
     let (one, two) = (Arc::new(Identity::ephemeral()?), Arc::new(Identity::ephemeral()?));
     let trust = Arc::new(TrustSet::new([one.fingerprint(), two.fingerprint()]));
-    let (a, mut from_a) = PeerManager::start(listen, one, LocalNode::new("a"), trust.clone())?;
-    let (b, from_b) = PeerManager::start(listen, two, LocalNode::new("b"), trust)?;
+    let (a, mut from_a) =
+        PeerManager::start(listen, one, LocalNode::new("a").with_lane(lane), trust.clone())?;
+    let (b, from_b) = PeerManager::start(listen, two, LocalNode::new("b").with_lane(lane), trust)?;
     a.set_peer(b.fingerprint(), vec![b.local_addr()?.to_string()]);
     while !matches!(from_a.recv().await, Some(PeerEvent::Up { .. }) | None) {}
     Ok((a, b, from_b))
@@ -110,8 +123,9 @@ async fn open(
     a: &PeerManager,
     b: &PeerManager,
     events: &mut Events,
+    bytes: Option<u64>,
 ) -> Result<(BulkSender, BulkReceiver), Failure> {
-    let sender = a.open_bulk(&b.fingerprint(), b"").await?;
+    let sender = a.open_bulk(&b.fingerprint(), b"", bytes).await?;
     loop {
         match events.recv().await {
             Some(PeerEvent::Bulk { receiver, .. }) => return Ok((sender, receiver)),

@@ -1,6 +1,6 @@
 //! The QUIC endpoint: one socket, through which a node dials and is dialled.
 //!
-//! Owns: binding, dialling a pinned key, the limits on what unknown callers may cost, and the greeting
+//! Owns: binding, also the TCP port of the same number ([`crate::tcp`]), dialling a pinned key, the limits on what unknown callers may cost, and the greeting
 //! that makes a QUIC connection a [`Connection`] with a peer (`greeting`). Leaves to others:
 //! redialling and keeping one connection per peer ([`crate::peers`]), pairing ([`crate::pairing`]).
 
@@ -12,7 +12,8 @@ use flocker_core::ids::Fingerprint;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::counters;
@@ -21,7 +22,9 @@ use crate::frame::PROTOCOL_VERSION;
 use crate::frame::hello::Hello;
 use crate::greeting;
 use crate::identity::{Identity, fingerprint_of};
+use crate::lane::choice::LaneMode;
 use crate::pairing::InviterSlot;
+use crate::tcp::{self, LaneArrival};
 use crate::tls::{self, ALPN_PAIR, ALPN_PEER};
 use crate::trust::Trust;
 use crate::tuning;
@@ -36,7 +39,10 @@ const HANDSHAKES_UNVALIDATED: usize = 16;
 const MAX_PAIRINGS: usize = 8;
 
 /// TLS and greeting together, of either side.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Ports that are tried for one that is free for UDP and TCP, when any will do.
+const PORTS_TRIED: usize = 32;
 
 /// Connections that wait for the node to take them.
 const ARRIVALS: usize = 16;
@@ -98,6 +104,10 @@ pub struct LocalNode {
     pub protocol: u16,
     /// Drawn when the process starts, so that peers see a restart.
     pub incarnation: u64,
+    /// Which lanes it uses for bulk.
+    pub lane: LaneMode,
+    /// Whether it listens for bulk over TLS: the endpoint finds out when it binds.
+    pub(crate) tls: bool,
 }
 
 impl LocalNode {
@@ -108,7 +118,15 @@ impl LocalNode {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             incarnation: random_u64(),
+            lane: LaneMode::default(),
+            tls: false,
         }
+    }
+
+    /// The same, with other lanes.
+    #[must_use]
+    pub fn with_lane(self, lane: LaneMode) -> Self {
+        Self { lane, ..self }
     }
 
     pub(crate) fn hello(&self) -> Hello {
@@ -117,6 +135,7 @@ impl LocalNode {
             incarnation: self.incarnation,
             name: self.name.clone(),
             software: self.software.clone(),
+            tls: self.tls,
         }
     }
 }
@@ -142,6 +161,8 @@ pub struct PeerInfo {
     pub incarnation: u64,
     /// Where its packets come from.
     pub address: SocketAddr,
+    /// Whether it listens for bulk over TLS, on the TCP port of the number that it listens on.
+    pub tls: bool,
 }
 
 /// A greeted connection with a trusted peer.
@@ -175,6 +196,8 @@ pub enum Arrival {
     Connected(Connection),
     /// A key that was proven and then refused.
     Refused(RefusedPeer),
+    /// A lane that a trusted peer opens over TLS.
+    Lane(Box<LaneArrival>),
 }
 
 /// A node's socket. Clones are the same one.
@@ -187,6 +210,8 @@ struct Inner {
     identity: Arc<Identity>,
     local: LocalNode,
     inviter: InviterSlot,
+    /// Tells the TCP listener to end.
+    closed: watch::Sender<bool>,
 }
 
 impl Endpoint {
@@ -197,23 +222,32 @@ impl Endpoint {
     pub fn bind(
         listen: SocketAddr,
         identity: Arc<Identity>,
-        local: LocalNode,
+        mut local: LocalNode,
         trust: Arc<dyn Trust>,
     ) -> Result<(Self, mpsc::Receiver<Arrival>), BindError> {
         let failed = |source| BindError::Socket { address: listen, source };
         let tls = tls::server_config(&identity, &[ALPN_PEER, ALPN_PAIR])?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|_| BindError::NoInitialCipher)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let quic = quinn::Endpoint::new(
-            tuning::endpoint(),
-            Some(tuning::server(crypto)),
-            tuning::socket(listen).map_err(failed)?,
-            runtime,
-        )
-        .map_err(failed)?;
+        let (socket, listener) = sockets(listen, local.lane).map_err(failed)?;
+        local.tls = listener.is_some();
+        let quic =
+            quinn::Endpoint::new(tuning::endpoint(), Some(tuning::server(crypto)), socket, runtime)
+                .map_err(failed)?;
         let inviter = InviterSlot::default();
-        let endpoint = Self(Arc::new(Inner { quic, identity, local, inviter }));
         let (arrivals, taken) = mpsc::channel(ARRIVALS);
+        let (closed, closing) = watch::channel(false);
+        if let Some(listener) = listener {
+            tokio::spawn(tcp::listen(tcp::Listening {
+                listener,
+                acceptor: tcp::acceptor(&identity)?,
+                local: local.clone(),
+                trust: Arc::clone(&trust),
+                arrivals: arrivals.clone(),
+                closed: closing,
+            }));
+        }
+        let endpoint = Self(Arc::new(Inner { quic, identity, local, inviter, closed }));
         tokio::spawn(listen_loop(endpoint.clone(), trust, arrivals));
         Ok((endpoint, taken))
     }
@@ -238,6 +272,10 @@ impl Endpoint {
     /// What this node says of itself.
     pub fn local(&self) -> &LocalNode {
         &self.0.local
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.0.identity
     }
 
     pub(crate) fn inviter(&self) -> &InviterSlot {
@@ -306,6 +344,7 @@ impl Endpoint {
 
     /// Closes every connection and takes no more.
     pub(crate) fn shut(&self, reason: &str) {
+        self.0.closed.send_replace(true);
         self.0.quic.close(CloseCode::Shutdown.code().into(), reason.as_bytes());
     }
 
@@ -321,6 +360,30 @@ pub(crate) fn close(quic: &quinn::Connection, code: CloseCode, reason: &str) {
     // A close frame must fit one packet.
     let reason = crate::frame::cursor::presentable(reason, 512);
     quic.close(code.code().into(), reason.as_bytes());
+}
+
+/// The UDP socket, and the TCP listener of the same port unless QUIC alone is used. Where another program
+/// has the TCP port this node goes on without: then its peers send to it over QUIC.
+fn sockets(
+    listen: SocketAddr,
+    lane: LaneMode,
+) -> std::io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
+    let mut tried = 0;
+    loop {
+        let socket = tuning::socket(listen)?;
+        if lane == LaneMode::Quic {
+            return Ok((socket, None));
+        }
+        tried += 1;
+        match tcp::bind(socket.local_addr()?) {
+            Ok(listener) => return Ok((socket, Some(listener))),
+            Err(_) if listen.port() == 0 && tried < PORTS_TRIED => {}
+            Err(error) => {
+                tracing::warn!(%listen, %error, "no bulk over TLS: the TCP port cannot be listened on");
+                return Ok((socket, None));
+            }
+        }
+    }
 }
 
 async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::Sender<Arrival>) {
@@ -358,7 +421,7 @@ async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::
     }
 }
 
-fn refused(reason: &'static str) {
+pub(crate) fn refused(reason: &'static str) {
     metrics::counter!(counters::CONNECTIONS_REFUSED, "reason" => reason).increment(1);
 }
 

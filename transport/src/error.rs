@@ -48,6 +48,15 @@ pub enum ConnectError {
         /// What went wrong.
         reason: String,
     },
+    /// Nothing answers over UDP, while over TCP the expected node does.
+    #[error(
+        "{address} does not answer over UDP, though over TCP the expected node does: UDP is blocked on the \
+         way; open UDP port {} between the two", address.port()
+    )]
+    UdpBlocked {
+        /// Where it was tried.
+        address: SocketAddr,
+    },
     /// The name has no address.
     #[error("`{host}` has no address: {reason}")]
     Unresolved {

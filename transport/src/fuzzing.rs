@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use crate::bulk::codec::Codec;
 use crate::frame::bulk::{Abort, BATCH_HEADER_LEN, BatchHeader, Done, Encoding, End, Failed};
 use crate::frame::hello::{Hello, Reject};
+use crate::frame::lane::{LaneOpen, MAX_FILLER, Probed};
 use crate::frame::pair::{Opening, PROOF_LEN, PairRefused};
 use crate::frame::{FrameError, FrameType, HEADER_LEN, Header, MAX_BATCH_RAW};
 use crate::identity::fingerprint_of;
@@ -48,6 +49,9 @@ fn check_payload(kind: FrameType, payload: &[u8]) -> Result<(), FrameError> {
         FrameType::Abort => same(Abort::decode(payload)?, |a| Abort::decode(&a.encode())),
         FrameType::Done => same(Done::decode(payload)?, |d| Done::decode(&d.encode())),
         FrameType::Failed => same(Failed::decode(payload)?, |f| Failed::decode(&f.encode())),
+        FrameType::LaneOpen => same(LaneOpen::decode(payload)?, |o| LaneOpen::decode(&o.encode())),
+        FrameType::Probed => same(Probed::decode(payload)?, |p| Probed::decode(&p.encode())),
+        FrameType::Probe => assert!(payload.len() <= MAX_FILLER, "filler beyond its limit"),
         FrameType::PairStart | FrameType::PairAnswer => {
             same(Opening::decode(kind, payload)?, |o| Opening::decode(kind, &o.encode()));
         }

@@ -147,6 +147,6 @@ pub(crate) async fn reject(
 }
 
 fn peer_info(quic: &quinn::Connection, fingerprint: Fingerprint, hello: Hello) -> PeerInfo {
-    let Hello { incarnation, name, software, .. } = hello;
-    PeerInfo { fingerprint, name, software, incarnation, address: quic.remote_address() }
+    let Hello { incarnation, name, software, tls, .. } = hello;
+    PeerInfo { fingerprint, name, software, incarnation, address: quic.remote_address(), tls }
 }

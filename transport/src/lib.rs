@@ -29,6 +29,7 @@ pub mod identity;
 pub mod lane;
 pub mod pairing;
 pub mod peers;
+pub mod tcp;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
@@ -44,6 +45,8 @@ pub use endpoint::{Arrival, CloseCode, Connection, Endpoint, LocalNode, PeerInfo
 pub use error::{BindError, ConnectError, RefusedPeer};
 pub use flocker_core::ids::Fingerprint;
 pub use identity::{Identity, IdentityError};
+pub use lane::choice::{LaneKind, LaneMode, LaneStatus};
+pub use lane::probe::Figures;
 pub use pairing::{
     CodeError, CountTries, Invitation, InvitationEvent, NoTry, PairError, Paired, PairingCode,
 };

@@ -1,4 +1,4 @@
-//! Two nodes on loopback, over real QUIC: greetings, trust, control, bulk, loss.
+//! Two nodes on loopback: greetings, trust, control, loss over real QUIC; bulk over QUIC and over TLS.
 #![allow(missing_docs)]
 
 mod common;
@@ -8,16 +8,43 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Node, PATIENCE, Synthetic, Wire, golden, paired};
+use common::{Node, PATIENCE, Synthetic, Wire, golden, paired, paired_over};
 use flocker_transport::frame::{MAX_BULK_HEADER, MAX_CONTROL};
 use flocker_transport::{
-    BulkReceiver, BulkSender, ConnectError, ControlError, DownReason, Endpoint, Identity,
+    BulkReceiver, BulkSender, ConnectError, ControlError, DownReason, Endpoint, Identity, LaneMode,
     LocalNode, OpenBulkError, PeerEvent, Progress, ReceiveError, ReceiveReport, Refusal, SendError,
     SendOptions, SendReport, TrustSet, receive_stream, send_stream,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
 const BLOCK: usize = 128 << 10;
+
+/// As large as it takes to have the choice of a lane.
+const LARGE: Option<u64> = Some(u64::MAX);
+
+/// Each of these is a test over each lane.
+macro_rules! over_each_lane {
+    ($($name:ident,)*) => {
+        mod quic {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::LaneMode::Quic).await })*
+        }
+        mod tls {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::LaneMode::Tls).await })*
+        }
+    };
+}
+
+over_each_lane! {
+    golden_streams_arrive_side_by_side,
+    more_transfers_than_places_wait_their_turn_and_all_arrive,
+    control_and_a_small_transfer_pass_a_large_one,
+    a_damaged_stream_is_refused_with_its_record_on_both_sides,
+    a_refusal_reaches_a_sender_in_full_swing,
+    a_lost_connection_ends_transfers_on_both_sides_and_is_redialled,
+    control_passes_while_every_transfer_there_may_be_hangs,
+}
 
 fn send(
     read: impl io::Read + Send + 'static,
@@ -176,7 +203,7 @@ async fn the_largest_control_payload_passes_and_a_larger_one_is_refused_here() {
     assert_eq!(control(&mut b).await, large);
     let error = a.manager.send_control(&b.key(), vec![0; MAX_CONTROL + 1].into()).await;
     assert_eq!(error, Err(ControlError::TooLong { len: MAX_CONTROL + 1 }));
-    let error = a.manager.open_bulk(&b.key(), &vec![0; MAX_BULK_HEADER + 1]).await;
+    let error = a.manager.open_bulk(&b.key(), &vec![0; MAX_BULK_HEADER + 1], LARGE).await;
     assert!(matches!(error, Err(OpenBulkError::TooLong { .. })));
 }
 
@@ -202,13 +229,12 @@ async fn control_to_an_engine_that_does_not_listen_is_bounded() {
     assert!(a.manager.is_up(&b.key()), "a full queue is no reason to part");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn golden_streams_arrive_over_quic_side_by_side() {
-    let (a, mut b) = paired().await;
+async fn golden_streams_arrive_side_by_side(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
     let names = ["full-plain", "incr-multi-I", "raw-full", "full-large-Lec", "incr-empty"];
     let mut sending = Vec::new();
     for name in names {
-        let sender = a.manager.open_bulk(&b.key(), name.as_bytes()).await.unwrap();
+        let sender = a.manager.open_bulk(&b.key(), name.as_bytes(), LARGE).await.unwrap();
         sending.push(send(io::Cursor::new(golden(name)), sender));
     }
     for _ in names {
@@ -223,14 +249,13 @@ async fn golden_streams_arrive_over_quic_side_by_side() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn more_transfers_than_places_wait_their_turn_and_all_arrive() {
-    let (a, mut b) = paired().await;
+async fn more_transfers_than_places_wait_their_turn_and_all_arrive(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
     let (manager, to) = (a.manager.clone(), b.key());
     let opening = tokio::spawn(async move {
         let mut sending = Vec::new();
         for n in 0..30u8 {
-            let sender = manager.open_bulk(&to, &[n]).await.unwrap();
+            let sender = manager.open_bulk(&to, &[n], LARGE).await.unwrap();
             sending.push(send(Synthetic::new(8, BLOCK, true), sender));
         }
         for sent in sending {
@@ -244,10 +269,9 @@ async fn more_transfers_than_places_wait_their_turn_and_all_arrive() {
     tokio::time::timeout(PATIENCE, opening).await.unwrap().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn control_and_a_small_transfer_pass_a_large_one() {
-    let (a, mut b) = paired().await;
-    let large = a.manager.open_bulk(&b.key(), b"large").await.unwrap();
+async fn control_and_a_small_transfer_pass_a_large_one(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
+    let large = a.manager.open_bulk(&b.key(), b"large", LARGE).await.unwrap();
     let large = send(Synthetic::new(1 << 20, BLOCK, true), large);
     let (_, receiver) = b.bulk().await;
     let cancel = receiver.cancel_handle();
@@ -259,7 +283,7 @@ async fn control_and_a_small_transfer_pass_a_large_one() {
     let started = Instant::now();
     a.manager.send_control(&b.key(), Bytes::from_static(b"ping")).await.unwrap();
     assert_eq!(control(&mut b).await, "ping");
-    let small = a.manager.open_bulk(&b.key(), b"small").await.unwrap();
+    let small = a.manager.open_bulk(&b.key(), b"small", LARGE).await.unwrap();
     let small = send(io::Cursor::new(golden("incr-plain")), small);
     let (header, receiver) = b.bulk().await;
     assert_eq!(header, b"small");
@@ -272,13 +296,12 @@ async fn control_and_a_small_transfer_pass_a_large_one() {
     large.await.unwrap().unwrap_err();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_stream_over_quic_is_refused_with_its_record_on_both_sides() {
-    let (a, mut b) = paired().await;
+async fn a_damaged_stream_is_refused_with_its_record_on_both_sides(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
     let mut stream = golden("full-plain");
     let at = stream.len() / 2;
     stream[at] ^= 1;
-    let sender = a.manager.open_bulk(&b.key(), b"").await.unwrap();
+    let sender = a.manager.open_bulk(&b.key(), b"", LARGE).await.unwrap();
     let sending = send(io::Cursor::new(stream), sender);
     let (_, receiver) = b.bulk().await;
     let (_, result) = receive(receiver).await.unwrap();
@@ -289,10 +312,9 @@ async fn a_damaged_stream_over_quic_is_refused_with_its_record_on_both_sides() {
     assert!(a.manager.is_up(&b.key()), "the connection goes on");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_over_quic_reaches_a_sender_in_full_swing() {
-    let (a, mut b) = paired().await;
-    let sender = a.manager.open_bulk(&b.key(), b"").await.unwrap();
+async fn a_refusal_reaches_a_sender_in_full_swing(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
+    let sender = a.manager.open_bulk(&b.key(), b"", LARGE).await.unwrap();
     let sending = send(Synthetic::new(1 << 20, BLOCK, true), sender);
     let (_, receiver) = b.bulk().await;
     let refusal = Refusal { code: 4, reason: "outside of the grant".into() };
@@ -303,10 +325,9 @@ async fn a_refusal_over_quic_reaches_a_sender_in_full_swing() {
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_connection_ends_transfers_on_both_sides_and_is_redialled() {
-    let (mut a, mut b) = paired().await;
-    let sender = a.manager.open_bulk(&b.key(), b"").await.unwrap();
+async fn a_lost_connection_ends_transfers_on_both_sides_and_is_redialled(lane: LaneMode) {
+    let (mut a, mut b) = paired_over(lane).await;
+    let sender = a.manager.open_bulk(&b.key(), b"", LARGE).await.unwrap();
     let sending = send(Synthetic::new(1 << 20, BLOCK, true), sender);
     let (_, receiver) = b.bulk().await;
     let receiving = receive(receiver);
@@ -422,7 +443,7 @@ async fn a_peer_that_goes_silent_in_mid_transfer_is_noticed_on_both_sides_and_fo
     a.manager.set_peer(b.key(), vec![wire.address.clone()]);
     a.up().await;
     b.up().await;
-    let sender = a.manager.open_bulk(&b.key(), b"").await.unwrap();
+    let sender = a.manager.open_bulk(&b.key(), b"", LARGE).await.unwrap();
     let sending = send(Synthetic::new(1 << 20, BLOCK, true), sender);
     let (_, receiver) = b.bulk().await;
     let receiving = receive(receiver);
@@ -448,12 +469,11 @@ async fn an_idle_connection_stays_up_far_beyond_the_idle_timeout() {
     assert!(a.events.try_recv().is_err(), "nothing happened");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn control_passes_while_every_transfer_there_may_be_hangs() {
-    let (a, mut b) = paired().await;
+async fn control_passes_while_every_transfer_there_may_be_hangs(lane: LaneMode) {
+    let (a, mut b) = paired_over(lane).await;
     let (mut sending, mut hanging) = (Vec::new(), Vec::new());
     for n in 0..8 {
-        let sender = a.manager.open_bulk(&b.key(), &[n]).await.unwrap();
+        let sender = a.manager.open_bulk(&b.key(), &[n], LARGE).await.unwrap();
         sending.push(send(Synthetic::new(1 << 20, BLOCK, true), sender));
         hanging.push(b.bulk().await.1);
     }

@@ -15,12 +15,14 @@ use flocker_transport::frame::bulk::{
     Abort, AbortCode, BATCH_HEADER_LEN, BatchHeader, Done, Encoding, End, Failed,
 };
 use flocker_transport::frame::hello::{Hello, Reject, RejectCode};
+use flocker_transport::frame::lane::{LaneOpen, Probed};
 use flocker_transport::frame::pair::{Opening, PROOF_LEN, PairRefusal, PairRefused, SPAKE_LEN};
 use flocker_transport::frame::{
     self, FRAME_VERSION, FrameError, FrameType, HEADER_LEN, Header, MAGIC, MAX_BATCH_RAW,
     PROTOCOL_VERSION,
 };
 use flocker_transport::fuzzing::fuzz_frames;
+use flocker_transport::lane::tls::chunk::{CHUNK_HEADER_LEN, Chunk};
 use proptest::prelude::*;
 
 fn here(path: &str) -> PathBuf {
@@ -38,6 +40,7 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
         incarnation: 0x0123_4567_89ab_cdef,
         name: "alpha".into(),
         software: "0.1.0".into(),
+        tls: true,
     };
     let reject = Reject {
         code: RejectCode::NotPaired,
@@ -58,6 +61,8 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
     let end = End { raw_bytes: 606, batches: 2, digest: [0xd1; 32] };
     let abort = Abort { code: AbortCode::Damaged, reason: "record 7 at byte 2184".into() };
     let failed = Failed { code: 28, reason: "no space".into() };
+    let lane = LaneOpen { protocol: 1, dialler: 0x0123_4567_89ab_cdef, acceptor: 7 };
+    let probed = Probed { bytes: 1 << 24, elapsed_us: 9_000, cpu_us: 12_000 };
     let refused =
         PairRefused { code: PairRefusal::WrongCode, tries_left: 4, reason: "wrong".into() };
     vec![
@@ -72,6 +77,9 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
         (FrameType::Abort, abort.encode()),
         (FrameType::Done, Done { raw_bytes: 606 }.encode()),
         (FrameType::Failed, failed.encode()),
+        (FrameType::LaneOpen, lane.encode()),
+        (FrameType::Probe, vec![0; 16]),
+        (FrameType::Probed, probed.encode()),
         (FrameType::PairStart, opening(b'A').encode()),
         (FrameType::PairAnswer, opening(b'B').encode()),
         (FrameType::PairProof, vec![0xa5; PROOF_LEN]),
@@ -143,12 +151,16 @@ fn every_number_stands_in_wire_md() {
     RejectCode::ALL.into_iter().for_each(|c| row(format!("{c:?}"), c.code().into()));
     AbortCode::ALL.into_iter().for_each(|c| row(format!("{c:?}"), c.code().into()));
     PairRefusal::ALL.into_iter().for_each(|c| row(format!("{c:?}"), c.code().into()));
+    for (name, kind) in Chunk::KINDS {
+        row(name.into(), kind.into());
+    }
     row("Stored".into(), Encoding::Stored as u64);
     row("Zstd".into(), Encoding::Zstd as u64);
     for (name, number) in [
         ("FRAME_VERSION", u64::from(FRAME_VERSION)),
         ("PROTOCOL_VERSION", u64::from(PROTOCOL_VERSION)),
         ("HEADER_LEN", HEADER_LEN as u64),
+        ("CHUNK_HEADER_LEN", CHUNK_HEADER_LEN as u64),
         ("BATCH_HEADER_LEN", BATCH_HEADER_LEN as u64),
         ("SPAKE_LEN", SPAKE_LEN as u64),
         ("PROOF_LEN", PROOF_LEN as u64),
@@ -276,7 +288,8 @@ proptest! {
         name in "[a-zA-Z0-9 äöü-]{0,30}",
         reason in "\\PC{0,100}",
     ) {
-        let hello = Hello { protocol, incarnation, name: name.clone(), software: "1".into() };
+        let (tls, software) = (incarnation % 2 == 0, "1".into());
+        let hello = Hello { protocol, incarnation, name: name.clone(), software, tls };
         prop_assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
         let failed = Failed { code: 1, reason };
         let heard = Failed::decode(&failed.encode()).unwrap();

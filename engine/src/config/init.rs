@@ -14,7 +14,10 @@ use flocker_transport::{Identity, IdentityError};
 use crate::journal::{Journal, JournalError};
 use crate::store;
 
-use super::{Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri, ZfsSection};
+use super::{
+    Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri, TransportSection,
+    ZfsSection,
+};
 
 /// What a new node is made of.
 #[derive(Debug, Clone)]
@@ -129,6 +132,7 @@ impl Config {
                 advertise: options.advertise,
             },
             limits: LimitsSection::default(),
+            transport: TransportSection::default(),
             fencing: None,
             zfs: ZfsSection::default(),
         };

@@ -15,6 +15,9 @@
 //! [limits]                           # optional, each with a default
 //! operations = 32
 //!
+//! [transport]                        # optional: how bytes travel
+//! lane = "auto"                      # what is large: the better of QUIC and TLS as measured; or "quic", or "tls"
+//!
 //! [fencing]                          # optional: a command that makes sure that a peer is off
 //! command = ["/usr/local/sbin/power-off-peer"]
 //! limit_s = 60
@@ -32,6 +35,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use flocker_transport::LaneMode;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use init::make_private_dir;
@@ -48,6 +52,8 @@ pub struct Config {
     pub node: NodeSection,
     /// `[limits]`
     pub limits: LimitsSection,
+    /// `[transport]`
+    pub transport: TransportSection,
     /// `[fencing]`
     pub fencing: Option<FencingSection>,
     /// `[zfs]`
@@ -104,6 +110,37 @@ impl Default for LimitsSection {
     }
 }
 
+/// `[transport]`: how bytes travel to peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransportSection {
+    /// Which lane large transfers take. Small ones and control always ride the QUIC connection.
+    pub lane: Lane,
+}
+
+/// Which lane large transfers take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// The better one, as measured for each peer.
+    #[default]
+    Auto,
+    /// QUIC; the node does not listen on TCP.
+    Quic,
+    /// TLS over TCP, where the peer listens for it.
+    Tls,
+}
+
+impl From<Lane> for LaneMode {
+    fn from(lane: Lane) -> Self {
+        match lane {
+            Lane::Auto => Self::Auto,
+            Lane::Quic => Self::Quic,
+            Lane::Tls => Self::Tls,
+        }
+    }
+}
+
 /// `[fencing]`: who makes sure that a peer is off before a failover takes over from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -148,6 +185,8 @@ struct File {
     node: NodeSection,
     #[serde(default)]
     limits: LimitsSection,
+    #[serde(default)]
+    transport: TransportSection,
     #[serde(default)]
     fencing: Option<FencingSection>,
     #[serde(default)]
@@ -228,13 +267,13 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits, fencing, zfs } =
+        let File { mut node, limits, transport, fencing, zfs } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self { path: full.clone(), node, limits, fencing, zfs };
+        let config = Self { path: full.clone(), node, limits, transport, fencing, zfs };
         config.check(text)?;
         Ok(config)
     }
@@ -336,6 +375,18 @@ mod tests {
         for word in words {
             assert!(error.contains(word), "`{word}` is not in: {error}");
         }
+    }
+
+    #[test]
+    fn the_lane_is_one_of_three_and_auto_by_default() {
+        let lane = |text: &str| {
+            let config = Config::parse(Path::new("/etc/x/config.toml"), &format!("{GOOD}{text}"));
+            config.unwrap().transport.lane
+        };
+        assert_eq!(lane(""), Lane::Auto);
+        assert_eq!(lane("[transport]\nlane = \"tls\"\n"), Lane::Tls);
+        assert_eq!(lane("[transport]\nlane = \"quic\"\n"), Lane::Quic);
+        check(&format!("{GOOD}[transport]\nlane = \"carrier pigeon\"\n"), &["line 7", "lane"]);
     }
 
     #[test]

@@ -7,14 +7,14 @@ use flocker_core::record::{Adoption, Grant, Health, HealthCheck, WorkloadKind, W
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
-use flocker_transport::{PeerManager, words};
+use flocker_transport::{Figures, LaneStatus, PeerManager, words};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
 use super::{End, Lines, browse, ending, holds, pairing, refused};
-use crate::api::{Answer, LinkView, NodeView, Request};
+use crate::api::{Answer, FiguresView, LaneView, LinkView, NodeView, Request};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
@@ -183,6 +183,7 @@ async fn status(api: &Api, name: Option<String>) -> End {
                 .up
                 .as_ref()
                 .map(|(_, rtt)| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            lane: link.lane.map(lane_view),
             last_error: link.last_error.map(|error| error.to_string()),
         }
     });
@@ -201,6 +202,16 @@ async fn status(api: &Api, name: Option<String>) -> End {
         forwards: api.forwards.views(),
         paths: api.tools.paths(),
     })))
+}
+
+fn lane_view(lane: LaneStatus) -> LaneView {
+    let figures = |figures: Figures| FiguresView {
+        bytes_per_second: figures.bytes_per_second,
+        cpu_ms_per_gb: figures.cpu_ms_per_gb,
+    };
+    let LaneStatus { chosen, why, failed, quic, tls } = lane;
+    let chosen = chosen.to_string();
+    LaneView { chosen, why, failed, quic: quic.map(figures), tls: tls.map(figures) }
 }
 
 async fn grant(

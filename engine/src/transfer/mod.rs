@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input, Remedy};
-use flocker_store::{ReceiveSpec, SendSpec, Snapshot, Store};
+use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
 use flocker_transport::{BulkReceiver, BulkSender, Cancel, PeerManager, Progress, Refusal};
 
 use crate::api::{Direction, Progress as Shown};
@@ -39,11 +39,12 @@ const EXPECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens the bulk streams on which transfers are sent; a test has its own.
 pub(crate) trait Lanes: Send + Sync {
-    /// Opens one. Blocks; gives up when `cancel` is.
+    /// Opens one for a transfer of about `bytes`. Blocks; gives up when `cancel` is.
     fn open(
         &self,
         peer: &Fingerprint,
         header: &[u8],
+        bytes: Option<u64>,
         cancel: &Cancel,
     ) -> Result<BulkSender, Failure>;
 }
@@ -59,11 +60,12 @@ impl Lanes for PeerLanes {
         &self,
         peer: &Fingerprint,
         header: &[u8],
+        bytes: Option<u64>,
         cancel: &Cancel,
     ) -> Result<BulkSender, Failure> {
         self.runtime.block_on(async {
             tokio::select! {
-                opened = self.manager.open_bulk(peer, header) => opened.map_err(|error| {
+                opened = self.manager.open_bulk(peer, header, bytes) => opened.map_err(|error| {
                     Failure::new(Remedy::Retry, FailureCode::ConnectionLost, error.to_string())
                 }),
                 () = cancel.cancelled() => Err(ending::cancelled()),
@@ -110,6 +112,8 @@ struct State {
     expected: BTreeMap<TransferId, Expected>,
     /// The last words of transfers, until somebody took them.
     ended: Vec<Shown>,
+    /// How much the last step of a dataset took on the wire, bytes: the next is likely to be as large.
+    last_wire_bytes: BTreeMap<(Fingerprint, DatasetName), u64>,
 }
 
 /// What transfers work with.

@@ -24,7 +24,16 @@ pub(super) fn run(
         Ok(header) => header,
         Err(error) => panic!("two integers cannot be encoded: {error}"),
     };
-    let sink = inner.parts.lanes.open(&live.peer, &header, &live.cancel)?;
+    let dataset = (live.peer, spec.to.dataset().clone());
+    // A full send is large where nobody knows better; of an increment the last one tells.
+    let expected = match live.full {
+        true => {
+            Some(live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()).unwrap_or(u64::MAX))
+        }
+        false => inner.lock().last_wire_bytes.get(&dataset).copied(),
+    };
+    let sink = inner.parts.lanes.open(&live.peer, &header, expected, &live.cancel)?;
+    let lane = sink.kind();
     live.link(sink.cancel_handle());
     let level = inner.parts.compression_level;
     let options = SendOptions { level: Some(level) };
@@ -34,7 +43,11 @@ pub(super) fn run(
     let reader = Outgoing::new(stream, live.kind());
     match send_stream(reader, finish, sink, options, &live.progress) {
         Ok(report) => {
+            if !live.full {
+                inner.lock().last_wire_bytes.insert(dataset, report.wire_bytes);
+            }
             tracing::debug!(
+                %lane,
                 stream_bytes = report.raw_bytes,
                 wire_bytes = report.wire_bytes,
                 "sent"

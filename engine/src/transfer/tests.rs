@@ -22,7 +22,13 @@ struct Straight {
 }
 
 impl Lanes for Straight {
-    fn open(&self, _: &Fingerprint, header: &[u8], _: &Cancel) -> Result<BulkSender, Failure> {
+    fn open(
+        &self,
+        _: &Fingerprint,
+        header: &[u8],
+        _: Option<u64>,
+        _: &Cancel,
+    ) -> Result<BulkSender, Failure> {
         let Some(to) = self.to.lock().unwrap().clone() else {
             return Err(Failure::new(Remedy::Retry, FailureCode::ConnectionLost, "down"));
         };

@@ -23,9 +23,10 @@
 //! | receiving: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
 //! | workers: 4 × compression output and contexts, 3 MiB, and 8 MiB for each of two large batches | 28 MiB |
 //! | QUIC: windows of one connection, 36 MiB in and 16 MiB out | 52 MiB |
+//! | TLS: 16 transfers, each 256 KiB as it came and 256 KiB encrypted; the kernel's buffers beside | 8 MiB |
 //! | control: queues, see [`crate::peers`] | 28 MiB |
 //!
-//! Together 244 MiB when everything is full at once, with one peer; each further peer adds its windows.
+//! Together 252 MiB when everything is full at once, with one peer; each further peer adds its windows.
 
 pub mod budget;
 pub mod codec;
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cancel::Cancel;
 use crate::lane::Lane;
+use crate::lane::choice::{Choice, LaneKind};
 
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
@@ -83,13 +85,22 @@ pub struct BulkSender {
     pub(crate) resources: Arc<Resources>,
     /// Held until the transfer is over.
     pub(crate) _slot: Option<Slot>,
+    /// Told when the lane fails, where there was a choice.
+    pub(crate) choice: Option<Arc<Choice>>,
+    pub(crate) kind: LaneKind,
 }
 
 impl BulkSender {
     /// A sender over any lane, as tests and benches use it; the lane's other end is a
     /// [`BulkReceiver::over`].
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
-        Self { lane, cancel: Cancel::default(), resources, _slot: None }
+        let (cancel, kind) = (Cancel::default(), LaneKind::Quic);
+        Self { lane, cancel, resources, _slot: None, choice: None, kind }
+    }
+
+    /// Which lane it takes.
+    pub fn kind(&self) -> LaneKind {
+        self.kind
     }
 
     /// Stops the transfer from any thread. It also counts as cancelled once the transfer is over.

@@ -83,6 +83,12 @@ impl Resources {
         self.giants.account()
     }
 
+    /// Whether the one who holds a place to send is the only one who transfers anything.
+    pub(crate) fn is_otherwise_idle(&self) -> bool {
+        self.send_slots.available_permits() + 1 >= MAX_TRANSFERS
+            && self.receive_slots.available_permits() == MAX_TRANSFERS
+    }
+
     /// Waits for a place to send.
     pub(crate) async fn send_slot(&self) -> Slot {
         Self::slot(&self.send_slots).await

@@ -11,7 +11,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use zfs_stream::{Reader, StreamError};
@@ -25,6 +25,7 @@ use crate::cancel::Cancel;
 use crate::counters;
 use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
 use crate::frame::{FrameError, FrameType};
+use crate::lane::choice::LaneKind;
 use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, LaneSend, Until};
 
 /// Bytes asked of the reader at once: what a pipe holds when it is made as large as it may be.
@@ -186,7 +187,7 @@ pub fn send_stream<R>(
 where
     R: Read + Send + 'static,
 {
-    let BulkSender { lane, cancel, resources, _slot } = sink;
+    let BulkSender { lane, cancel, resources, _slot, choice, kind } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
     let source = Source { resources, cancel: cancel.clone(), options, pieces, next_seq: 0 };
     let started = spawn("flocker-read", move || source.run(read, finish))
@@ -200,6 +201,11 @@ where
     };
     let mut outgoing = Outgoing { lane: lane.send, cancel: cancel.clone(), answers, progress };
     let result = outgoing.run(&queue);
+    if let (Err(SendError::ConnectionLost { reason }), Some(choice), LaneKind::Tls) =
+        (&result, choice, kind)
+    {
+        choice.tls_failed(reason, Instant::now());
+    }
     // Lets the other two threads go; harmless when they have gone already.
     cancel.cancel("the transfer is over");
     result

@@ -26,6 +26,8 @@ pub struct Hello {
     pub name: String,
     /// Its software version, for people.
     pub software: String,
+    /// Whether it takes bulk over TLS, on the TCP port of the same number.
+    pub tls: bool,
 }
 
 impl Hello {
@@ -36,6 +38,7 @@ impl Hello {
             .u64(self.incarnation)
             .text(&self.name, MAX_NAME)
             .text(&self.software, MAX_SOFTWARE)
+            .u8(self.tls.into())
             .done()
     }
 
@@ -50,6 +53,8 @@ impl Hello {
             incarnation: take.u64()?,
             name: take.text(MAX_NAME)?,
             software: take.text(MAX_SOFTWARE)?,
+            // A version that does not say so has no such lane; the two part over their versions anyway.
+            tls: take.rest().first() == Some(&1),
         })
     }
 }

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! Owns: the header, the types with their numbers and limits, and the payload of every type
-//! ([`hello`], [`bulk`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
+//! ([`hello`], [`bulk`], [`lane`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
 //! [`crate::framed`]), and what they mean. Every byte is described in `WIRE.md`; a test there
 //! compares. All integers are little-endian.
 
 pub mod bulk;
 pub mod cursor;
 pub mod hello;
+pub mod lane;
 pub mod pair;
 
 /// First bytes of every frame.
@@ -61,6 +62,12 @@ pub enum FrameType {
     Done = 20,
     /// The receiving application has it not, and why.
     Failed = 21,
+    /// Opens a TLS connection over TCP: to which pair it belongs.
+    LaneOpen = 22,
+    /// Opens a measurement, with an empty payload; then its filler.
+    Probe = 23,
+    /// What came of a measurement.
+    Probed = 24,
     /// Joiner to inviter: first PAKE message and addresses.
     PairStart = 32,
     /// Inviter to joiner: second PAKE message and addresses.
@@ -75,7 +82,7 @@ pub enum FrameType {
 
 impl FrameType {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Hello,
         Self::Reject,
         Self::Accept,
@@ -86,6 +93,9 @@ impl FrameType {
         Self::Abort,
         Self::Done,
         Self::Failed,
+        Self::LaneOpen,
+        Self::Probe,
+        Self::Probed,
         Self::PairStart,
         Self::PairAnswer,
         Self::PairProof,
@@ -114,6 +124,9 @@ impl FrameType {
             Self::End => bulk::END_LEN,
             Self::Abort | Self::Failed => 4 << 10,
             Self::Done => bulk::DONE_LEN,
+            Self::LaneOpen => lane::LANE_OPEN_LEN,
+            Self::Probe => lane::MAX_FILLER,
+            Self::Probed => lane::PROBED_LEN,
             Self::PairStart | Self::PairAnswer => 8 << 10,
             Self::PairProof => 32,
             Self::PairRefused => 2 << 10,

@@ -6,7 +6,9 @@
 //! A lane has two halves, so that one thread can send while another waits for the answer. Every call
 //! that may block takes an [`Until`]: it returns at once when its transfer is cancelled.
 
+pub mod choice;
 pub mod memory;
+pub mod probe;
 pub mod quic;
 pub mod tls;
 

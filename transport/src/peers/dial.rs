@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use crate::endpoint::{Connection, Endpoint, random_u64};
 use crate::error::ConnectError;
+use crate::tcp;
 
 /// Wait after the first failed round; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -56,7 +57,7 @@ pub(super) async fn dial(
         for address in resolved {
             match endpoint.connect(address, peer).await {
                 Ok(connection) => return Ok(connection),
-                Err(error) => worst = Some(worse(worst, error)),
+                Err(error) => worst = Some(worse(worst, look_closer(endpoint, peer, error).await)),
             }
         }
     }
@@ -64,6 +65,16 @@ pub(super) async fn dial(
         host: peer.short(),
         reason: "no address is configured".into(),
     }))
+}
+
+/// Where nobody answers over UDP, whether the peer does over TCP: then it is the way that is closed, and
+/// waiting for the peer is of no use.
+async fn look_closer(endpoint: &Endpoint, peer: Fingerprint, error: ConnectError) -> ConnectError {
+    let ConnectError::Unreachable { address, .. } = error else { return error };
+    match tcp::connect(endpoint.identity(), peer, address).await {
+        Ok(_) => ConnectError::UdpBlocked { address },
+        Err(_) => error,
+    }
 }
 
 fn worse(before: Option<ConnectError>, error: ConnectError) -> ConnectError {

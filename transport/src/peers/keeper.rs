@@ -17,6 +17,8 @@ use crate::bulk::Resources;
 use crate::counters;
 use crate::endpoint::{Arrival, CloseCode, Connection, Endpoint};
 use crate::error::ConnectError;
+use crate::frame::hello::RejectCode;
+use crate::tcp::LaneArrival;
 use crate::trust::Trust;
 
 /// A session that lasted this long starts dialling afresh when it ends; a shorter one counts as a
@@ -104,6 +106,7 @@ impl Keeper {
                 arrival = arrivals.recv() => match arrival {
                     Some(Arrival::Connected(connection)) => self.connected(connection),
                     Some(Arrival::Refused(refused)) => self.mention(PeerEvent::Refused(refused)),
+                    Some(Arrival::Lane(lane)) => self.lane(*lane),
                     None => break,
                 },
                 Some(note) = self.inbox.recv() => match note {
@@ -265,12 +268,26 @@ impl Keeper {
         }
     }
 
+    /// A lane belongs to the present connection of the two, or to none.
+    fn lane(&mut self, lane: LaneArrival) {
+        let local = self.parts.endpoint.local();
+        let running = self.running.get(&lane.peer).filter(|running| {
+            let pair = (running.handle.peer.incarnation, local.incarnation);
+            pair == (lane.open.dialler, lane.open.acceptor)
+        });
+        match running {
+            Some(running) => running.handle.attach(lane, local),
+            None => lane.refuse(local, RejectCode::Other, "the two are not connected"),
+        }
+    }
+
     fn start(&mut self, connection: Connection) {
         let peer = connection.peer.fingerprint;
         let id = self.next_id;
         self.next_id += 1;
-        let Parts { events, resources, publish, .. } = &self.parts;
-        let (session, handle) = Session::new(id, connection, events.clone(), Arc::clone(resources));
+        let Parts { events, resources, publish, endpoint, .. } = &self.parts;
+        let (events, resources) = (events.clone(), Arc::clone(resources));
+        let (session, handle) = Session::new(id, connection, events, resources, endpoint.clone());
         publish.send_modify(|map| drop(map.insert(peer, handle.clone())));
         self.status(|status| {
             if let Some(known) = status.get_mut(&peer) {

@@ -26,6 +26,7 @@
 
 mod dial;
 mod keeper;
+mod lanes;
 mod session;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ use crate::bulk::{BulkReceiver, BulkSender, Resources};
 use crate::endpoint::{Endpoint, LocalNode, PeerInfo};
 use crate::error::{BindError, ConnectError, RefusedPeer};
 use crate::identity::Identity;
+use crate::lane::choice::LaneStatus;
 use crate::pairing::{self, Invitation, InvitationEvent, PairError, Paired, PairingCode};
 use crate::trust::Trust;
 
@@ -139,6 +141,8 @@ pub struct PeerStatus {
     pub addresses: Vec<String>,
     /// The peer and the round-trip time, while the connection is up.
     pub up: Option<(PeerInfo, std::time::Duration)>,
+    /// Which lane a large transfer to it takes, while the connection is up.
+    pub lane: Option<LaneStatus>,
     /// Why the last dial failed, while it is not up.
     pub last_error: Option<ConnectError>,
 }
@@ -242,8 +246,10 @@ impl PeerManager {
             known.entry(*peer).or_default();
         }
         let status = |(fingerprint, Known { addresses, last_error })| {
-            let up = sessions.get(&fingerprint).map(SessionHandle::status);
-            PeerStatus { fingerprint, addresses, up, last_error }
+            let session = sessions.get(&fingerprint);
+            let up = session.map(SessionHandle::status);
+            let lane = session.map(SessionHandle::lane_status);
+            PeerStatus { fingerprint, addresses, up, lane, last_error }
         };
         known.into_iter().map(status).collect()
     }
@@ -275,8 +281,10 @@ impl PeerManager {
         session.try_send_control(payload)
     }
 
-    /// Opens a bulk transfer; the peer sees `header` (at most 64 KiB) in [`PeerEvent::Bulk`]. Waits
-    /// while this node or the peer has as many transfers as it takes.
+    /// Opens a bulk transfer of about `bytes`, where that is known; the peer sees `header` (at most 64 KiB) in
+    /// [`PeerEvent::Bulk`]. What is large may go over TLS ([`crate::lane::choice`]), and may first be
+    /// preceded by a measurement of a third of a second. Waits while this node or the peer has as many
+    /// transfers as it takes.
     ///
     /// # Errors
     /// [`OpenBulkError`].
@@ -284,9 +292,10 @@ impl PeerManager {
         &self,
         peer: &Fingerprint,
         header: &[u8],
+        bytes: Option<u64>,
     ) -> Result<BulkSender, OpenBulkError> {
         let session = self.session(peer).ok_or(OpenBulkError::Down { peer: *peer })?;
-        session.open_bulk(header, &self.0.resources).await
+        session.open_bulk(header, bytes, &self.0.resources).await
     }
 
     /// Opens an invitation, ending an earlier one; its events end with `Paired` or `Ended`. Dropping

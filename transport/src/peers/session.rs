@@ -4,31 +4,30 @@
 //! Leaves to others: whether it is the right connection ([`super::keeper`]).
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flocker_core::ids::Fingerprint;
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
+use super::lanes::{Hangups, Lanes, Taking};
 use super::{DownReason, PeerEvent};
-use crate::bulk::{BulkReceiver, BulkSender, Resources};
+use crate::bulk::{BulkSender, Resources};
 use crate::cancel::Cancel;
 use crate::counters;
-use crate::endpoint::{CloseCode, Connection, PeerInfo, close};
+use crate::endpoint::{CloseCode, Connection, Endpoint, LocalNode, PeerInfo, close};
+use crate::frame::hello::RejectCode;
 use crate::frame::{self, FrameType, MAX_BULK_HEADER, MAX_CONTROL};
 use crate::framed::{self, FramedError};
-use crate::lane::{self, Lane};
+use crate::lane::choice::{Choice, LaneStatus};
+use crate::tcp::LaneArrival;
 use crate::tuning::MAX_BULK_STREAMS;
 
 /// Control payloads that wait to be written to one peer, in bytes.
 const QUEUED_CONTROL_BYTES: usize = 8 << 20;
-
-/// A peer that opens a stream says at once what for.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Control goes before bulk on the same connection.
 const CONTROL_PRIORITY: i32 = 1;
@@ -92,6 +91,11 @@ pub(crate) struct SessionHandle {
     control: mpsc::UnboundedSender<Queued>,
     room: Arc<Semaphore>,
     verdict: Verdict,
+    endpoint: Endpoint,
+    choice: Arc<Choice>,
+    /// Lanes over TLS that the peer opened.
+    arriving: mpsc::Sender<LaneArrival>,
+    hangups: Hangups,
 }
 
 /// Why this side closed a session, where it did.
@@ -130,6 +134,7 @@ impl SessionHandle {
     pub(super) async fn open_bulk(
         &self,
         header: &[u8],
+        bytes: Option<u64>,
         resources: &Arc<Resources>,
     ) -> Result<BulkSender, OpenBulkError> {
         if header.len() > MAX_BULK_HEADER {
@@ -140,15 +145,35 @@ impl SessionHandle {
             slot = resources.send_slot() => slot,
             reason = self.quic.closed() => return Err(lost(reason.to_string())),
         };
-        let (mut send, recv) = self.quic.open_bi().await.map_err(|e| lost(e.to_string()))?;
-        let opened = framed::write(&mut send, FrameType::BulkOpen, header).await;
-        opened.map_err(|e| lost(e.to_string()))?;
+        let lanes = Lanes {
+            session: self.id,
+            quic: &self.quic,
+            peer: &self.peer,
+            endpoint: &self.endpoint,
+            choice: &self.choice,
+            hangups: &self.hangups,
+        };
+        let (lane, kind) = lanes.open(header, bytes, resources).await.map_err(lost)?;
         Ok(BulkSender {
-            lane: lane::quic::lane(&Handle::current(), send, recv),
+            lane,
             cancel: Cancel::default(),
             resources: Arc::clone(resources),
             _slot: Some(slot),
+            choice: Some(Arc::clone(&self.choice)),
+            kind,
         })
+    }
+
+    pub(super) fn lane_status(&self) -> LaneStatus {
+        self.choice.status(Instant::now())
+    }
+
+    /// Takes a lane that the peer opened over TLS, as one of the session's bulk streams.
+    pub(super) fn attach(&self, lane: LaneArrival, local: &LocalNode) {
+        if let Err(error) = self.arriving.try_send(lane) {
+            let (TrySendError::Full(lane) | TrySendError::Closed(lane)) = error;
+            lane.refuse(local, RejectCode::Other, "too many transfers are being opened");
+        }
     }
 }
 
@@ -174,6 +199,8 @@ pub(super) struct Session {
     events: mpsc::Sender<PeerEvent>,
     resources: Arc<Resources>,
     verdict: Verdict,
+    arriving: mpsc::Receiver<LaneArrival>,
+    hangups: Hangups,
 }
 
 impl Session {
@@ -182,12 +209,15 @@ impl Session {
         connection: Connection,
         events: mpsc::Sender<PeerEvent>,
         resources: Arc<Resources>,
+        endpoint: Endpoint,
     ) -> (Self, SessionHandle) {
         let Connection { peer, dialled, quic, send, recv } = connection;
         // Bounded by `room`, which every sender must take from first.
         let (control, queue) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(QUEUED_CONTROL_BYTES));
         let verdict = Verdict::default();
+        let (arrive, arriving) = mpsc::channel(MAX_BULK_STREAMS as usize);
+        let (choice, hangups) = (Choice::new(endpoint.local().lane, peer.tls), Hangups::default());
         let handle = SessionHandle {
             id,
             dialled,
@@ -196,14 +226,32 @@ impl Session {
             control,
             room: Arc::clone(&room),
             verdict: Arc::clone(&verdict),
+            endpoint,
+            choice: Arc::new(choice),
+            arriving: arrive,
+            hangups: hangups.clone(),
         };
-        (Self { id, peer, quic, send, recv, queue, room, events, resources, verdict }, handle)
+        let session = Self {
+            id,
+            peer,
+            quic,
+            send,
+            recv,
+            queue,
+            room,
+            events,
+            resources,
+            verdict,
+            arriving,
+            hangups,
+        };
+        (session, handle)
     }
 
     /// Runs until the connection ends; `Up` is its first event and `Down` its last.
     pub(super) async fn run(self) {
-        let Self { id: session, peer, quic, send, recv, queue, room, events, resources, verdict } =
-            self;
+        let Self { id: session, peer, quic, send, recv, queue, room, events, .. } = self;
+        let Self { resources, verdict, arriving, hangups, .. } = self;
         // From now on the peer is trusted: beside the control stream it may open bulk transfers.
         quic.set_max_concurrent_bi_streams(VarInt::from_u32(1 + MAX_BULK_STREAMS));
         let fingerprint = peer.fingerprint;
@@ -213,10 +261,17 @@ impl Session {
         let _ = events.send(PeerEvent::Up { peer, session }).await;
         let mut opening = JoinSet::new();
         let incoming = Incoming { peer: fingerprint, session, events: &events };
+        let taking = Taking {
+            peer: fingerprint,
+            session,
+            resources,
+            events: events.clone(),
+            hangups: hangups.clone(),
+        };
         let ended = tokio::select! {
             ended = write_control(send, queue) => ended,
             ended = incoming.read_control(recv) => ended,
-            ended = incoming.accept_bulk(&quic, &resources, &mut opening) => ended,
+            ended = incoming.accept_bulk(&quic, arriving, &taking, &mut opening) => ended,
             reason = quic.closed() => from_quic(&reason),
         };
         // Nothing of the session comes after its Down.
@@ -229,6 +284,7 @@ impl Session {
         }
         metrics::gauge!(counters::CONNECTIONS).decrement(1.0);
         let reason = verdict.get().cloned().unwrap_or(ended);
+        hangups.hang_up(&reason.to_string());
         let _ = events.send(PeerEvent::Down { peer: fingerprint, session, reason }).await;
     }
 }
@@ -302,52 +358,24 @@ impl Incoming<'_> {
         }
     }
 
-    /// Each stream on a task of its own, so that one that is slow to say what it is for delays no other;
+    /// Each lane on a task of its own, so that one that is slow to say what it is for delays no other;
     /// they end with the session.
     async fn accept_bulk(
         &self,
         quic: &quinn::Connection,
-        resources: &Arc<Resources>,
+        mut arriving: mpsc::Receiver<LaneArrival>,
+        taking: &Taking,
         opening: &mut JoinSet<()>,
     ) -> DownReason {
         loop {
-            let streams = tokio::select! {
-                streams = quic.accept_bi() => streams,
-                Some(_) = opening.join_next() => continue,
-            };
-            let (send, recv) = match streams {
-                Ok(streams) => streams,
-                Err(error) => return from_quic(&error),
-            };
-            let Self { peer, session, .. } = *self;
-            let (resources, events) = (Arc::clone(resources), self.events.clone());
-            opening.spawn(async move {
-                let slot = resources.receive_slot().await;
-                if let Some((header, lane)) = open_lane(send, recv).await {
-                    let (cancel, _slot) = (Cancel::default(), Some(slot));
-                    let receiver = BulkReceiver { lane, cancel, resources, _slot, received: None };
-                    let bulk = PeerEvent::Bulk { peer, session, header, receiver };
-                    // Without an engine to take it, the transfer is reset by being dropped.
-                    let _ = events.send(bulk).await;
-                }
-            });
+            tokio::select! {
+                streams = quic.accept_bi() => match streams {
+                    Ok((send, recv)) => drop(opening.spawn(taking.clone().stream(send, recv))),
+                    Err(error) => return from_quic(&error),
+                },
+                Some(lane) = arriving.recv() => drop(opening.spawn(taking.clone().arrival(lane))),
+                Some(_) = opening.join_next() => {}
+            }
         }
-    }
-}
-
-/// The header of a transfer that a peer opens, and its lane; `None` when it changed its mind, said
-/// something else, or nothing.
-async fn open_lane(send: SendStream, mut recv: RecvStream) -> Option<(Bytes, Lane)> {
-    let opened = framed::read(&mut recv, &[FrameType::BulkOpen], "BulkOpen");
-    match timeout(OPEN_TIMEOUT, opened).await {
-        Ok(Ok((_, header))) => {
-            let lane = lane::quic::lane(&Handle::current(), send, recv);
-            Some((Bytes::from(header), lane))
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a peer opened a stream that is no transfer");
-            None
-        }
-        Err(_) => None,
     }
 }

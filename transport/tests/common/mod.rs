@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use flocker_transport::frame::PROTOCOL_VERSION;
 use flocker_transport::{
-    BulkReceiver, BulkSender, Fingerprint, Identity, LocalNode, PeerEvent, PeerManager, Resources,
-    TrustSet, lane,
+    BulkReceiver, BulkSender, Fingerprint, Identity, LaneMode, LocalNode, PeerEvent, PeerManager,
+    Resources, TrustSet, lane,
 };
 use tokio::sync::mpsc;
 use zfs_stream::record::{Begin, End, Object, Write};
@@ -192,9 +192,19 @@ impl Node {
         Self::with(name, protocol, Arc::new(identity), LOOPBACK)
     }
 
+    pub(crate) fn over(name: &str, lane: LaneMode) -> Self {
+        let identity = Arc::new(Identity::ephemeral().expect("an identity"));
+        Self::local(LocalNode::new(name).with_lane(lane), identity, LOOPBACK)
+    }
+
     pub(crate) fn with(name: &str, protocol: u16, identity: Arc<Identity>, listen: &str) -> Self {
+        let mut local = LocalNode::new(name);
+        local.protocol = protocol;
+        Self::local(local, identity, listen)
+    }
+
+    pub(crate) fn local(local: LocalNode, identity: Arc<Identity>, listen: &str) -> Self {
         let trust = Arc::new(TrustSet::new([]));
-        let local = LocalNode { protocol, ..LocalNode::new(name) };
         let listen = listen.parse().expect("an address");
         let (manager, events) =
             PeerManager::start(listen, identity, local, trust.clone()).expect("a node");
@@ -252,7 +262,12 @@ impl Node {
 
 /// Two nodes that know each other, and their connection up.
 pub(crate) async fn paired() -> (Node, Node) {
-    let (mut a, mut b) = (Node::start("a"), Node::start("b"));
+    paired_over(LaneMode::Auto).await
+}
+
+/// The same, with bulk over these lanes.
+pub(crate) async fn paired_over(lane: LaneMode) -> (Node, Node) {
+    let (mut a, mut b) = (Node::over("a", lane), Node::over("b", lane));
     b.trust.insert(a.key());
     a.knows(&b);
     a.up().await;

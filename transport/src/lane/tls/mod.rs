@@ -2,7 +2,7 @@
 //!
 //! Owns: both halves of the lane over a socket whose handshake is done, each on the blocking thread that
 //! calls it, and [`chunk`]s. Leaves to others: how the connection comes to be, and to whom it leads
-//! (`crate::tcp`).
+//! ([`crate::tcp`]).
 //!
 //! The two halves share one TLS connection behind a lock that is held to encrypt and to decrypt, never to
 //! wait: the socket does not block, and a thread that finds it full or empty waits in `poll`, where a
@@ -73,6 +73,11 @@ impl Hangup {
         if let Some(shared) = self.0.upgrade() {
             shared.lose(reason);
         }
+    }
+
+    /// Whether the lane is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

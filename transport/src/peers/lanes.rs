@@ -1,0 +1,221 @@
+//! The lanes of a session: opening one for a transfer, and taking those that the peer opens.
+//!
+//! Owns: acting on the [`Choice`], measuring before it, what becomes of a lane's first frame, and that lanes
+//! over TLS end with the session that they belong to. Leaves to others: the choice itself
+//! ([`crate::lane::choice`]), the bytes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flocker_core::ids::Fingerprint;
+use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::PeerEvent;
+use crate::bulk::{BulkReceiver, Resources};
+use crate::cancel::Cancel;
+use crate::endpoint::{Endpoint, PeerInfo};
+use crate::frame::FrameType;
+use crate::frame::lane::LaneOpen;
+use crate::framed;
+use crate::lane::choice::{Choice, LaneKind};
+use crate::lane::probe::{self, Figures};
+use crate::lane::tls::Hangup;
+use crate::lane::{self, Lane};
+use crate::tcp::{self, LaneArrival};
+
+/// A peer that opens a stream says at once what for.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The session's lanes over TLS; `None` when it is over.
+#[derive(Debug, Clone)]
+pub(super) struct Hangups(Arc<Mutex<Option<Vec<Hangup>>>>);
+
+impl Default for Hangups {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Some(Vec::new()))))
+    }
+}
+
+impl Hangups {
+    /// Has a lane end with the session.
+    fn add(&self, hangup: Hangup) {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(lanes) => {
+                lanes.retain(|lane| !lane.is_over());
+                lanes.push(hangup);
+            }
+            None => hangup.hang_up("the connection with the peer is down"),
+        }
+    }
+
+    /// Ends them all.
+    pub(super) fn hang_up(&self, reason: &str) {
+        let lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for lane in lanes.into_iter().flatten() {
+            lane.hang_up(reason);
+        }
+    }
+}
+
+/// What opening a lane needs of a session.
+pub(super) struct Lanes<'a> {
+    pub(super) session: u64,
+    pub(super) quic: &'a quinn::Connection,
+    pub(super) peer: &'a PeerInfo,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) choice: &'a Choice,
+    pub(super) hangups: &'a Hangups,
+}
+
+impl Lanes<'_> {
+    /// Opens a lane for a transfer of so many bytes, where that is known.
+    ///
+    /// # Errors
+    /// Why the QUIC connection is lost; TLS alone fails nothing.
+    pub(super) async fn open(
+        &self,
+        header: &[u8],
+        bytes: Option<u64>,
+        resources: &Resources,
+    ) -> Result<(Lane, LaneKind), String> {
+        if self.choice.is_due(bytes, Instant::now()) && resources.is_otherwise_idle() {
+            self.measure(bytes).await;
+        }
+        if self.choice.lane_for(bytes, Instant::now()) == LaneKind::Tls
+            && let Some(lane) = self.tls(FrameType::BulkOpen, header).await
+        {
+            return Ok((lane, LaneKind::Tls));
+        }
+        Ok((self.quic(FrameType::BulkOpen, header).await?, LaneKind::Quic))
+    }
+
+    async fn measure(&self, bytes: Option<u64>) {
+        let _once = self.choice.measuring.lock().await;
+        if !self.choice.is_due(bytes, Instant::now()) {
+            return;
+        }
+        // One after the other, or each would be in the other's way.
+        let tls = match self.tls(FrameType::Probe, &[]).await {
+            Some(lane) => probed(lane).await,
+            None => return,
+        };
+        let quic = match self.quic(FrameType::Probe, &[]).await {
+            Ok(lane) => probed(lane).await,
+            Err(_) => return,
+        };
+        if tls.is_none() {
+            self.choice.tls_failed("a measurement of it broke off", Instant::now());
+        }
+        self.choice.measured(quic, tls, Instant::now());
+        let status = self.choice.status(Instant::now());
+        tracing::info!(
+            peer = %self.peer.fingerprint.short(),
+            session = self.session,
+            chosen = %status.chosen,
+            why = status.why,
+            ?quic,
+            ?tls,
+            "the lanes were measured"
+        );
+    }
+
+    async fn quic(&self, first: FrameType, payload: &[u8]) -> Result<Lane, String> {
+        let (mut send, recv) = self.quic.open_bi().await.map_err(|e| e.to_string())?;
+        framed::write(&mut send, first, payload).await.map_err(|e| e.to_string())?;
+        Ok(lane::quic::lane(&Handle::current(), send, recv))
+    }
+
+    /// `None` when it cannot be had, which the choice then knows.
+    async fn tls(&self, first: FrameType, payload: &[u8]) -> Option<Lane> {
+        let local = self.endpoint.local();
+        let (protocol, dialler, acceptor) =
+            (local.protocol, local.incarnation, self.peer.incarnation);
+        let open = LaneOpen { protocol, dialler, acceptor };
+        let (key, address) = (self.peer.fingerprint, self.peer.address);
+        let dialled = tcp::dial(self.endpoint.identity(), key, address, open, first, payload).await;
+        match dialled {
+            Ok((lane, hangup)) => {
+                self.hangups.add(hangup);
+                Some(lane)
+            }
+            Err(error) => {
+                tracing::warn!(peer = %key.short(), %error, "no bulk over TLS for now");
+                self.choice.tls_failed(&error.to_string(), Instant::now());
+                None
+            }
+        }
+    }
+}
+
+async fn probed(lane: Lane) -> Option<Figures> {
+    match spawn_blocking(move || probe::measure(lane)).await {
+        Ok(Ok(figures)) => Some(figures),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a lane could not be measured");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// What taking the peer's lanes needs of a session.
+#[derive(Clone)]
+pub(super) struct Taking {
+    pub(super) peer: Fingerprint,
+    pub(super) session: u64,
+    pub(super) resources: Arc<Resources>,
+    pub(super) events: mpsc::Sender<PeerEvent>,
+    pub(super) hangups: Hangups,
+}
+
+impl Taking {
+    /// A QUIC stream that the peer opened.
+    pub(super) async fn stream(self, send: SendStream, mut recv: RecvStream) {
+        let slot = self.resources.receive_slot().await;
+        let allowed = [FrameType::BulkOpen, FrameType::Probe];
+        let opened = framed::read(&mut recv, &allowed, "BulkOpen or Probe");
+        match timeout(OPEN_TIMEOUT, opened).await {
+            Ok(Ok((first, payload))) => {
+                let lane = lane::quic::lane(&Handle::current(), send, recv);
+                self.take(lane, first, payload, slot).await;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a peer opened a stream that is no transfer");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A TLS connection that the peer opened.
+    pub(super) async fn arrival(self, mut arrival: LaneArrival) {
+        let (first, payload) = (arrival.first, std::mem::take(&mut arrival.payload));
+        // Accepted before there is a place, as a stream is; what it sends waits in the sockets.
+        let (lane, hangup) = match timeout(OPEN_TIMEOUT, arrival.accept()).await {
+            Ok(Ok(lane)) => lane,
+            Ok(Err(_)) | Err(_) => return,
+        };
+        self.hangups.add(hangup);
+        let slot = self.resources.receive_slot().await;
+        self.take(lane, first, payload, slot).await;
+    }
+
+    async fn take(self, lane: Lane, first: FrameType, payload: Vec<u8>, slot: crate::bulk::Slot) {
+        let Self { peer, session, resources, events, .. } = self;
+        if first == FrameType::Probe {
+            let answered = spawn_blocking(move || probe::answer(lane)).await;
+            if let Ok(Err(error)) = answered {
+                tracing::debug!(%error, "a measurement of the peer's broke off");
+            }
+            return;
+        }
+        let (cancel, _slot, header) = (Cancel::default(), Some(slot), Bytes::from(payload));
+        let receiver = BulkReceiver { lane, cancel, resources, _slot, received: None };
+        // Without an engine to take it, the transfer is reset by being dropped.
+        let _ = events.send(PeerEvent::Bulk { peer, session, header, receiver }).await;
+    }
+}
