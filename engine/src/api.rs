@@ -443,6 +443,8 @@ pub struct Progress {
     pub stream_bytes: u64,
     /// Bytes on the wire so far.
     pub wire_bytes: u64,
+    /// Bytes of the stream that went as references to blocks the receiver had.
+    pub saved_bytes: u64,
     /// Estimated size of the stream in bytes, where the store can say.
     pub total_bytes: Option<u64>,
     /// Stream bytes per second over the last moments.

@@ -18,6 +18,7 @@ use flocker_core::ids::Incarnation;
 use flocker_core::node::NodeConfig;
 use flocker_core::{Boot, Input, Node};
 use flocker_store::{Store, StoreError};
+use flocker_transport::bulk::dedup::CacheOptions;
 use flocker_transport::{
     BindError, Identity, IdentityError, LocalNode, PeerEvent, PeerManager, TrustSet,
 };
@@ -310,6 +311,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         LocalNode::new(base.config.node.name.as_str()).with_lane(base.config.transport.lane.into()),
         Arc::clone(&trust) as Arc<dyn flocker_transport::Trust>,
     )?;
+    keep_caches(&manager, &base.config);
     let runtime = tokio::runtime::Handle::current();
     let names = base.hub.clone();
     let transfers = Transfers::new(Parts {
@@ -357,6 +359,21 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         shutdown: Arc::new(Notify::new()),
     });
     Ok(Running { api, ops, tools, transfers, manager, turns, queue, events, the_loop })
+}
+
+/// Offers the peers to keep their blocks. Without them everything works, with more on the wire.
+fn keep_caches(manager: &PeerManager, config: &Config) {
+    let (bytes, directory) = (config.dedup.cache_bytes, config.dedup_path());
+    if bytes == 0 {
+        return;
+    }
+    let kept = make_private_dir(&directory).map_err(|error| error.to_string()).and_then(|()| {
+        let options = CacheOptions { directory: directory.clone(), bytes };
+        manager.resources().dedup().keep_caches(options).map_err(|error| error.to_string())
+    });
+    if let Err(error) = kept {
+        tracing::warn!(%error, directory = %directory.display(), "no blocks can be kept: peers send without dedup");
+    }
 }
 
 fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {

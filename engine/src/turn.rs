@@ -74,6 +74,13 @@ impl Peers {
         for gone in self.known.keys().filter(|peer| !wanted.contains_key(peer)) {
             self.trust.remove(gone);
             self.manager.remove_peer(gone);
+            self.manager.resources().dedup().forget(gone);
+        }
+        for peer in peers {
+            // What came under one grant may not serve another.
+            let root = peer.grant.as_ref().map(|grant| grant.receive.to_string());
+            let dedup = self.manager.resources().dedup();
+            dedup.set_grant(peer.fingerprint, root.as_deref().unwrap_or_default());
         }
         for (peer, addresses) in &wanted {
             self.trust.insert(*peer);

@@ -158,12 +158,11 @@ fn a_pool_is_not_exported_below_a_step_and_a_snapshot_not_destroyed_that_is_sent
     assert!(!destroyed.status.success() && words.contains("cannot destroy"), "{words}");
     lab.ssh(Guest::Alpha, "tc qdisc del dev eth1 root");
     let short = nodes.wait_equal(&PLAIN, Guest::Alpha, Guest::Beta);
-    assert_eq!(
-        nodes.hash_standby(&PLAIN, Guest::Beta, &short),
-        nodes.hash(&PLAIN, Guest::Alpha)
-    );
+    assert_eq!(nodes.hash_standby(&PLAIN, Guest::Beta, &short), nodes.hash(&PLAIN, Guest::Alpha));
     assert_eq!(full_rounds(&lab, &PLAIN), 1, "the step went on");
-    matrix("by hand: pool exported, snapshot destroyed in mid-step: refused by ZFS, the step goes on");
+    matrix(
+        "by hand: pool exported, snapshot destroyed in mid-step: refused by ZFS, the step goes on",
+    );
 }
 
 /// As docs/zfs.md lists them.

@@ -18,6 +18,18 @@ pub const BATCHES_STORED: &str = "flocker_bulk_batches_stored_total";
 pub const BATCHES_RECEIVED: &str = "flocker_bulk_batches_received_total";
 /// Counter: batches that did not match their hash.
 pub const BATCHES_DAMAGED: &str = "flocker_bulk_batches_damaged_total";
+/// Counter: bytes of streams that were sent as references.
+pub const DEDUP_REFERENCED: &str = "flocker_dedup_referenced_bytes_total";
+/// Counter: blocks that were sent as references.
+pub const DEDUP_HITS: &str = "flocker_dedup_hits_total";
+/// Counter: references that the receiver could not resolve, so that their blocks were sent after all.
+pub const DEDUP_MISSING: &str = "flocker_dedup_missing_total";
+/// Counter: bytes hashed to find what may be referred to.
+pub const DEDUP_HASHED: &str = "flocker_dedup_hashed_bytes_total";
+/// Counter: bytes of blocks written to this node's caches.
+pub const DEDUP_CACHED: &str = "flocker_dedup_cached_bytes_total";
+/// Counter, label `to`: times that dedup was switched by what it saves.
+pub const DEDUP_SWITCHED: &str = "flocker_dedup_switched_total";
 /// Gauge, label `direction`: bytes of batches held in memory.
 pub const BYTES_IN_FLIGHT: &str = "flocker_bulk_in_flight_bytes";
 /// Gauge: connections with paired peers.

@@ -1,12 +1,16 @@
-//! The body of the fuzz target `frames`, as a plain function, so that its corpus is replayed by
-//! `cargo test` on any toolchain. It checks what has to hold for every input.
+//! The bodies of the fuzz targets `frames` and [`dedup`], as plain functions, so that their corpora are
+//! replayed by `cargo test` on any toolchain. They check what has to hold for every input.
 //!
 //! Owns: those checks. Not part of the API that others should build on.
+
+pub mod dedup;
 
 use std::cell::RefCell;
 
 use crate::bulk::codec::Codec;
+use crate::bulk::dedup::recipe;
 use crate::frame::bulk::{Abort, BATCH_HEADER_LEN, BatchHeader, Done, Encoding, End, Failed};
+use crate::frame::dedup::{CacheOffer, Missing, Recipe, Resolved};
 use crate::frame::hello::{Hello, Reject};
 use crate::frame::lane::{LaneOpen, MAX_FILLER, Probed};
 use crate::frame::pair::{Opening, PROOF_LEN, PairRefused};
@@ -59,8 +63,15 @@ fn check_payload(kind: FrameType, payload: &[u8]) -> Result<(), FrameError> {
             same(PairRefused::decode(payload)?, |r| PairRefused::decode(&r.encode()));
         }
         FrameType::Batch => check_batch(payload)?,
+        FrameType::Cache => same(CacheOffer::decode(payload)?, |c| CacheOffer::decode(&c.encode())),
+        FrameType::Resolved => same(Resolved::decode(payload)?, |r| Resolved::decode(&r.encode())),
+        FrameType::Missing => same(Missing::decode(payload)?, |m| Missing::decode(&m.encode())),
         FrameType::PairProof => assert!(payload.len() <= PROOF_LEN, "a proof beyond its limit"),
-        FrameType::Accept | FrameType::Control | FrameType::BulkOpen | FrameType::PairConfirm => {}
+        FrameType::Accept
+        | FrameType::Control
+        | FrameType::BulkOpen
+        | FrameType::Blocks
+        | FrameType::PairConfirm => {}
     }
     Ok(())
 }
@@ -76,6 +87,19 @@ fn check_batch(payload: &[u8]) -> Result<(), FrameError> {
     let header = BatchHeader::decode(bytes, body.len())?;
     assert!(header.encode() == *bytes, "a batch header came back changed");
     assert!((1..=MAX_BATCH_RAW).contains(&header.raw_len), "a batch beyond its limit");
+    if header.encoding.has_recipe() {
+        let recipe = Recipe::decode(&body[..header.table_len], header.raw_len)?;
+        assert!(recipe.encode() == body[..header.table_len], "a recipe came back changed");
+        assert!(recipe.places().map(|(_, place)| place.len()).sum::<usize>() == header.raw_len);
+        let literal = body[header.table_len..].to_vec();
+        let unpacked =
+            CODEC.with_borrow_mut(|codec| codec.unpack(&header, recipe.literal_len(), literal));
+        if let Ok(mut raw) = unpacked {
+            recipe::spread(&recipe, &mut raw);
+            assert!(raw.len() == header.raw_len, "a batch of another length than announced");
+        }
+        return Ok(());
+    }
     let decoded = CODEC.with_borrow_mut(|codec| codec.decode(&header, body.to_vec()));
     if let Ok(raw) = decoded {
         assert!(raw.len() == header.raw_len, "a batch of another length than announced");

@@ -317,8 +317,12 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
         .and_then(|total| total.checked_sub(progress.stream_bytes))
         .and_then(|left| left.saturating_mul(1000).checked_div(progress.bytes_per_second))
         .map_or_else(String::new, |ms| format!(", {} left", millis(ms)));
+    let saved = match progress.saved_bytes {
+        0 => String::new(),
+        saved => format!(", {} already there", bytes(saved)),
+    };
     format!(
-        "{way}{all}: {}{total} at {}{left}",
+        "{way}{all}: {}{total} at {}{left}{saved}",
         bytes(progress.stream_bytes),
         rate(progress.bytes_per_second)
     )
@@ -506,6 +510,7 @@ mod tests {
             full: true,
             stream_bytes: 32 << 20,
             wire_bytes: 0,
+            saved_bytes: 0,
             total_bytes: Some(64 << 20),
             bytes_per_second: 64 << 20,
             elapsed_ms: 500,
@@ -517,6 +522,10 @@ mod tests {
         );
         progress.total_bytes = Some(1); // an estimate that was too small
         progress.bytes_per_second = 0;
-        assert_eq!(transfer_words(&progress), "sending everything: 32.0 MiB at 0 B/s");
+        progress.saved_bytes = 16 << 20;
+        assert_eq!(
+            transfer_words(&progress),
+            "sending everything: 32.0 MiB at 0 B/s, 16.0 MiB already there"
+        );
     }
 }

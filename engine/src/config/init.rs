@@ -15,8 +15,8 @@ use crate::journal::{Journal, JournalError};
 use crate::store;
 
 use super::{
-    Config, ConfigError, LimitsSection, NodeName, NodeSection, StoreUri, TransportSection,
-    ZfsSection,
+    Config, ConfigError, DedupSection, LimitsSection, NodeName, NodeSection, StoreUri,
+    TransportSection, ZfsSection,
 };
 
 /// What a new node is made of.
@@ -135,6 +135,7 @@ impl Config {
             transport: TransportSection::default(),
             fencing: None,
             zfs: ZfsSection::default(),
+            dedup: DedupSection::default(),
         };
         config.check("")?;
         make_private_dir(&config.node.state)?;

@@ -24,6 +24,9 @@
 //!
 //! [zfs]                              # optional: how ZFS is spoken to
 //! engine = "auto"                    # libzfs_core where it is there; or "command", or "library"
+//!
+//! [dedup]                            # optional: what came from a peer need not come again
+//! cache_bytes = 4294967296           # on disk, for each of at most four peers that send here; 0: off
 //! ```
 
 mod init;
@@ -58,6 +61,8 @@ pub struct Config {
     pub fencing: Option<FencingSection>,
     /// `[zfs]`
     pub zfs: ZfsSection,
+    /// `[dedup]`
+    pub dedup: DedupSection,
 }
 
 /// `[node]`
@@ -162,6 +167,21 @@ pub struct ZfsSection {
     pub engine: ZfsEngine,
 }
 
+/// `[dedup]`: the blocks that this node keeps of what peers send it, so that they need not come again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DedupSection {
+    /// Disk that the blocks of one peer may take in the state directory, bytes; at most an eighth of what is
+    /// free there. 0: none are kept, and nobody sends references here.
+    pub cache_bytes: u64,
+}
+
+impl Default for DedupSection {
+    fn default() -> Self {
+        Self { cache_bytes: 4 << 30 }
+    }
+}
+
 /// By which way ZFS is spoken to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -191,6 +211,8 @@ struct File {
     fencing: Option<FencingSection>,
     #[serde(default)]
     zfs: ZfsSection,
+    #[serde(default)]
+    dedup: DedupSection,
 }
 
 /// Why a configuration cannot be used.
@@ -267,13 +289,13 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits, transport, fencing, zfs } =
+        let File { mut node, limits, transport, fencing, zfs, dedup } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self { path: full.clone(), node, limits, transport, fencing, zfs };
+        let config = Self { path: full.clone(), node, limits, transport, fencing, zfs, dedup };
         config.check(text)?;
         Ok(config)
     }
@@ -327,6 +349,11 @@ impl Config {
     /// The journal.
     pub fn journal_path(&self) -> PathBuf {
         self.node.state.join("journal.redb")
+    }
+
+    /// Blocks that came from peers. Nothing in it outlives the process.
+    pub fn dedup_path(&self) -> PathBuf {
+        self.node.state.join("dedup")
     }
 
     /// The history.
@@ -432,6 +459,15 @@ mod tests {
         let text = format!("{GOOD}[zfs]\nengine = \"command\"\n");
         assert_eq!(config(&text).zfs.engine, ZfsEngine::Command);
         check(&text.replace("command", "shell"), &["line 7", "engine"]);
+    }
+
+    #[test]
+    fn dedup_is_on_by_default_and_can_be_turned_off() {
+        let config = |text: &str| Config::parse(Path::new("/etc/x/config.toml"), text).unwrap();
+        assert_eq!(config(GOOD).dedup.cache_bytes, 4 << 30);
+        let off = format!("{GOOD}[dedup]\ncache_bytes = 0\n");
+        assert_eq!(config(&off).dedup.cache_bytes, 0);
+        check(&off.replace("cache_bytes", "cash"), &["line 7", "cash"]);
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub(super) fn of_send(error: &SendError) -> Failure {
         SendError::Cancelled { .. } => cancelled(),
         SendError::Read { .. }
         | SendError::Protocol { .. }
+        | SendError::Dedup { .. }
         | SendError::Miscounted { .. }
         | SendError::Thread { .. } => retry(FailureCode::Other, error),
     }
@@ -93,6 +94,7 @@ pub(super) fn of_receive(error: &ReceiveError) -> Failure {
         ReceiveError::Write { .. }
         | ReceiveError::Aborted { .. }
         | ReceiveError::Protocol { .. }
+        | ReceiveError::Dedup { .. }
         | ReceiveError::Thread { .. } => retry(FailureCode::Other, error),
     }
 }

@@ -446,6 +446,7 @@ impl Inner {
             full: live.full,
             stream_bytes,
             wire_bytes: live.progress.wire_bytes(),
+            saved_bytes: live.progress.saved_bytes(),
             total_bytes: *live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()),
             bytes_per_second: rate.now(elapsed, stream_bytes),
             elapsed_ms: millis(elapsed),

@@ -4,8 +4,10 @@
 
 use bytes::Bytes;
 
+use super::dedup::recipe::Hash;
 use crate::frame::bulk::{BATCH_HEADER_LEN, BatchHeader, Encoding};
-use crate::frame::{FrameType, HEADER_LEN, Header, MAX_BATCH_RAW};
+use crate::frame::dedup::{Recipe, batch_cost};
+use crate::frame::{FrameType, Header, MAX_BATCH_RAW};
 
 /// A compressed body that saves less than one part in this many is not worth decompressing.
 const MIN_SAVING: usize = 33;
@@ -27,12 +29,22 @@ pub struct Codec {
 /// A batch, ready for the lane.
 #[derive(Debug)]
 pub struct Encoded {
-    /// Frame header and batch header.
+    /// Frame header, batch header, and the table of its recipe.
     pub head: Bytes,
-    /// The body.
+    /// The rest of the body.
     pub body: Bytes,
     /// What the batch header says.
     pub header: BatchHeader,
+    /// Bytes of the batch that are referred to.
+    pub referenced: usize,
+}
+
+impl Encoded {
+    /// What it counts against the receiver's credit, in bytes.
+    pub fn cost(&self) -> usize {
+        let body_len = self.header.table_len + self.body.len();
+        batch_cost(body_len, self.header.raw_len, self.referenced)
+    }
 }
 
 /// A batch that is not what its header says.
@@ -43,7 +55,7 @@ pub enum BatchError {
     Undecodable {
         /// Number of the batch.
         seq: u64,
-        /// Announced length in bytes.
+        /// Announced length of what comes with it, in bytes.
         raw_len: usize,
     },
     /// Its bytes have another BLAKE3.
@@ -81,12 +93,32 @@ impl Codec {
             Some(body) => (Encoding::Zstd, body),
             None => (Encoding::Stored, Bytes::from(raw)),
         };
-        let header = BatchHeader { seq, raw_len, encoding, hash };
-        let mut head = Vec::with_capacity(HEADER_LEN + BATCH_HEADER_LEN);
-        let frame = Header::new(FrameType::Batch, BATCH_HEADER_LEN + body.len());
-        head.extend_from_slice(&frame.encode());
-        head.extend_from_slice(&header.encode());
-        Encoded { head: Bytes::from(head), body, header }
+        let header = BatchHeader { seq, raw_len, encoding, table_len: 0, hash };
+        Encoded { head: head(&header, &[], body.len()), body, header, referenced: 0 }
+    }
+
+    /// Compresses at `level` what comes with a batch that has a recipe, or stores it.
+    ///
+    /// # Panics
+    /// When `literal` is not what the recipe says comes with it.
+    pub fn encode_recipe(
+        &mut self,
+        seq: u64,
+        recipe: &Recipe,
+        seal: Hash,
+        literal: Vec<u8>,
+        level: Option<i32>,
+    ) -> Encoded {
+        assert!(literal.len() == recipe.literal_len(), "{} bytes of literals", literal.len());
+        let (encoding, body) = match level.and_then(|level| self.compress(&literal, level)) {
+            Some(body) => (Encoding::RecipeZstd, body),
+            None => (Encoding::RecipeStored, Bytes::from(literal)),
+        };
+        let table = recipe.encode();
+        let (table_len, referenced) = (table.len(), recipe.referenced_len());
+        let raw_len = recipe.literal_len() + referenced;
+        let header = BatchHeader { seq, raw_len, encoding, table_len, hash: seal };
+        Encoded { head: head(&header, &table, body.len()), body, header, referenced }
     }
 
     /// `None` when it does not shrink enough, or zstd refuses.
@@ -114,23 +146,40 @@ impl Codec {
     /// # Errors
     /// [`BatchError`]; nothing of the batch may be used then.
     pub fn decode(&mut self, header: &BatchHeader, body: Vec<u8>) -> Result<Vec<u8>, BatchError> {
-        let BatchHeader { seq, raw_len, encoding, hash } = *header;
-        let raw = match encoding {
-            Encoding::Stored => body,
-            Encoding::Zstd => {
-                let mut raw = Vec::with_capacity(raw_len);
-                let decoded = self.decompressor.decompress_to_buffer(&body, &mut raw);
-                if !matches!(decoded, Ok(len) if len == raw_len) {
-                    return Err(BatchError::Undecodable { seq, raw_len });
-                }
-                raw
-            }
-        };
+        let BatchHeader { seq, raw_len, hash, .. } = *header;
+        let raw = self.unpack(header, raw_len, body)?;
         if blake3::hash(&raw) != blake3::Hash::from_bytes(hash) {
             return Err(BatchError::Hash { seq });
         }
         Ok(raw)
     }
+
+    /// What came with a batch, `len` bytes of it, unverified, with room for the whole batch.
+    ///
+    /// # Errors
+    /// [`BatchError::Undecodable`].
+    pub fn unpack(
+        &mut self,
+        header: &BatchHeader,
+        len: usize,
+        body: Vec<u8>,
+    ) -> Result<Vec<u8>, BatchError> {
+        let wrong = Err(BatchError::Undecodable { seq: header.seq, raw_len: len });
+        if !header.encoding.is_compressed() {
+            return if body.len() == len { Ok(body) } else { wrong };
+        }
+        let mut raw = Vec::with_capacity(header.raw_len);
+        match self.decompressor.decompress_to_buffer(&body, &mut raw) {
+            Ok(written) if written == len => Ok(raw),
+            _ => wrong,
+        }
+    }
+}
+
+/// Everything before the bytes of a batch.
+fn head(header: &BatchHeader, table: &[u8], body_len: usize) -> Bytes {
+    let frame = Header::new(FrameType::Batch, BATCH_HEADER_LEN + table.len() + body_len);
+    Bytes::from([&frame.encode()[..], &header.encode(), table].concat())
 }
 
 impl std::fmt::Debug for Codec {

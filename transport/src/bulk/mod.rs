@@ -20,23 +20,30 @@
 //! | sending: 8 transfers, each 1 MiB being read, 2 MiB in the record reader, 1 MiB being packed | 32 MiB |
 //! | sending: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
 //! | sending: records larger than 2 MiB, one transfer at a time (16 MiB record, 8 MiB batch) | 24 MiB |
-//! | receiving: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
+//! | receiving: batches, 8 × 2 MiB of their own and 30 MiB shared | 46 MiB |
 //! | workers: 4 × compression output and contexts, 3 MiB, and 8 MiB for each of two large batches | 28 MiB |
 //! | QUIC: windows of one connection, 36 MiB in and 16 MiB out | 52 MiB |
 //! | TLS: 16 transfers, each 256 KiB as it came and 256 KiB encrypted; the kernel's buffers beside | 8 MiB |
 //! | control: queues, see [`crate::peers`] | 28 MiB |
 //!
-//! Together 252 MiB when everything is full at once, with one peer; each further peer adds its windows.
+//! | dedup: what is known of one peer's blocks, each way, see [`dedup`] | 15 MiB |
+//!
+//! Together 273 MiB when everything is full at once, with one peer; each further peer adds its windows, and
+//! up to the fourth what is known of its blocks.
 
+mod answer;
 pub mod budget;
 pub mod codec;
 pub mod cut;
+pub mod dedup;
 pub mod receive;
 pub mod resources;
 pub mod send;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use flocker_core::ids::Fingerprint;
 
 use crate::cancel::Cancel;
 use crate::lane::Lane;
@@ -52,6 +59,8 @@ pub struct Progress {
     raw_bytes: AtomicU64,
     wire_bytes: AtomicU64,
     batches: AtomicU64,
+    saved_bytes: AtomicU64,
+    deduplicates: AtomicBool,
 }
 
 impl Progress {
@@ -70,10 +79,34 @@ impl Progress {
         self.batches.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the stream that went as references and were not asked for after all.
+    pub fn saved_bytes(&self) -> u64 {
+        self.saved_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the receiver has offered its blocks to this transfer.
+    pub fn deduplicates(&self) -> bool {
+        self.deduplicates.load(Ordering::Relaxed)
+    }
+
     fn add(&self, raw: usize, wire: usize) {
         self.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
         self.wire_bytes.fetch_add(wire as u64, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn offered(&self, offered: bool) {
+        self.deduplicates.store(offered, Ordering::Relaxed);
+    }
+
+    fn save(&self, bytes: usize) {
+        self.saved_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Blocks that were thought saved went after all, taking `wire` bytes.
+    fn supply(&self, bytes: usize, wire: usize) {
+        self.saved_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.wire_bytes.fetch_add(wire as u64, Ordering::Relaxed);
     }
 }
 
@@ -83,6 +116,8 @@ pub struct BulkSender {
     pub(crate) lane: Lane,
     pub(crate) cancel: Cancel,
     pub(crate) resources: Arc<Resources>,
+    /// With whom, for dedup; `None`: without.
+    pub(crate) peer: Option<Fingerprint>,
     /// Held until the transfer is over.
     pub(crate) _slot: Option<Slot>,
     /// Told when the lane fails, where there was a choice.
@@ -94,13 +129,26 @@ impl BulkSender {
     /// A sender over any lane, as tests and benches use it; the lane's other end is a
     /// [`BulkReceiver::over`].
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
-        let (cancel, kind) = (Cancel::default(), LaneKind::Quic);
-        Self { lane, cancel, resources, _slot: None, choice: None, kind }
+        Self {
+            lane,
+            cancel: Cancel::default(),
+            resources,
+            peer: None,
+            _slot: None,
+            choice: None,
+            kind: LaneKind::Quic,
+        }
     }
 
     /// Which lane it takes.
     pub fn kind(&self) -> LaneKind {
         self.kind
+    }
+
+    /// The same, as one to this peer: what it is known to hold is referred to.
+    #[must_use]
+    pub fn to_peer(self, peer: Fingerprint) -> Self {
+        Self { peer: Some(peer), ..self }
     }
 
     /// Stops the transfer from any thread. It also counts as cancelled once the transfer is over.
@@ -116,6 +164,8 @@ pub struct BulkReceiver {
     pub(crate) lane: Lane,
     pub(crate) cancel: Cancel,
     pub(crate) resources: Arc<Resources>,
+    /// With whom, for dedup; `None`: without.
+    pub(crate) peer: Option<Fingerprint>,
     /// Held until the transfer is over.
     pub(crate) _slot: Option<Slot>,
     pub(crate) received: Option<u64>,
@@ -124,7 +174,14 @@ pub struct BulkReceiver {
 impl BulkReceiver {
     /// A receiver over any lane, as tests and benches use it.
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
-        Self { lane, cancel: Cancel::default(), resources, _slot: None, received: None }
+        let cancel = Cancel::default();
+        Self { lane, cancel, resources, peer: None, _slot: None, received: None }
+    }
+
+    /// The same, as one from this peer: blocks that came from it may be referred to.
+    #[must_use]
+    pub fn from_peer(self, peer: Fingerprint) -> Self {
+        Self { peer: Some(peer), ..self }
     }
 
     /// Stops the transfer from any thread; [`BulkReceiver::finish`] can still say why.

@@ -3,16 +3,20 @@
 //! Owns: the receiving pipeline. One thread takes batches from the lane; the workers decompress and
 //! verify; the caller's own thread writes them in order, so that no byte reaches the writer before
 //! its batch is proven. A slow writer stops the lane thread at the memory [`super::budget`], that
-//! fills QUIC's window, and that stops the sender.
+//! fills QUIC's window, and that stops the sender. While the caller's thread waits for blocks that a batch
+//! refers to and nobody here has, the lane's thread reads on ([`super::dedup`]).
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::budget::Held;
+use super::budget::{Account, Held, Reserve};
 use super::codec::BatchError;
+use super::dedup::DedupError;
+use super::dedup::receiving::{Resolving, Unpacked, assemble};
 use super::resources::Resources;
 use super::{BulkReceiver, Progress};
 use crate::cancel::Cancel;
@@ -20,11 +24,16 @@ use crate::counters;
 use crate::frame::bulk::{
     Abort, AbortCode, BATCH_HEADER_LEN, BatchHeader, Done, Encoding, End, Failed,
 };
+use crate::frame::dedup::{BLOCKS_HEADER_LEN, Recipe, Resolved, batch_cost};
 use crate::frame::{FrameError, FrameType, HEADER_LEN};
-use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, Until};
+use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, LaneSend, Until};
 
-/// Batches between lane and writer: one for each worker, one being written, one ready.
-const IN_ORDER: usize = 6;
+/// Batches between lane and writer. Their memory is bounded by the budget; this is as many as fit a
+/// credit for references, so that the lane is read while the writer waits for blocks.
+const IN_ORDER: usize = 64;
+
+/// What stands before blocks on the lane, in bytes.
+const BLOCKS_HEAD_LEN: usize = HEADER_LEN + BLOCKS_HEADER_LEN;
 
 /// How long the answer may take to be taken by the sender.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -114,6 +123,13 @@ pub enum ReceiveError {
         /// Whether the hash over all batches agrees.
         digest_matches: bool,
     },
+    /// The sender broke the rules of dedup.
+    #[error(transparent)]
+    Dedup {
+        /// How.
+        #[from]
+        source: DedupError,
+    },
     /// No thread could be started.
     #[error("cannot start a thread: {source}")]
     Thread {
@@ -136,9 +152,11 @@ pub struct Refusal {
 /// What the lane's thread hands over, in order.
 enum Piece {
     Batch {
-        raw: Receiver<Result<Vec<u8>, BatchError>>,
+        unpacked: Receiver<Result<Unpacked, BatchError>>,
         header: BatchHeader,
         wire: usize,
+        /// Bytes that it refers to.
+        referenced: usize,
         held: Held,
     },
     End(End),
@@ -158,18 +176,33 @@ pub fn receive_stream<W: Write + ?Sized>(
     write: &mut W,
     progress: &Progress,
 ) -> Result<ReceiveReport, ReceiveError> {
-    let BulkReceiver { lane, cancel, resources, received, .. } = source;
+    let BulkReceiver { lane, cancel, resources, received, peer, .. } = source;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
+    let (supplied, supply) = crossbeam_channel::bounded(1);
+    let account = resources.receiving();
+    let cache = peer.and_then(|peer| resources.dedup().cache(peer));
+    let resolving = cache.map(Resolving::new);
     let result = thread::scope(|scope| {
         let recv = lane.recv.as_mut();
-        let incoming = Incoming { resources, cancel, pieces };
+        let resolving = resolving.as_ref();
+        let incoming =
+            Incoming { resources, cancel, pieces, account: &account, resolving, supplied };
         let started = thread::Builder::new()
             .name("flocker-lane".into())
             .spawn_scoped(scope, move || incoming.run(recv));
         if let Err(source) = started {
             return Err(ReceiveError::Thread { source });
         }
-        let result = take(&queue, cancel, write, progress);
+        let mut writing = Writing {
+            lane: lane.send.as_mut(),
+            cancel,
+            account: &account,
+            reserve: None,
+            resolving,
+            supply,
+            progress,
+        };
+        let result = writing.take(&queue, write);
         if let Err(error) = &result {
             // The lane's thread may wait for bytes that are of no use any more.
             cancel.cancel(&error.to_string());
@@ -183,39 +216,130 @@ pub fn receive_stream<W: Write + ?Sized>(
     result
 }
 
-fn take<W: Write + ?Sized>(
-    queue: &Receiver<Piece>,
-    cancel: &Cancel,
-    write: &mut W,
-    progress: &Progress,
-) -> Result<ReceiveReport, ReceiveError> {
-    let mut report = ReceiveReport { raw_bytes: 0, wire_bytes: 0, batches: 0 };
-    let mut digest = blake3::Hasher::new();
-    loop {
-        match next(queue, cancel)? {
-            Piece::Batch { raw, header, wire, held } => {
-                let raw = next(&raw, cancel)?.inspect_err(|_| {
-                    metrics::counter!(counters::BATCHES_DAMAGED).increment(1);
-                })?;
-                write.write_all(&raw).map_err(|source| ReceiveError::Write { source })?;
-                drop(held);
-                digest.update(&header.hash);
-                report.raw_bytes += raw.len() as u64;
-                report.wire_bytes += wire as u64;
-                report.batches += 1;
-                progress.add(raw.len(), wire);
-                metrics::counter!(counters::BULK_RAW_RECEIVED).increment(raw.len() as u64);
-                metrics::counter!(counters::BULK_WIRE_RECEIVED).increment(wire as u64);
-                metrics::counter!(counters::BATCHES_RECEIVED).increment(1);
+/// The caller's thread.
+struct Writing<'a> {
+    lane: &'a mut dyn LaneSend,
+    cancel: &'a Cancel,
+    account: &'a Account,
+    /// The credit for references, once the cache is offered.
+    reserve: Option<Reserve>,
+    resolving: Option<&'a Resolving>,
+    supply: Receiver<Vec<u8>>,
+    progress: &'a Progress,
+}
+
+impl Writing<'_> {
+    fn take<W: Write + ?Sized>(
+        &mut self,
+        queue: &Receiver<Piece>,
+        write: &mut W,
+    ) -> Result<ReceiveReport, ReceiveError> {
+        let mut report = ReceiveReport { raw_bytes: 0, wire_bytes: 0, batches: 0 };
+        let mut digest = blake3::Hasher::new();
+        loop {
+            self.offer();
+            match next(queue, self.cancel)? {
+                Piece::Batch { unpacked, header, wire, referenced, held } => {
+                    let unpacked = next(&unpacked, self.cancel)?.inspect_err(damaged)?;
+                    let (raw, supplied) = self.complete(unpacked, queue)?;
+                    if header.encoding.has_recipe() {
+                        self.resolved(header.seq);
+                    }
+                    write.write_all(&raw).map_err(|source| ReceiveError::Write { source })?;
+                    drop(held);
+                    digest.update(&header.hash);
+                    let wire = wire + if supplied == 0 { 0 } else { BLOCKS_HEAD_LEN + supplied };
+                    report.raw_bytes += raw.len() as u64;
+                    report.wire_bytes += wire as u64;
+                    report.batches += 1;
+                    self.progress.add(raw.len(), wire);
+                    self.progress.save(referenced - supplied);
+                    metrics::counter!(counters::BULK_RAW_RECEIVED).increment(raw.len() as u64);
+                    metrics::counter!(counters::BULK_WIRE_RECEIVED).increment(wire as u64);
+                    metrics::counter!(counters::BATCHES_RECEIVED).increment(1);
+                }
+                Piece::End(end) => {
+                    compare(&end, &report, digest.finalize().as_bytes())?;
+                    write.flush().map_err(|source| ReceiveError::Write { source })?;
+                    return Ok(report);
+                }
+                Piece::Failed(error) => return Err(error),
             }
-            Piece::End(end) => {
-                compare(&end, &report, digest.finalize().as_bytes())?;
-                write.flush().map_err(|source| ReceiveError::Write { source })?;
-                return Ok(report);
-            }
-            Piece::Failed(error) => return Err(error),
         }
     }
+
+    /// Tells the sender something of blocks. When that fails, it is gone or about to be, and the lane says
+    /// why.
+    fn tell(&mut self, kind: FrameType, payload: &[u8]) {
+        let told = lane::send_frame(self.lane, kind, payload, Until::Cancelled(self.cancel));
+        if let Err(error) = told {
+            tracing::debug!(%error, ?kind, "the sender could not be told");
+        }
+    }
+
+    /// Offers the cache as soon as there is room for what may follow from that.
+    fn offer(&mut self) {
+        let Some(resolving) = self.resolving.filter(|_| self.reserve.is_none()) else { return };
+        if let Some((reserve, credit)) = Resources::credit(self.account) {
+            self.reserve = Some(reserve);
+            self.progress.offered(true);
+            self.tell(FrameType::Cache, &resolving.offer(credit).encode());
+        }
+    }
+
+    fn resolved(&mut self, seq: u64) {
+        if let Some(resolving) = self.resolving {
+            resolving.resolved(seq);
+            self.tell(FrameType::Resolved, &Resolved { seq }.encode());
+        }
+    }
+
+    /// The whole batch, and how many bytes of it had to be asked for.
+    fn complete(
+        &mut self,
+        unpacked: Unpacked,
+        queue: &Receiver<Piece>,
+    ) -> Result<(Vec<u8>, usize), ReceiveError> {
+        let (mut assembly, resolving) = match (unpacked, self.resolving) {
+            (Unpacked::Whole(raw), _) => return Ok((raw, 0)),
+            (Unpacked::Lacking(assembly), Some(resolving)) => (assembly, resolving),
+            (Unpacked::Lacking(assembly), None) => {
+                return Err(DedupError::NotOffered { seq: assembly.seq() }.into());
+            }
+        };
+        if assembly.look_again(&resolving.cache) {
+            let raw = assembly.supply(&[], &resolving.cache).inspect_err(damaged)?;
+            return Ok((raw, 0));
+        }
+        let question = assembly.question();
+        metrics::counter!(counters::DEDUP_MISSING).increment(question.parts.len() as u64);
+        resolving.ask(&assembly);
+        self.tell(FrameType::Missing, &question.encode());
+        let blocks = select! {
+            recv(self.supply) -> blocks => blocks.ok(),
+            recv(self.cancel.channel()) -> _ => return Err(cancelled(self.cancel)),
+        };
+        let Some(blocks) = blocks else {
+            return Err(self.last_word(queue, assembly.seq()));
+        };
+        let raw = assembly.supply(&blocks, &resolving.cache).inspect_err(damaged)?;
+        Ok((raw, blocks.len()))
+    }
+
+    /// Why the lane's thread ended without the blocks that were asked for.
+    fn last_word(&self, queue: &Receiver<Piece>, seq: u64) -> ReceiveError {
+        loop {
+            match next(queue, self.cancel) {
+                Ok(Piece::Failed(error)) | Err(error) => return error,
+                Ok(Piece::End(_)) => return DedupError::NotSupplied { seq }.into(),
+                Ok(Piece::Batch { .. }) => {}
+            }
+        }
+    }
+}
+
+fn damaged(_: &BatchError) {
+    metrics::counter!(counters::BATCHES_DAMAGED).increment(1);
 }
 
 fn next<T>(queue: &Receiver<T>, cancel: &Cancel) -> Result<T, ReceiveError> {
@@ -248,14 +372,52 @@ struct Incoming<'a> {
     resources: &'a Resources,
     cancel: &'a Cancel,
     pieces: Sender<Piece>,
+    account: &'a Account,
+    resolving: Option<&'a Resolving>,
+    supplied: Sender<Vec<u8>>,
+}
+
+/// Why the lane's thread stops in the middle.
+enum Stop {
+    Lane(LaneError),
+    Frame(FrameError),
+    Dedup(DedupError),
+}
+
+impl From<LaneError> for Stop {
+    fn from(error: LaneError) -> Self {
+        Self::Lane(error)
+    }
+}
+
+impl From<FrameError> for Stop {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<DedupError> for Stop {
+    fn from(error: DedupError) -> Self {
+        Self::Dedup(error)
+    }
+}
+
+impl From<LaneFrameError> for Stop {
+    fn from(error: LaneFrameError) -> Self {
+        match error {
+            LaneFrameError::Lane(error) => Self::Lane(error),
+            LaneFrameError::Frame(error) => Self::Frame(error),
+        }
+    }
 }
 
 impl Incoming<'_> {
     fn run(self, lane: &mut dyn LaneRecv) {
         let last = match self.pump(lane) {
             Ok(last) => last,
-            Err(LaneFrameError::Frame(source)) => Piece::Failed(ReceiveError::Protocol { source }),
-            Err(LaneFrameError::Lane(error)) => Piece::Failed(self.explain(error)),
+            Err(Stop::Frame(source)) => Piece::Failed(ReceiveError::Protocol { source }),
+            Err(Stop::Dedup(source)) => Piece::Failed(ReceiveError::Dedup { source }),
+            Err(Stop::Lane(error)) => Piece::Failed(self.explain(error)),
         };
         let _ = self.put(last);
     }
@@ -271,19 +433,29 @@ impl Incoming<'_> {
     }
 
     /// Hands over batches until the last word, which it returns.
-    fn pump(&self, lane: &mut dyn LaneRecv) -> Result<Piece, LaneFrameError> {
-        let account = self.resources.receiving();
+    fn pump(&self, lane: &mut dyn LaneRecv) -> Result<Piece, Stop> {
+        use FrameType as F;
         let until = Until::Cancelled(self.cancel);
-        let allowed = [FrameType::Batch, FrameType::End, FrameType::Abort];
+        let allowed: &[F] = match self.resolving {
+            Some(_) => &[F::Batch, F::End, F::Abort, F::Blocks],
+            None => &[F::Batch, F::End, F::Abort],
+        };
         let mut expected = 0;
         loop {
-            let header = lane::read_header(lane, &allowed, "a batch or the end", until)?
+            let header = lane::read_header(lane, allowed, "a batch or the end", until)?
                 .ok_or(LaneError::Ended)?;
-            if header.kind != FrameType::Batch {
-                // At most 4 KiB, by the frames' own limits.
-                let mut payload = vec![0; header.len];
-                lane::fill(lane, &mut payload, until)?;
-                return Ok(last_word(header.kind, &payload)?);
+            match header.kind {
+                F::Batch => {}
+                F::Blocks => {
+                    self.blocks(lane, header.len)?;
+                    continue;
+                }
+                _ => {
+                    // At most 4 KiB, by the frames' own limits.
+                    let mut payload = vec![0; header.len];
+                    lane::fill(lane, &mut payload, until)?;
+                    return Ok(last_word(header.kind, &payload)?);
+                }
             }
             let batch = read_batch_header(lane, header.len, until)?;
             if batch.seq != expected {
@@ -291,18 +463,70 @@ impl Incoming<'_> {
                 return Ok(Piece::Failed(ReceiveError::OutOfOrder { expected, found }));
             }
             expected += 1;
-            let body_len = header.len - BATCH_HEADER_LEN;
-            let bytes = match batch.encoding {
-                Encoding::Stored => body_len,
-                Encoding::Zstd => body_len + batch.raw_len,
-            };
-            let held = account.acquire(bytes, self.cancel).ok_or(LaneError::Interrupted)?;
-            let mut body = vec![0; body_len];
-            lane::fill(lane, &mut body, until)?;
-            let raw = self.resources.run(move |codec| codec.decode(&batch, body));
-            let wire = HEADER_LEN + header.len;
-            self.put(Piece::Batch { raw, header: batch, wire, held })?;
+            self.batch(lane, batch, header.len - BATCH_HEADER_LEN)?;
         }
+    }
+
+    /// Takes a batch from behind its header and hands it over.
+    fn batch(
+        &self,
+        lane: &mut dyn LaneRecv,
+        batch: BatchHeader,
+        body_len: usize,
+    ) -> Result<(), Stop> {
+        let (until, BatchHeader { seq, raw_len, encoding, table_len, .. }) =
+            (Until::Cancelled(self.cancel), batch);
+        let not_offered = DedupError::NotOffered { seq };
+        let (mut recipe, mut referenced) = (None, 0);
+        if encoding.has_recipe() {
+            let offered = self.resolving.filter(|resolving| resolving.is_offered());
+            let resolving = offered.ok_or(not_offered)?;
+            // Bounded by the header.
+            let mut table = vec![0; table_len];
+            lane::fill(lane, &mut table, until)?;
+            let parts = Recipe::decode(&table, raw_len)?;
+            referenced = parts.referenced_len();
+            recipe = Some((parts, Arc::clone(&resolving.cache)));
+        }
+        if let Some(resolving) = self.resolving {
+            resolving.arriving(seq, batch_cost(body_len, raw_len, referenced), referenced > 0)?;
+        }
+        let bytes = match encoding {
+            Encoding::Stored => body_len,
+            Encoding::Zstd => body_len + raw_len,
+            Encoding::RecipeStored | Encoding::RecipeZstd => body_len + raw_len + referenced,
+        };
+        let held = self.account.acquire(bytes, self.cancel).ok_or(LaneError::Interrupted)?;
+        // What is stored is put together where it is.
+        let room = if encoding.is_compressed() { 0 } else { raw_len };
+        let mut body = Vec::with_capacity(room.max(body_len - table_len));
+        body.resize(body_len - table_len, 0);
+        lane::fill(lane, &mut body, until)?;
+        let unpacked = self.resources.run(move |codec| match recipe {
+            Some((recipe, cache)) => assemble(codec, &batch, recipe, body, &cache),
+            None => codec.decode(&batch, body).map(Unpacked::Whole),
+        });
+        let wire = HEADER_LEN + BATCH_HEADER_LEN + body_len;
+        Ok(self.put(Piece::Batch { unpacked, header: batch, wire, referenced, held })?)
+    }
+
+    /// Takes blocks that were asked for; their room is counted with the batch that lacks them.
+    fn blocks(&self, lane: &mut dyn LaneRecv, payload_len: usize) -> Result<(), Stop> {
+        let until = Until::Cancelled(self.cancel);
+        let what = "it is too short";
+        let len = payload_len
+            .checked_sub(BLOCKS_HEADER_LEN)
+            .ok_or(FrameError::Payload { kind: FrameType::Blocks, what })?;
+        let mut seq = [0; BLOCKS_HEADER_LEN];
+        lane::fill(lane, &mut seq, until)?;
+        let seq = u64::from_le_bytes(seq);
+        let resolving = self.resolving.ok_or(DedupError::NotOffered { seq })?;
+        resolving.supplied(seq, len)?;
+        let mut blocks = vec![0; len];
+        lane::fill(lane, &mut blocks, until)?;
+        // The writer waits for just these, and there is room for one.
+        self.supplied.send(blocks).map_err(|_| LaneError::Interrupted)?;
+        Ok(())
     }
 
     fn put(&self, piece: Piece) -> Result<(), LaneError> {

@@ -2,7 +2,8 @@
 //!
 //! Owns: the compression threads and the limits. Leaves to others: the transfers themselves.
 //!
-//! Workers run jobs that only compute and never wait, so sharing them among transfers cannot stop any.
+//! Workers run jobs that compute, and read and write the caches of blocks ([`super::dedup::cache`]); they
+//! never wait for another transfer or a peer, so sharing them among transfers cannot stop any.
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +12,11 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::budget::{Account, Budget, Limits};
+use super::budget::{Account, Budget, Limits, Reserve};
 use super::codec::Codec;
+use super::dedup::{CREDITS, Dedup};
+use crate::frame::MAX_BATCH_RAW;
+use crate::frame::dedup::MAX_TABLE;
 
 /// Transfers a node runs at once in one direction; more wait for their turn.
 pub const MAX_TRANSFERS: usize = 8;
@@ -22,6 +26,12 @@ const MAX_WORKERS: usize = 4;
 
 /// See the table in [`crate::bulk`]. The cap lets one transfer keep every worker busy.
 const BATCHES: Limits = Limits { own: 2 << 20, shared: 24 << 20, cap: 10 << 20 };
+
+/// The same with room for the reserves of two transfers with references, see [`super::dedup`].
+const RECEIVED: Limits = Limits { shared: BATCHES.shared + (6 << 20), ..BATCHES };
+
+/// What reserves leave of [`RECEIVED`]: the largest batch still finds room beside them.
+const RESERVE_FLOOR: usize = 2 * MAX_BATCH_RAW + MAX_TABLE - RECEIVED.own;
 
 /// A record reader's buffer for records larger than it keeps room for: one at a time.
 const GIANTS: Limits = Limits { own: 0, shared: GIANT_BYTES, cap: GIANT_BYTES };
@@ -42,6 +52,7 @@ pub struct Resources {
     sending: Arc<Budget>,
     receiving: Arc<Budget>,
     giants: Arc<Budget>,
+    dedup: Arc<Dedup>,
     send_slots: Arc<Semaphore>,
     receive_slots: Arc<Semaphore>,
 }
@@ -64,11 +75,17 @@ impl Resources {
         Ok(Arc::new(Self {
             jobs,
             sending: Budget::new(BATCHES, Some("send")),
-            receiving: Budget::new(BATCHES, Some("receive")),
+            receiving: Budget::new(RECEIVED, Some("receive")),
             giants: Budget::new(GIANTS, None),
+            dedup: Arc::default(),
             send_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             receive_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
         }))
+    }
+
+    /// What this node knows of blocks.
+    pub fn dedup(&self) -> &Arc<Dedup> {
+        &self.dedup
     }
 
     pub(crate) fn sending(&self) -> Account {
@@ -77,6 +94,13 @@ impl Resources {
 
     pub(crate) fn receiving(&self) -> Account {
         self.receiving.account()
+    }
+
+    /// The largest credit for references that can be reserved now for a transfer that is received, in bytes.
+    pub(crate) fn credit(account: &Account) -> Option<(Reserve, usize)> {
+        CREDITS
+            .into_iter()
+            .find_map(|credit| Some((account.reserve(credit, RESERVE_FLOOR)?, credit)))
     }
 
     pub(crate) fn giants(&self) -> Account {

@@ -1,7 +1,8 @@
 //! Sending one stream.
 //!
-//! Owns: the sending pipeline. Three threads: one reads, cuts and verifies; one waits for the answer;
-//! the caller's own puts batches on the lane in order. Between the first and the last stands a queue
+//! Owns: the sending pipeline. Three threads: one reads, cuts and verifies; one hears the receiver
+//! (`answer`); the caller's own puts batches on the lane in order, and the blocks that are asked
+//! for. Between the first and the last stands a queue
 //! of `IN_ORDER` batches and, before that, the memory [`super::budget`]: when the lane is full the
 //! reader stops, and so does `zfs send` at its pipe.
 //!
@@ -13,20 +14,25 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, select};
-use zfs_stream::{Reader, StreamError};
+use zfs_stream::{Features, Reader, Record, StreamError};
 
+use super::answer::{Answer, AnswerError, start_listening};
 use super::budget::{Account, Held};
 use super::codec::Encoded;
-use super::cut::Packer;
+use super::cut::{Batch, Packer};
+use super::dedup::DedupError;
+use super::dedup::sending::Referring;
 use super::resources::{GIANT_BYTES, Resources};
 use super::{BulkSender, Progress};
 use crate::cancel::Cancel;
 use crate::counters;
 use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
-use crate::frame::{FrameError, FrameType};
+use crate::frame::dedup::BLOCKS_HEADER_LEN;
+use crate::frame::{FrameError, FrameType, HEADER_LEN, Header};
 use crate::lane::choice::LaneKind;
-use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, LaneSend, Until};
+use crate::lane::{self, LaneError, LaneFrameError, LaneSend, Until};
 
 /// Bytes asked of the reader at once: what a pipe holds when it is made as large as it may be.
 const PIECE_BYTES: usize = 1 << 20;
@@ -44,7 +50,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const CANCELLED_WORDS: Duration = Duration::from_millis(250);
 
 /// How long the answer may lag behind the end of the lane that came with it.
-const ANSWER_LAG: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_LAG: Duration = Duration::from_secs(1);
 
 /// An error of any kind, from the caller's own reader.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -63,7 +69,7 @@ impl Default for SendOptions {
 }
 
 /// What was sent, and taken by the receiving application.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SendReport {
     /// Bytes of the stream.
     pub raw_bytes: u64,
@@ -75,6 +81,8 @@ pub struct SendReport {
     pub stored_batches: u64,
     /// Records of the stream.
     pub records: u64,
+    /// Bytes of the stream that went as references and were not asked for after all.
+    pub saved_bytes: u64,
 }
 
 /// Why a stream was not delivered. The receiver was told wherever it could be.
@@ -139,6 +147,13 @@ pub enum SendError {
         /// Bytes taken.
         taken: u64,
     },
+    /// The receiver broke the rules of dedup.
+    #[error(transparent)]
+    Dedup {
+        /// How.
+        #[from]
+        source: DedupError,
+    },
     /// No thread could be started.
     #[error("cannot start a thread: {source}")]
     Thread {
@@ -160,14 +175,6 @@ enum Piece {
     End(SourceEnd),
 }
 
-/// The receiver's answer.
-type Answer = Result<Done, AnswerError>;
-
-enum AnswerError {
-    Failed(Failed),
-    Lane(LaneFrameError),
-}
-
 /// Sends the stream that `read` yields, whole or not at all: the receiver learns the end only after
 /// `finish`, called with the reader after its last byte, has said that the sender meant it.
 /// Returns when the receiving application has confirmed.
@@ -187,11 +194,20 @@ pub fn send_stream<R>(
 where
     R: Read + Send + 'static,
 {
-    let BulkSender { lane, cancel, resources, _slot, choice, kind } = sink;
+    let BulkSender { lane, cancel, resources, peer, _slot, choice, kind } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
-    let source = Source { resources, cancel: cancel.clone(), options, pieces, next_seq: 0 };
+    let referring = peer.map(|p| Arc::new(Referring::new(Arc::clone(resources.dedup()), p)));
+    let (reading, hearing) = (referring.clone(), referring.clone());
+    let source = Source {
+        resources,
+        cancel: cancel.clone(),
+        options,
+        pieces,
+        next_seq: 0,
+        referring: reading,
+    };
     let started = spawn("flocker-read", move || source.run(read, finish))
-        .and_then(|()| start_listening(lane.recv, &cancel));
+        .and_then(|()| start_listening(lane.recv, &cancel, hearing));
     let answers = match started {
         Ok(answers) => answers,
         Err(source) => {
@@ -199,8 +215,20 @@ where
             return Err(SendError::Thread { source });
         }
     };
-    let mut outgoing = Outgoing { lane: lane.send, cancel: cancel.clone(), answers, progress };
+    let bell = referring.as_ref().map_or_else(crossbeam_channel::never, |r| r.bell.clone());
+    let mut outgoing = Outgoing {
+        lane: lane.send,
+        cancel: cancel.clone(),
+        answers,
+        progress,
+        referring,
+        bell,
+        report: SendReport::default(),
+    };
     let result = outgoing.run(&queue);
+    if let (Err(_), Some(referring)) = (&result, &outgoing.referring) {
+        referring.abandon();
+    }
     if let (Err(SendError::ConnectionLost { reason }), Some(choice), LaneKind::Tls) =
         (&result, choice, kind)
     {
@@ -211,40 +239,8 @@ where
     result
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).spawn(run).map(drop)
-}
-
-/// Waits for the one answer on a thread of its own, so that a refusal in the middle stops the send.
-fn start_listening(mut lane: Box<dyn LaneRecv>, cancel: &Cancel) -> io::Result<Receiver<Answer>> {
-    let (tell, answers) = crossbeam_channel::bounded(1);
-    let cancel = cancel.clone();
-    spawn("flocker-answer", move || {
-        let answer = read_answer(lane.as_mut(), &cancel);
-        let answered = !matches!(answer, Err(AnswerError::Lane(_)));
-        let _ = tell.send(answer);
-        if answered {
-            // Until the receiver's end has come too, or it would take dropping the lane for a refusal.
-            let _ = lane.fill(&mut [0], Until::Elapsed(ANSWER_LAG));
-        }
-    })?;
-    Ok(answers)
-}
-
-fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel) -> Answer {
-    let until = Until::Cancelled(cancel);
-    let allowed = [FrameType::Done, FrameType::Failed];
-    let header = lane::read_header(lane, &allowed, "the answer to a transfer", until)
-        .map_err(AnswerError::Lane)?
-        .ok_or(AnswerError::Lane(LaneError::Ended.into()))?;
-    // At most 4 KiB, by the frame's own limit.
-    let mut payload = vec![0; header.len];
-    lane::fill(lane, &mut payload, until).map_err(|e| AnswerError::Lane(e.into()))?;
-    let wrong = |e: FrameError| AnswerError::Lane(e.into());
-    if header.kind == FrameType::Done {
-        return Done::decode(&payload).map_err(wrong);
-    }
-    Err(AnswerError::Failed(Failed::decode(&payload).map_err(wrong)?))
 }
 
 /// The reading thread.
@@ -254,6 +250,7 @@ struct Source {
     options: SendOptions,
     pieces: Sender<Piece>,
     next_seq: u64,
+    referring: Option<Arc<Referring>>,
 }
 
 /// The transfer ended elsewhere: nobody waits for the reader's result.
@@ -289,8 +286,9 @@ impl Source {
         let (account, giants) = (self.resources.sending(), self.resources.giants());
         let (mut records, mut packer) = (Reader::new(), Packer::default());
         let mut piece = vec![0; PIECE_BYTES];
-        let mut giant = None;
-        let mut raw_bytes = 0;
+        let (mut giant, mut raw_bytes) = (None, 0);
+        // Ciphertext never comes twice.
+        let mut encrypted = false;
         loop {
             let len = self.read_piece(&mut read, &mut piece)?;
             if len == 0 {
@@ -299,7 +297,10 @@ impl Source {
             raw_bytes += len as u64;
             let mut input = &piece[..len];
             while let Some(item) = records.next(&mut input).map_err(damaged)? {
-                packer.add(item.bytes(), |batch| self.submit(batch, &account))?;
+                if let Record::Begin(begin) = &item.record {
+                    encrypted = begin.features.contains(Features::RAW);
+                }
+                packer.add(item.bytes(), !encrypted, |batch| self.submit(batch, &account))?;
             }
             if records.buffered_capacity() <= READER_BYTES {
                 giant = None;
@@ -334,11 +335,14 @@ impl Source {
         Ok(len)
     }
 
-    fn submit(&mut self, batch: Vec<u8>, account: &Account) -> Result<(), Abandoned> {
-        let held = account.acquire(batch.len(), &self.cancel).ok_or(Abandoned)?;
-        let (seq, level) = (self.next_seq, self.options.level);
+    fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {
+        let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
+        let (seq, level, referring) = (self.next_seq, self.options.level, self.referring.clone());
         self.next_seq += 1;
-        let encoded = self.resources.run(move |codec| codec.encode(seq, batch, level));
+        let encoded = self.resources.run(move |codec| match referring {
+            Some(referring) => referring.encode(codec, seq, batch, level),
+            None => codec.encode(seq, batch.bytes, level),
+        });
         self.put(Piece::Batch { encoded, held })
     }
 
@@ -356,6 +360,9 @@ struct Outgoing<'a> {
     cancel: Cancel,
     answers: Receiver<Answer>,
     progress: &'a Progress,
+    referring: Option<Arc<Referring>>,
+    bell: Receiver<()>,
+    report: SendReport,
 }
 
 /// Why the sending loop stopped.
@@ -366,13 +373,21 @@ enum Halt {
     Cancelled,
 }
 
+impl From<LaneError> for Halt {
+    fn from(error: LaneError) -> Self {
+        Self::Lane(error)
+    }
+}
+
 impl Outgoing<'_> {
     fn run(&mut self, queue: &Receiver<Piece>) -> Result<SendReport, SendError> {
-        let mut report =
-            SendReport { raw_bytes: 0, wire_bytes: 0, batches: 0, stored_batches: 0, records: 0 };
-        let sent = self.pump(queue, &mut report);
+        let sent = self.pump(queue);
+        let report = self.report;
         match sent.and_then(|()| self.wait()) {
-            Ok(done) if done.raw_bytes == report.raw_bytes => Ok(report),
+            Ok(done) if done.raw_bytes == report.raw_bytes => {
+                self.referring.iter().for_each(|referring| referring.committed());
+                Ok(report)
+            }
             Ok(done) => {
                 Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
             }
@@ -389,28 +404,27 @@ impl Outgoing<'_> {
         }
     }
 
-    fn pump(&mut self, queue: &Receiver<Piece>, report: &mut SendReport) -> Result<(), Halt> {
+    fn pump(&mut self, queue: &Receiver<Piece>) -> Result<(), Halt> {
         let mut digest = blake3::Hasher::new();
         loop {
             match self.next(queue)? {
                 Piece::Batch { encoded, held } => {
-                    let Encoded { head, body, header } = self.next(&encoded)?;
-                    let wire = head.len() + body.len();
-                    let stored = body.len() == header.raw_len;
-                    self.send(&mut [head, body])?;
-                    drop(held);
-                    digest.update(&header.hash);
-                    self.count(report, header.raw_len, wire, stored);
+                    let encoded = self.next(&encoded)?;
+                    digest.update(&encoded.header.hash);
+                    self.send_batch(encoded, held)?;
                 }
                 Piece::End(SourceEnd::Failed(error)) => return Err(Halt::Source(error)),
                 Piece::End(SourceEnd::Complete { raw_bytes, records }) => {
-                    assert!(raw_bytes == report.raw_bytes, "what was read is what was sent");
-                    report.records = records;
+                    assert!(raw_bytes == self.report.raw_bytes, "what was read is what was sent");
+                    self.report.records = records;
+                    // After the end nothing can be supplied any more.
+                    while self.referring.as_ref().is_some_and(|referring| !referring.is_settled()) {
+                        self.hear()?;
+                    }
                     let digest = *digest.finalize().as_bytes();
-                    let end = End { raw_bytes, batches: report.batches, digest };
+                    let end = End { raw_bytes, batches: self.report.batches, digest };
                     let until = Until::Cancelled(&self.cancel);
-                    lane::send_frame(self.lane.as_mut(), FrameType::End, &end.encode(), until)
-                        .map_err(Halt::Lane)?;
+                    lane::send_frame(self.lane.as_mut(), FrameType::End, &end.encode(), until)?;
                     // The receiver may have taken the end, answered and gone before this: then there
                     // is nothing to finish, and the answer counts.
                     let _ = self.lane.finish();
@@ -420,29 +434,79 @@ impl Outgoing<'_> {
         }
     }
 
-    fn count(&self, report: &mut SendReport, raw: usize, wire: usize, stored: bool) {
+    /// Sends a batch, as soon as the receiver has room for what may follow from it; `held` is let go when
+    /// the batch needs not be kept.
+    fn send_batch(&mut self, encoded: Encoded, mut held: Held) -> Result<(), Halt> {
+        let Some(referring) = self.referring.clone() else { return self.put(encoded) };
+        let _held = loop {
+            match referring.admit(&encoded, held) {
+                Ok(rest) => break rest,
+                Err(back) => held = back,
+            }
+            self.hear()?;
+        };
+        self.put(encoded)
+    }
+
+    fn put(&mut self, encoded: Encoded) -> Result<(), Halt> {
+        let Encoded { head, body, header, referenced } = encoded;
+        let wire = head.len() + body.len();
+        self.lane.send(&mut [head, body], Until::Cancelled(&self.cancel))?;
+        let (raw, stored) = (header.raw_len, !header.encoding.is_compressed());
+        let report = &mut self.report;
         report.raw_bytes += raw as u64;
         report.wire_bytes += wire as u64;
         report.batches += 1;
         report.stored_batches += u64::from(stored);
+        report.saved_bytes += referenced as u64;
         self.progress.add(raw, wire);
+        self.progress.save(referenced);
         metrics::counter!(counters::BULK_RAW_SENT).increment(raw as u64);
         metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
         metrics::counter!(counters::BATCHES_SENT).increment(1);
         metrics::counter!(counters::BATCHES_STORED).increment(u64::from(stored));
+        Ok(())
+    }
+
+    /// Sends the blocks that the receiver asked for.
+    fn supply(&mut self) -> Result<(), Halt> {
+        let Some(referring) = self.referring.clone() else { return Ok(()) };
+        self.progress.offered(referring.is_offered());
+        while let Some(owed) = referring.owed() {
+            let len = owed.len();
+            let header = Header::new(FrameType::Blocks, BLOCKS_HEADER_LEN + len).encode();
+            let mut parts = vec![Bytes::from([&header[..], &owed.seq.to_le_bytes()].concat())];
+            parts.extend(owed.blocks);
+            let wire = HEADER_LEN + BLOCKS_HEADER_LEN + len;
+            self.lane.send(&mut parts, Until::Cancelled(&self.cancel))?;
+            self.report.wire_bytes += wire as u64;
+            self.report.saved_bytes -= len as u64;
+            self.progress.supply(len, wire);
+            metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
+        }
+        Ok(())
     }
 
     /// The next thing from `queue`, unless an answer or a cancel comes first.
-    fn next<T>(&self, queue: &Receiver<T>) -> Result<T, Halt> {
-        select! {
-            recv(queue) -> got => got.map_err(|_| Halt::Cancelled),
-            recv(self.answers) -> answer => Err(answer.map_or(Halt::Cancelled, Halt::Answer)),
-            recv(self.cancel.channel()) -> _ => Err(Halt::Cancelled),
+    fn next<T>(&mut self, queue: &Receiver<T>) -> Result<T, Halt> {
+        loop {
+            select! {
+                recv(queue) -> got => return got.map_err(|_| Halt::Cancelled),
+                recv(self.bell) -> _ => {}
+                recv(self.answers) -> answer => return Err(answered(answer)),
+                recv(self.cancel.channel()) -> _ => return Err(Halt::Cancelled),
+            }
+            self.supply()?;
         }
     }
 
-    fn send(&mut self, parts: &mut [bytes::Bytes; 2]) -> Result<(), Halt> {
-        self.lane.send(parts, Until::Cancelled(&self.cancel)).map_err(Halt::Lane)
+    /// Waits until the receiver says something of blocks.
+    fn hear(&mut self) -> Result<(), Halt> {
+        select! {
+            recv(self.bell) -> _ => self.supply(),
+            recv(self.answers) -> answer => Err(answered(answer)),
+            recv(self.cancel.channel()) -> _ => Err(Halt::Cancelled),
+        }
     }
 
     /// Waits for the answer to a complete stream.
@@ -503,6 +567,7 @@ impl Outgoing<'_> {
             Err(AnswerError::Failed(Failed { code, reason })) => {
                 SendError::Refused { code, reason }
             }
+            Err(AnswerError::Dedup(source)) => SendError::Dedup { source },
             Err(AnswerError::Lane(LaneFrameError::Frame(source))) => SendError::Protocol { source },
             Err(AnswerError::Lane(LaneFrameError::Lane(error))) => self.explain_lane(error),
         }
@@ -517,6 +582,10 @@ impl Outgoing<'_> {
             LaneError::Interrupted => self.cancelled(),
         }
     }
+}
+
+fn answered(answer: Result<Answer, crossbeam_channel::RecvError>) -> Halt {
+    answer.map_or(Halt::Cancelled, Halt::Answer)
 }
 
 fn abort_code(error: &SendError) -> AbortCode {

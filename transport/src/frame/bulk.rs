@@ -4,6 +4,7 @@
 //! ([`crate::bulk`]).
 
 use super::cursor::{Put, Take};
+use super::dedup::MAX_TABLE;
 use super::{FrameError, FrameType, MAX_BATCH_RAW};
 
 /// Length of a batch's own header within the payload, in bytes.
@@ -26,6 +27,22 @@ pub enum Encoding {
     Stored = 0,
     /// One independent zstd frame.
     Zstd = 1,
+    /// A recipe, and what comes with it as it is.
+    RecipeStored = 2,
+    /// A recipe, and what comes with it as one independent zstd frame.
+    RecipeZstd = 3,
+}
+
+impl Encoding {
+    /// Whether the body begins with a recipe.
+    pub fn has_recipe(self) -> bool {
+        matches!(self, Self::RecipeStored | Self::RecipeZstd)
+    }
+
+    /// Whether what comes is compressed.
+    pub fn is_compressed(self) -> bool {
+        matches!(self, Self::Zstd | Self::RecipeZstd)
+    }
 }
 
 /// What stands before the body of a batch.
@@ -37,7 +54,10 @@ pub struct BatchHeader {
     pub raw_len: usize,
     /// How the body is kept.
     pub encoding: Encoding,
-    /// BLAKE3 of the batch when decompressed.
+    /// Bytes of the recipe's table at the beginning of the body; 0 without a recipe.
+    pub table_len: usize,
+    /// BLAKE3 of the batch when decompressed; with a recipe, its seal
+    /// ([`crate::bulk::dedup::recipe::seal`]).
     pub hash: [u8; 32],
 }
 
@@ -49,6 +69,8 @@ impl BatchHeader {
         let raw_len = u32::try_from(self.raw_len).unwrap_or(u32::MAX);
         out[8..12].copy_from_slice(&raw_len.to_le_bytes());
         out[12] = self.encoding as u8;
+        let table_len = u32::try_from(self.table_len).unwrap_or(u32::MAX).to_le_bytes();
+        out[13..16].copy_from_slice(&table_len[..3]);
         out[16..].copy_from_slice(&self.hash);
         out
     }
@@ -66,17 +88,24 @@ impl BatchHeader {
         if raw_len == 0 || raw_len > MAX_BATCH_RAW {
             return Err(wrong("its length is out of bounds"));
         }
-        let encoding = match take.u8()? {
+        let kind = take.u8()?;
+        let [t0, t1, t2] = take.array()?;
+        let table_len = u32::from_le_bytes([t0, t1, t2, 0]) as usize;
+        let literal_len =
+            body_len.checked_sub(table_len).ok_or(wrong("its recipe is longer than its body"))?;
+        let encoding = match kind {
+            0 | 1 if table_len != 0 => return Err(wrong("it has a recipe where none may be")),
             0 if body_len == raw_len => Encoding::Stored,
             0 => return Err(wrong("a stored body has another length than it says")),
             1 if body_len < raw_len => Encoding::Zstd,
-            1 => return Err(wrong("a compressed body is not shorter than what it holds")),
+            2 | 3 if table_len == 0 => return Err(wrong("its recipe is empty")),
+            2 | 3 if table_len > MAX_TABLE => return Err(wrong("its recipe is too long")),
+            2 if literal_len <= raw_len => Encoding::RecipeStored,
+            3 if literal_len < raw_len => Encoding::RecipeZstd,
+            1..=3 => return Err(wrong("its body is not shorter than what it holds")),
             _ => return Err(wrong("its encoding is unknown")),
         };
-        if take.array::<3>()? != [0; 3] {
-            return Err(wrong("reserved bytes are not zero"));
-        }
-        Ok(Self { seq, raw_len, encoding, hash: take.array()? })
+        Ok(Self { seq, raw_len, encoding, table_len, hash: take.array()? })
     }
 }
 

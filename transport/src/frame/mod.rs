@@ -6,12 +6,13 @@
 //! ```
 //!
 //! Owns: the header, the types with their numbers and limits, and the payload of every type
-//! ([`hello`], [`bulk`], [`lane`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
+//! ([`hello`], [`bulk`], [`dedup`], [`lane`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
 //! [`crate::framed`]), and what they mean. Every byte is described in `WIRE.md`; a test there
 //! compares. All integers are little-endian.
 
 pub mod bulk;
 pub mod cursor;
+pub mod dedup;
 pub mod hello;
 pub mod lane;
 pub mod pair;
@@ -68,6 +69,14 @@ pub enum FrameType {
     Probe = 23,
     /// What came of a measurement.
     Probed = 24,
+    /// What of the receiver's blocks the sender may refer to.
+    Cache = 25,
+    /// Batches up to this one are whole.
+    Resolved = 26,
+    /// References that led to nothing.
+    Missing = 27,
+    /// The blocks that were missing.
+    Blocks = 28,
     /// Joiner to inviter: first PAKE message and addresses.
     PairStart = 32,
     /// Inviter to joiner: second PAKE message and addresses.
@@ -82,7 +91,7 @@ pub enum FrameType {
 
 impl FrameType {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::Hello,
         Self::Reject,
         Self::Accept,
@@ -96,6 +105,10 @@ impl FrameType {
         Self::LaneOpen,
         Self::Probe,
         Self::Probed,
+        Self::Cache,
+        Self::Resolved,
+        Self::Missing,
+        Self::Blocks,
         Self::PairStart,
         Self::PairAnswer,
         Self::PairProof,
@@ -120,13 +133,17 @@ impl FrameType {
             Self::Accept | Self::PairConfirm => 64,
             Self::Control => MAX_CONTROL,
             Self::BulkOpen => MAX_BULK_HEADER,
-            Self::Batch => bulk::BATCH_HEADER_LEN + MAX_BATCH_RAW,
+            Self::Batch => bulk::BATCH_HEADER_LEN + dedup::MAX_TABLE + MAX_BATCH_RAW,
             Self::End => bulk::END_LEN,
             Self::Abort | Self::Failed => 4 << 10,
             Self::Done => bulk::DONE_LEN,
             Self::LaneOpen => lane::LANE_OPEN_LEN,
             Self::Probe => lane::MAX_FILLER,
             Self::Probed => lane::PROBED_LEN,
+            Self::Cache => dedup::CACHE_LEN,
+            Self::Resolved => dedup::RESOLVED_LEN,
+            Self::Missing => dedup::MAX_MISSING,
+            Self::Blocks => dedup::BLOCKS_HEADER_LEN + dedup::MAX_REFERRING,
             Self::PairStart | Self::PairAnswer => 8 << 10,
             Self::PairProof => 32,
             Self::PairRefused => 2 << 10,

@@ -214,7 +214,8 @@ impl Taking {
             return;
         }
         let (cancel, _slot, header) = (Cancel::default(), Some(slot), Bytes::from(payload));
-        let receiver = BulkReceiver { lane, cancel, resources, _slot, received: None };
+        let (from, received) = (Some(peer), None);
+        let receiver = BulkReceiver { lane, cancel, resources, peer: from, _slot, received };
         // Without an engine to take it, the transfer is reset by being dropped.
         let _ = events.send(PeerEvent::Bulk { peer, session, header, receiver }).await;
     }

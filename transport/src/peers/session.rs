@@ -158,6 +158,7 @@ impl SessionHandle {
             lane,
             cancel: Cancel::default(),
             resources: Arc::clone(resources),
+            peer: Some(self.peer.fingerprint),
             _slot: Some(slot),
             choice: Some(Arc::clone(&self.choice)),
             kind,

@@ -141,6 +141,48 @@ pub(crate) fn synthetic(blocks: u64, block_len: usize, noise: bool) -> Vec<u8> {
     out
 }
 
+/// A sound stream of blocks of noise: equal numbers, equal blocks.
+pub(crate) fn blocks_stream(numbers: impl Iterator<Item = u64>, block_len: usize) -> Vec<u8> {
+    blocks_of(numbers, block_len, zfs_stream::Features::LARGE_BLOCKS)
+}
+
+/// The same with these features.
+pub(crate) fn blocks_of(
+    numbers: impl Iterator<Item = u64>,
+    block_len: usize,
+    features: zfs_stream::Features,
+) -> Vec<u8> {
+    let (mut writer, mut out) = (Writer::new(Seal::PerRecord), Vec::new());
+    let mut add = |record: &Record, payload: &[u8]| {
+        writer.record(record, payload, &mut out).expect("a record of a valid stream");
+    };
+    let begin = Begin {
+        objset_type: zfs_stream::format::objset::ZVOL,
+        features,
+        to_guid: 7,
+        to_name: b"tank/vol@s1".to_vec(),
+        ..Begin::default()
+    };
+    add(&Record::Begin(begin), &[]);
+    let mut block = vec![0; block_len];
+    let len = block_len as u64;
+    for (at, number) in (0..).zip(numbers) {
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
+        let write = Write {
+            object: 1,
+            object_type: 23,
+            offset: at * len,
+            logical_size: len,
+            to_guid: 7,
+            checksum_type: 7,
+            ..Write::default()
+        };
+        add(&Record::Write(write), &block);
+    }
+    add(&Record::End(End { to_guid: 7, ..End::default() }), &[]);
+    out
+}
+
 /// What is between a sender and a receiver that have no nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
