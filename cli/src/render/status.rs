@@ -328,7 +328,7 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
     )
 }
 
-/// `large transfers take tls: it is faster (quic 1.00 GiB/s, 1.72 CPU s/GB; tls 2.50 GiB/s, 0.50 CPU s/GB)`
+/// `large transfers take tls: it is faster (quic 1.0 GiB/s, 1.72 CPU s/GB; tls 2.5 GiB/s, 0.50 CPU s/GB)`
 fn lane_words(lane: &LaneView) -> String {
     let named = [("quic", lane.quic), ("tls", lane.tls)];
     let figures: Vec<String> = named
@@ -475,7 +475,7 @@ mod tests {
         };
         assert_eq!(
             lane_words(&lane),
-            "large transfers take tls: it is faster (quic 1.00 GiB/s, 1.72 CPU s/GB; tls 2.50 GiB/s, 0.50 CPU s/GB)"
+            "large transfers take tls: it is faster (quic 1.0 GiB/s, 1.72 CPU s/GB; tls 2.5 GiB/s, 0.50 CPU s/GB)"
         );
         (lane.quic, lane.tls) = (None, None);
         assert_eq!(lane_words(&lane), "large transfers take tls: it is faster");

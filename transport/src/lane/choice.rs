@@ -28,7 +28,7 @@ pub const SMALL_BYTES: u64 = 4 << 20;
 pub const MEASURE_BYTES: u64 = 256 << 20;
 
 /// After this long a path may have become another.
-const STALE_AFTER: Duration = Duration::from_secs(600);
+pub const STALE_AFTER: Duration = Duration::from_secs(600);
 
 /// After a failure TLS is not tried for this long: whatever blocks it does not go away in seconds.
 const AVOID_FOR: Duration = Duration::from_secs(60);
