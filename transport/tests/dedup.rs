@@ -269,7 +269,7 @@ async fn over_quic_the_wire_shrinks_too() {
     b.manager.resources().dedup().keep_caches(options).unwrap();
     let stream = Arc::new(blocks_stream((0..256).chain(0..256), BLOCK));
     for round in 0..2 {
-        let sender = a.manager.open_bulk(&b.key(), b"x").await.unwrap();
+        let sender = a.manager.open_bulk(&b.key(), b"x", None).await.unwrap();
         let (_, receiver) = b.bulk().await;
         let stream = stream.clone();
         let sending = move || transfer(&stream, sender, receiver, true);
