@@ -75,7 +75,8 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::NoProof
         | FailureCode::NoSpace
         | FailureCode::Busy => Exit::Refused,
-        FailureCode::BadStream
+        FailureCode::StoreAway
+        | FailureCode::BadStream
         | FailureCode::ConnectionLost
         | FailureCode::TimedOut
         | FailureCode::Workload

@@ -100,7 +100,7 @@ async fn open(
     b: &PeerManager,
     events: &mut Events,
 ) -> Result<(BulkSender, BulkReceiver), Failure> {
-    let sender = a.open_bulk(&b.fingerprint(), b"").await?;
+    let sender = a.open_bulk(&b.fingerprint(), b"", None).await?;
     loop {
         match events.recv().await {
             Some(PeerEvent::Bulk { receiver, .. }) => return Ok((sender, receiver)),

@@ -561,7 +561,7 @@ impl Side {
     fn inspected(&self) -> Inspected {
         let volume = &self.record.volumes[0];
         if self.vanished {
-            return Inspected { info: None, inventory: Inventory::default(), mirror: None };
+            return Inspected::nothing();
         }
         let exists = self.record.own || !self.snapshots.is_empty();
         let info = exists.then(|| DatasetInfo {
