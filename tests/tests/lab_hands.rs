@@ -142,9 +142,10 @@ fn a_pool_is_not_exported_below_a_step_and_a_snapshot_not_destroyed_that_is_sent
     let Some(lab) = lab_with_units(test) else { return };
     let nodes = Nodes::start(&lab);
     protect(&nodes);
-    lab.ssh(Guest::Alpha, "tc qdisc replace dev eth1 root netem rate 10mbit limit 200");
+    lab.ssh(Guest::Alpha, "tc qdisc replace dev eth1 root netem rate 20mbit limit 200");
     let path = nodes.path(&PLAIN, Guest::Alpha);
-    lab.ssh(Guest::Alpha, &format!("head -c 12000000 /dev/urandom >{path}/bulk; sync"));
+    // More than queues and windows hold: ZFS itself is still sending.
+    lab.ssh(Guest::Alpha, &format!("head -c 100000000 /dev/urandom >{path}/bulk; sync"));
     lab.until("a step under way", || {
         lab.transferred(Guest::Beta).is_some_and(|bytes| bytes > 1 << 20)
     });

@@ -204,6 +204,16 @@ pub fn newest_whole<'a>(volumes: &[&'a [Snapshot]]) -> Option<Vec<&'a Snapshot>>
     ours.or_else(|| first.iter().rev().find_map(moment))
 }
 
+/// What a standby of which nothing was heard may be at: snapshots and bookmarks of ours, and what is held of others',
+/// since a replica that was taken over begins with those. What others keep here besides is no business of ours.
+pub(crate) fn may_be_bases(inventory: &Inventory, prefix: &str) -> impl Iterator<Item = Guid> {
+    let ours = move |short: &str| short.starts_with(prefix);
+    let snapshots = inventory.snapshots.iter();
+    let snapshots = snapshots.filter(move |s| s.holds > 0 || ours(s.name.short()));
+    let bookmarks = inventory.bookmarks.iter().filter(move |b| ours(b.name.short()));
+    snapshots.map(|s| s.guid).chain(bookmarks.map(|b| b.guid))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

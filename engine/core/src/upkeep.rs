@@ -283,6 +283,9 @@ impl Unit {
             Role::Serving | Role::Leaving { .. } => {
                 let mut held: BTreeSet<Guid> = BTreeSet::new();
                 for replica in self.replicas.values() {
+                    held.extend(
+                        replica.was_at(at).filter(|guid| self.holds_for(replica, at, *guid)),
+                    );
                     match &replica.bases {
                         Some(bases) => held.extend(bases.get(at).copied().flatten()),
                         None => held.extend(

@@ -182,7 +182,7 @@ impl Store for ZfsStore {
 
     fn stream_features(&self, dataset: &DatasetName) -> Result<StreamFeatures> {
         self.inside(dataset)?;
-        self.find_stream_features(dataset)
+        self.in_place(self.find_stream_features(dataset))
     }
 
     fn dataset(&self, dataset: &DatasetName) -> Result<DatasetInfo> {

@@ -90,6 +90,8 @@ impl Nodes<'_> {
     /// snapshot, and the standby's newest is that one. Returns the snapshot's short name.
     pub fn wait_equal(&self, unit: &Unit, primary: Guest, standby: Guest) -> String {
         let (lab, mut name) = (self.lab(), String::new());
+        // `sync` writes the intent log; what was written counts with its transaction group.
+        lab.ssh(primary, "zpool sync tank");
         lab.until(&format!("{} equal on both sides", unit.name), || {
             let newest = |at: Guest| {
                 let script = format!(

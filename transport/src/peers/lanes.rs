@@ -108,10 +108,11 @@ impl Lanes<'_> {
             Ok(lane) => probed(lane).await,
             Err(_) => return,
         };
+        self.choice.measured(quic, tls, Instant::now());
         if tls.is_none() {
+            // After what was measured, which it takes back: it is measured again.
             self.choice.tls_failed("a measurement of it broke off", Instant::now());
         }
-        self.choice.measured(quic, tls, Instant::now());
         let status = self.choice.status(Instant::now());
         tracing::info!(
             peer = %self.peer.fingerprint.short(),

@@ -374,7 +374,10 @@ impl Incoming<'_> {
                     Ok((send, recv)) => drop(opening.spawn(taking.clone().stream(send, recv))),
                     Err(error) => return from_quic(&error),
                 },
-                Some(lane) = arriving.recv() => drop(opening.spawn(taking.clone().arrival(lane))),
+                // QUIC bounds its streams itself.
+                Some(lane) = arriving.recv(), if opening.len() < MAX_BULK_STREAMS as usize => {
+                    drop(opening.spawn(taking.clone().arrival(lane)));
+                }
                 Some(_) = opening.join_next() => {}
             }
         }

@@ -126,11 +126,7 @@ impl Unit {
                 match replica.candidates {
                     Some(_) => wanted.extend(replica.needed(at)),
                     // Nothing was heard since our start: any of ours, and what is held for it of others'.
-                    None => wanted.extend(
-                        (inventory.snapshots.iter())
-                            .filter(|s| s.holds > 0 || s.name.short().starts_with(&prefix))
-                            .map(|s| s.guid),
-                    ),
+                    None => wanted.extend(crate::plan::may_be_bases(inventory, &prefix)),
                 }
             }
             for snapshot in inventory.snapshots.iter().filter(|s| wanted.contains(&s.guid)) {

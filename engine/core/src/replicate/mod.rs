@@ -61,6 +61,9 @@ pub(crate) struct Replica {
     /// Every snapshot that may be its newest by now: its last word, and what was sent since, whose
     /// word may have been lost. `None`: nothing was heard since our start, so it may be any.
     pub(crate) candidates: Option<BTreeSet<Guid>>,
+    /// Of each volume that it said it has nothing of: what it may have been at before. It may be there again, in a
+    /// pool that was not imported, renamed by a person; kept until it has something newer.
+    missing: Vec<Option<BTreeSet<Guid>>>,
     /// The latest moment at which it was known to equal the primary.
     pub(crate) equal: Option<Now>,
     /// `protect` waits for its answer.
@@ -157,6 +160,7 @@ impl Replica {
             awaits_origin: false,
             spoilt: None,
             candidates: None,
+            missing: Vec::new(),
             equal: None,
             protect_request: None,
             introduced: false,
@@ -221,8 +225,9 @@ impl Replica {
     fn due_at(&self, policy: Policy) -> u64 {
         let gap = match policy {
             // Where a round takes as long as its RPO the next one is due at once; what a shorter distance would
-            // win is small against that, and costs a look at the store each time.
-            Policy::Rpo(ms) => ROUND_GAP_MS.max(ms / 10),
+            // win is small against that, and costs a look at the store each time. A round that failed is not
+            // kept waiting by it for longer than by its own pause.
+            Policy::Rpo(ms) => (ms / 10).clamp(ROUND_GAP_MS, BACKOFF_FIRST_MS),
             Policy::Every(_) => ROUND_GAP_MS,
         };
         let not_before = self.last_begun + gap;
@@ -279,6 +284,9 @@ impl Replica {
         let mut all: Vec<_> = base.into_iter().map(|g| (g, "base of")).collect();
         let maybe = self.candidates.iter().flatten().filter(|g| Some(**g) != base);
         all.extend(maybe.map(|g| (*g, "may be the base of")));
+        let missing = self.was_at(volume).filter(|g| !all.iter().any(|(known, _)| known == g));
+        let missing: Vec<_> = missing.map(|g| (g, "was at it, and has nothing now:")).collect();
+        all.extend(missing);
         let left = self.partials.get(volume).and_then(|p| p.as_ref()?.to);
         all.extend(left.map(|g| (g, "a receive of it was interrupted on")));
         if let State::Round(round) = &self.state {
@@ -289,11 +297,17 @@ impl Replica {
         all
     }
 
+    /// What it was at, of a volume that it says it has nothing of.
+    pub(crate) fn was_at(&self, volume: usize) -> impl Iterator<Item = Guid> {
+        self.missing.get(volume).into_iter().flatten().flatten().copied()
+    }
+
     /// Guids that must not be destroyed here because of this standby.
     pub(crate) fn needed(&self, volume: usize) -> Vec<Guid> {
         let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
         let mut needed: Vec<Guid> = base.into_iter().collect();
         needed.extend(self.candidates.iter().flatten());
+        needed.extend(self.was_at(volume));
         needed.extend(self.partials.get(volume).and_then(|p| p.as_ref()?.to));
         if let State::Round(round) = &self.state {
             needed.extend(round.targets.get(volume).map(|t| t.guid));
@@ -313,14 +327,20 @@ impl Replica {
         full || expected >= RESUMABLE_BYTES
     }
 
-    /// It said what it has: whatever else was sent to it did not arrive, or is older. A volume that it has nothing
-    /// of may be there again later (renamed by a person, in a pool that was not imported): what it may be at is
-    /// kept until it has something newer.
+    /// It said what it has: whatever else was sent to it did not arrive, or is older.
     fn heard(&mut self, bases: Vec<Option<Guid>>) {
-        let known = bases.iter().copied().flatten();
-        match &mut self.candidates {
-            Some(candidates) if bases.iter().any(Option::is_none) => candidates.extend(known),
-            candidates => *candidates = Some(known.collect()),
+        let known = bases.iter().copied().flatten().collect();
+        let before = self.candidates.replace(known).unwrap_or_default();
+        if bases.iter().any(Option::is_none) {
+            self.equal = None;
+        }
+        self.missing.resize_with(bases.len(), || None);
+        for (missing, base) in self.missing.iter_mut().zip(&bases) {
+            match base {
+                Some(_) => *missing = None,
+                None if missing.is_none() => *missing = Some(before.clone()),
+                None => {}
+            }
         }
         self.is_back();
         self.bases = Some(bases);
@@ -439,13 +459,12 @@ impl Unit {
                 }
             }
         }
-        // Before our start it may have been sent anything that is here by now; nothing that comes later.
-        let all = ours.iter().flat_map(|i| {
-            i.snapshots.iter().map(|s| s.guid).chain(i.bookmarks.iter().map(|b| b.guid))
-        });
-        let all: BTreeSet<Guid> = all.collect();
+        // What it was at before our start is ours, or held for it; nothing that comes later.
+        let prefix = self.prefix();
+        let before_us: BTreeSet<Guid> =
+            ours.iter().flat_map(|i| plan::may_be_bases(i, &prefix)).collect();
         if let Some(replica) = self.replicas.get_mut(&peer) {
-            replica.candidates.get_or_insert(all);
+            replica.candidates.get_or_insert(before_us);
             replica.heard(bases);
             replica.partials = partials;
             replica.state = State::Idle;

@@ -55,3 +55,24 @@ fn where_a_round_takes_most_of_its_rpo_looks_at_what_was_written_keep_a_distance
     let looks = looks_in(&mut pair, 10_000);
     assert!((10..=110).contains(&looks), "{looks} looks in 10 s");
 }
+
+/// The distance between rounds once held back what had failed, too: of an RPO of a day for more than two hours.
+#[test]
+fn a_round_that_broke_off_is_tried_again_after_its_own_pause_whatever_the_rpo() {
+    let mut pair = Pair::in_step_with(Policy::Rpo(86_400_000));
+    pair.sides[1].snapshots.clear();
+    pair.reboot(1);
+    let arriving = |pair: &mut Pair, within_ms: u64| {
+        let until = pair.clock_ms + within_ms;
+        while pair.clock_ms < until {
+            if let Some(Item::Arrive { .. }) = pair.pending.front() {
+                return true;
+            }
+            pair.step();
+        }
+        false
+    };
+    assert!(arriving(&mut pair, 60_000), "everything is sent");
+    pair.reboot(1);
+    assert!(arriving(&mut pair, 60_000), "and again, after it broke off");
+}

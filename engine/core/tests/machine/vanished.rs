@@ -19,6 +19,11 @@ fn what_a_standby_had_is_kept_until_it_has_something_newer_whatever_it_says_mean
             pair.reboot(0);
             pair.pass(60_000);
         }
+        let kept = pair.sides[0].snapshots.len();
+        assert!(
+            kept <= 20,
+            "restarts {restarts}: {kept} snapshots are kept for what is sent in vain"
+        );
         let newest = pair.sides[1].snapshots.last().expect("a snapshot").guid;
         let kept = pair.sides[0].snapshots.iter().any(|s| s.guid == newest);
         assert!(kept, "restarts {restarts}: {newest} is gone from the primary");

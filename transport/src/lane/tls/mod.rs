@@ -294,12 +294,14 @@ impl Shared {
     ) -> Result<(), LaneError> {
         match chunk {
             Some(Chunk::Data(len)) if incoming.over.is_none() => incoming.left = len as usize,
-            Some(Chunk::End) => {
+            Some(Chunk::End) if incoming.over.is_none() => {
                 incoming.over = Some(Over::Finished);
                 // Should the peer be gone already, then it does not wait for this.
                 let _ = self.put(tls, Chunk::Taken, &[]).and_then(|()| self.flush(tls));
             }
-            Some(Chunk::Reset(code)) => incoming.over = Some(Over::Reset(code)),
+            Some(Chunk::Reset(code)) if incoming.over.is_none() => {
+                incoming.over = Some(Over::Reset(code));
+            }
             Some(Chunk::Stop(code)) => {
                 let _ = self.stopped.set(code);
                 self.send_wake.wake();
@@ -308,7 +310,7 @@ impl Shared {
                 self.taken.store(true, Ordering::SeqCst);
                 self.send_wake.wake();
             }
-            Some(Chunk::Data(_)) | None => {
+            Some(Chunk::Data(_) | Chunk::End | Chunk::Reset(_)) | None => {
                 self.lose("what it carries is no chunk that may come");
                 return Err(self.lost(""));
             }
