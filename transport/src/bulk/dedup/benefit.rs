@@ -20,9 +20,9 @@ const WINDOW: u64 = 256 << 20;
 /// It goes off below this share of saved bytes, in percent…
 const OFF_BELOW: u64 = 2;
 
-/// …but not before this many bytes went by, or half of what the cache holds if that is less: copies may be
-/// far apart.
-const LEARN: u64 = 2 << 30;
+/// …but not before this many bytes went by, or half of what the cache holds if that is less. Copies that are
+/// farther apart are found by what is chosen while it is off; longer would cost data without any too much.
+const LEARN: u64 = 512 << 20;
 
 /// It goes on at this share of duplicates among what is chosen, in percent.
 const ON_FROM: u64 = 8;
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn it_goes_off_when_it_saves_nothing_but_not_before_it_could_learn() {
         let mut benefit = Benefit::new(4 << 30);
-        assert_eq!(feed(&mut benefit, 2047, 0), None);
+        assert_eq!(feed(&mut benefit, 511, 0), None);
         assert_eq!(feed(&mut benefit, 2, 0), Some(Switched::Off));
         let mut small = Benefit::new(64 << 20);
         assert_eq!(feed(&mut small, 257, 0), Some(Switched::Off));
