@@ -8,11 +8,14 @@ use flocker_tests::lab::{Guest, lab_or_skip, matrix};
 
 const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
-/// The guest's pool once more, with this feature off.
-fn without(feature: &str) -> String {
+/// The guest's pool once more, with these features off: one, and what would enable it.
+fn without(features: &[&str]) -> String {
+    let off: String = features.iter().map(|f| format!("-o feature@{f}=disabled ")).collect();
     format!(
         "zpool destroy -f tank
-         zpool create -f -o ashift=12 -o feature@{feature}=disabled -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb"
+         zpool create -f -o ashift=12 {off} -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb
+         zpool get -H -o value feature@{} tank | grep -qx disabled",
+        features[0]
     )
 }
 
@@ -23,8 +26,8 @@ fn what_a_pool_could_not_receive_there_or_back_is_refused_when_protection_starts
     for guest in [Guest::Alpha, Guest::Beta] {
         lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
     }
-    lab.ssh(Guest::Beta, &without("large_blocks"));
-    lab.ssh(Guest::Alpha, &without("zstd_compress"));
+    lab.ssh(Guest::Beta, &without(&["large_blocks", "large_microzap"]));
+    lab.ssh(Guest::Alpha, &without(&["zstd_compress"]));
     let nodes = Nodes::start(&lab);
     let large = Unit { name: "large", zvol: false, raw: false };
     lab.ssh(
