@@ -1,12 +1,8 @@
 //! On two machines with real ZFS: a standby that stays away costs its primary a bookmark and no snapshot, and goes on
 //! from there; a replica is looked at; both machines are looked over.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip};
-
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
 const UNITS: [Unit; 2] =
     [Unit { name: "plain", zvol: false, raw: false }, Unit { name: "raw", zvol: false, raw: true }];
@@ -31,12 +27,6 @@ fn write(lab: &Lab, nodes: &Nodes<'_>, text: &str) {
     }
 }
 
-/// Steps of a unit that sent everything.
-fn full_rounds(lab: &Lab, unit: &Unit) -> usize {
-    let words = format!("flocker-repl rounds {} --last 1000 --json", unit.name);
-    lab.ssh(Guest::Alpha, &words).matches("\"full\":true").count()
-}
-
 fn ours(nodes: &Nodes<'_>, unit: &Unit, kind: &str) -> String {
     let dataset = nodes.dataset(unit, Guest::Alpha);
     format!("zfs list -Ht {kind} -o name -d 1 {dataset} | grep -q flocker_")
@@ -46,8 +36,8 @@ fn ours(nodes: &Nodes<'_>, unit: &Unit, kind: &str) -> String {
 fn a_standby_that_is_away_costs_a_bookmark_and_is_sent_only_what_changed() {
     let test = "a_standby_that_is_away_costs_a_bookmark_and_is_sent_only_what_changed";
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), test) else { return };
+    lab.put_repl();
     for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
         lab.ssh(guest, &format!("echo correct horse battery >{KEY}"));
     }
     let nodes = Nodes::start(&lab);
@@ -66,7 +56,7 @@ fn a_standby_that_is_away_costs_a_bookmark_and_is_sent_only_what_changed() {
     for unit in &UNITS {
         nodes.wait_in_step(unit, Guest::Alpha);
     }
-    let before: Vec<usize> = UNITS.iter().map(|unit| full_rounds(&lab, unit)).collect();
+    let before: Vec<usize> = UNITS.iter().map(|unit| nodes.full_rounds(unit)).collect();
 
     lab.kill_daemon(Guest::Beta);
     write(&lab, &nodes, "two");
@@ -101,7 +91,7 @@ fn a_standby_that_is_away_costs_a_bookmark_and_is_sent_only_what_changed() {
             &format!("{} && ! {}", ours(&nodes, unit, "snapshot"), ours(&nodes, unit, "bookmark")),
         );
         nodes.wait_in_step(unit, Guest::Alpha);
-        assert!(full_rounds(&lab, unit) <= before, "{} was sent anew", unit.name);
+        assert!(nodes.full_rounds(unit) <= before, "{} was sent anew", unit.name);
     }
     lab.wait_for(Guest::Alpha, "a doctor with nothing to say", "flocker-repl doctor");
 

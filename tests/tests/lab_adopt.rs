@@ -2,15 +2,8 @@
 //! zrepl leaves it (zrepl itself is not in the guests: the same by `zfs send`, with its names, holds and a base
 //! that is left only as a bookmark). Each is gone on from without a resend, moved, and compared.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix, version_of};
-
-/// The binary under test lies beside those of this package.
-fn repl() -> std::path::PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_flocker-store-suite")).with_file_name("flocker-repl")
-}
 
 const KEY: &str = "/root/flocker.key";
 
@@ -117,9 +110,7 @@ fn most(name: &str) -> u64 {
 fn replicas_of_syncoid_bzfs_and_zrepl_are_gone_on_from_without_a_resend() {
     let test = "adoption of what syncoid, bzfs and zrepl leave";
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), test) else { return };
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &repl());
-    }
+    lab.put_repl();
     let nodes = Nodes::start(&lab);
     make(&lab);
 

@@ -1,13 +1,9 @@
 //! Two nodes on two machines with real ZFS, while links are cut, daemons are killed and the power fails in the middle
 //! of a step: it goes on from where it was, and nothing that was acknowledged is lost.
 
-use std::path::Path;
-
 use flocker_tests::lab::daemon::Counter;
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix};
-
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
 const MIB: u64 = 1 << 20;
 
@@ -17,9 +13,7 @@ const TWICE_LIMIT: u64 = 8 * MIB;
 /// A lab of two suites with the binary under test, which lies beside those of this package.
 fn lab(alpha: &str, beta: &str, test: &str) -> Option<Lab> {
     let lab = lab_or_skip(alpha, Some(beta), test)?;
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
-    }
+    lab.put_repl();
     Some(lab)
 }
 

@@ -1,33 +1,25 @@
 //! What a pool lacks is found when protection starts, on two machines with real ZFS: there and back, with the command
 //! to run, and with nothing left half agreed.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
-use flocker_tests::lab::{Guest, lab_or_skip, matrix};
-
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
+use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix};
 
 /// The guest's pool once more, with these features off: one, and what would enable it.
-fn without(features: &[&str]) -> String {
+fn remake_without(lab: &Lab, guest: Guest, features: &[&str]) {
+    lab.ssh(guest, "zpool destroy -f tank");
     let off: String = features.iter().map(|f| format!("-o feature@{f}=disabled ")).collect();
-    format!(
-        "zpool destroy -f tank
-         zpool create -f -o ashift=12 {off} -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb
-         zpool get -H -o value feature@{} tank | grep -qx disabled",
-        features[0]
-    )
+    lab.make_pool(guest, &off, "/dev/vdb");
+    let state = format!("zpool get -H -o value feature@{} tank", features[0]);
+    assert_eq!(lab.ssh(guest, &state), "disabled");
 }
 
 #[test]
 fn what_a_pool_could_not_receive_there_or_back_is_refused_when_protection_starts() {
     let test = "what_a_pool_could_not_receive_there_or_back_is_refused_when_protection_starts";
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), test) else { return };
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
-    }
-    lab.ssh(Guest::Beta, &without(&["large_blocks", "large_microzap"]));
-    lab.ssh(Guest::Alpha, &without(&["zstd_compress"]));
+    lab.put_repl();
+    remake_without(&lab, Guest::Beta, &["large_blocks", "large_microzap"]);
+    remake_without(&lab, Guest::Alpha, &["zstd_compress"]);
     let nodes = Nodes::start(&lab);
     let large = Unit { name: "large", zvol: false, raw: false };
     lab.ssh(

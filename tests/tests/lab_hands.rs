@@ -1,12 +1,8 @@
 //! What a person does by hand to either side, on two machines with real ZFS: keys changed, a pool exported, what is
 //! pinned destroyed, the daemon not run by root. Either it is survived without a resend, or it is said what to do.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix};
-
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
 const PLAIN: Unit = Unit { name: "plain", zvol: false, raw: false };
 const RAW: Unit = Unit { name: "raw", zvol: false, raw: true };
@@ -16,8 +12,8 @@ const KEYS: [&str; 3] = ["/root/key-1", "/root/key-2", "/root/key-3"];
 
 fn lab_with_units(test: &str) -> Option<Lab> {
     let lab = lab_or_skip("trixie", Some("trixie"), test)?;
+    lab.put_repl();
     for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
         lab.ssh(guest, &KEYS.map(|key| format!("echo a phrase of {key} >{key}")).join("\n"));
     }
     Some(lab)
@@ -44,12 +40,6 @@ fn protect(nodes: &Nodes<'_>) {
 fn write(nodes: &Nodes<'_>, unit: &Unit, text: &str) {
     let path = nodes.path(unit, Guest::Alpha);
     nodes.lab().ssh(Guest::Alpha, &format!("echo {text} >>{path}/text; sync"));
-}
-
-/// Steps of a unit that sent everything.
-fn full_rounds(lab: &Lab, unit: &Unit) -> usize {
-    let words = format!("flocker-repl rounds {} --last 1000 --json", unit.name);
-    lab.ssh(Guest::Alpha, &words).matches("\"full\":true").count()
 }
 
 fn alarm(lab: &Lab, unit: &Unit) -> Option<String> {
@@ -97,7 +87,7 @@ fn keys_pools_and_snapshots_that_a_person_changes_by_hand_are_survived_or_said()
     assert_eq!(hash, nodes.hash(&RAW, Guest::Alpha), "after keys were changed on both sides");
 
     // The standby's pool is exported while nothing moves, written to its primary, imported again.
-    let full = full_rounds(&lab, &PLAIN);
+    let full = nodes.full_rounds(&PLAIN);
     nodes.wait_equal(&PLAIN, Guest::Alpha, Guest::Beta);
     lab.wait_for(Guest::Beta, "the export", "zpool export tank");
     write(&nodes, &PLAIN, "while the pool was away");
@@ -106,7 +96,7 @@ fn keys_pools_and_snapshots_that_a_person_changes_by_hand_are_survived_or_said()
     });
     lab.ssh(Guest::Beta, "zpool import -N tank");
     nodes.wait_equal(&PLAIN, Guest::Alpha, Guest::Beta);
-    assert_eq!(full_rounds(&lab, &PLAIN), full, "an exported pool costs a resend");
+    assert_eq!(nodes.full_rounds(&PLAIN), full, "an exported pool costs a resend");
     lab.until("no alarm", || alarm(&lab, &PLAIN).is_none());
 
     // All that is pinned on the primary is released and destroyed by hand; the other unit goes on.
@@ -160,7 +150,7 @@ fn a_pool_is_not_exported_below_a_step_and_a_snapshot_not_destroyed_that_is_sent
     lab.ssh(Guest::Alpha, "tc qdisc del dev eth1 root");
     let short = nodes.wait_equal(&PLAIN, Guest::Alpha, Guest::Beta);
     assert_eq!(nodes.hash_standby(&PLAIN, Guest::Beta, &short), nodes.hash(&PLAIN, Guest::Alpha));
-    assert_eq!(full_rounds(&lab, &PLAIN), 1, "the step went on");
+    assert_eq!(nodes.full_rounds(&PLAIN), 1, "the step went on");
     matrix(
         "by hand: pool exported, snapshot destroyed in mid-step: refused by ZFS, the step goes on",
     );

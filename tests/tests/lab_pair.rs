@@ -1,17 +1,8 @@
 //! Two nodes on two machines with real ZFS: every kind of data there, back and there again, on each pair of
 //! versions, with the contents compared each time. Prints a line of the matrix for each.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix, version_of};
-
-const REPL: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
-
-/// The binary under test lies beside those of this package.
-fn repl() -> std::path::PathBuf {
-    Path::new(REPL).with_file_name("flocker-repl")
-}
 
 fn versions(lab: &Lab) -> String {
     format!("{} and {}", version_of(lab.suite(Guest::Alpha)), version_of(lab.suite(Guest::Beta)))
@@ -77,9 +68,7 @@ fn change(lab: &Lab, nodes: &Nodes<'_>, unit: &Unit, at: Guest, round: u32) -> S
 
 fn there_back_there(alpha: &str, beta: &str, test: &str) {
     let Some(lab) = lab_or_skip(alpha, Some(beta), test) else { return };
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &repl());
-    }
+    lab.put_repl();
     let nodes = Nodes::start(&lab);
     let units = make(&lab);
     for unit in &units {

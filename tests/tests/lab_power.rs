@@ -7,8 +7,6 @@ use flocker_tests::e2e::skip;
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix};
 
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
-
 const UNIT: Unit = Unit { name: "box", zvol: false, raw: false };
 
 /// Enough of a step to be in the middle of it.
@@ -18,8 +16,8 @@ fn lab(test: &str) -> Option<Lab> {
     let lab = lab_or_skip("trixie", Some("trixie"), test)?;
     // Disks and memory are not as they were afterwards.
     lab.spoil();
+    lab.put_repl();
     for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
         // The root filesystem has no journal; what lies on it was there long before.
         lab.ssh(guest, "sync -f /");
     }
@@ -125,10 +123,9 @@ fn frail_pool(lab: &Lab) {
          echo 0 $(blockdev --getsz /dev/vdc) linear /dev/vdc 0 >/root/f-good
          echo 0 $(blockdev --getsz /dev/vdc) error >/root/f-bad
          dmsetup create frail /root/f-good
-         zpool destroy -f tank; rm -rf /tank
-         zpool create -f -o ashift=12 -o failmode=wait -O compression=lz4 -O atime=off -O mountpoint=/tank tank \
-           /dev/mapper/frail",
+         zpool destroy -f tank; rm -rf /tank",
     );
+    lab.make_pool(Guest::Beta, "-o failmode=wait", "/dev/mapper/frail");
 }
 
 fn disk(lab: &Lab, table: &str) {

@@ -1,12 +1,8 @@
 //! OpenZFS and a vault as a pair: a filesystem, an encrypted one and a zvol go into plain files, are lost on the pool
 //! that they came from, and come back into OpenZFS whole; then there and back once more by increments.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix, version_of};
-
-const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
 const KEY: &str = "/root/flocker.key";
 
@@ -65,9 +61,7 @@ fn lose(lab: &Lab, nodes: &Nodes<'_>, unit: &Unit) {
 
 fn by_a_vault(suite: &str, test: &str) {
     let Some(lab) = lab_or_skip(suite, Some("trixie"), test) else { return };
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, &Path::new(SUITE).with_file_name("flocker-repl"));
-    }
+    lab.put_repl();
     let nodes = Nodes::start_with(&lab, ["zfs:tank/flocker", "vault:/srv/vault"]);
     let version = version_of(suite);
     let units = make(&lab);

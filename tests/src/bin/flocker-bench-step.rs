@@ -5,8 +5,6 @@
 //! Under emulation starting a process is what costs; so these figures say how many of them each tool needs, more
 //! than how fast it is on a real machine.
 
-use std::path::Path;
-
 use flocker_tests::lab::nodes::{Nodes, Unit};
 use flocker_tests::lab::{Guest, Lab, lab_or_skip};
 
@@ -90,10 +88,7 @@ fn median(values: &mut [f64]) -> (f64, f64, f64) {
 fn main() {
     let rounds: usize = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(5);
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), "flocker-bench-step") else { return };
-    let repl = std::env::current_exe().expect("a path").with_file_name("flocker-repl");
-    for guest in [Guest::Alpha, Guest::Beta] {
-        lab.put(guest, Path::new(&repl));
-    }
+    lab.put_repl();
     let nodes = Nodes::start(&lab);
     lab.ssh(
         Guest::Alpha,

@@ -16,7 +16,7 @@ pub mod proxy;
 pub mod rig;
 pub mod watch;
 
-pub use host::{Host, World};
+pub use host::{Host, World, binary};
 pub use ledger::{Ledger, Verdict};
 
 /// Runs a `zfs` command of the operator's; returns what it printed.

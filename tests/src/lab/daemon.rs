@@ -86,6 +86,12 @@ impl Lab {
 }
 
 impl Nodes<'_> {
+    /// Rounds of alpha's unit that sent everything.
+    pub fn full_rounds(&self, unit: &Unit) -> usize {
+        let words = format!("flocker-repl rounds {} --last 1000 --json", unit.name);
+        self.lab().ssh(Guest::Alpha, &words).matches("\"full\":true").count()
+    }
+
     /// Waits until the standby of a unit has all that is on its primary: nothing was written since its newest
     /// snapshot, and the standby's newest is that one. Returns the snapshot's short name.
     pub fn wait_equal(&self, unit: &Unit, primary: Guest, standby: Guest) -> String {
@@ -95,13 +101,15 @@ impl Nodes<'_> {
         lab.until(&format!("{} equal on both sides", unit.name), || {
             let newest = |at: Guest| {
                 let script = format!(
-                    "zfs list -H -t snapshot -o name -s createtxg -d 1 {0} | tail -n 1; zfs get -Hpo value written {0}",
+                    "zfs get -Hpo value written {0}; zfs list -H -t snapshot -o name -s createtxg -d 1 {0} | tail -n 1",
                     self.dataset(unit, at)
                 );
                 let said = String::from_utf8_lossy(&lab.output(at, &script).stdout).into_owned();
                 let mut lines = said.lines().map(str::to_owned);
+                // In this order: a snapshot taken in between has all that was written, the one before it has not.
+                let written = lines.next()?;
                 let short = lines.next()?.split_once('@')?.1.to_owned();
-                Some((short, lines.next()?))
+                Some((short, written))
             };
             let (ours, theirs) = (newest(primary), newest(standby));
             name = theirs.as_ref().map(|(short, _)| short.clone()).unwrap_or_default();

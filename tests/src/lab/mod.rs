@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::e2e::skip;
+use crate::e2e::{self, skip};
 
 /// Where the guests of a test run are: a folder of its own beside those of people.
 const RUN: &str = "/tmp/flocker-lab-tests";
@@ -244,6 +244,13 @@ impl Lab {
         self.run(&["boot", guest.name()]);
     }
 
+    /// Puts the binary under test into every guest.
+    pub fn put_repl(&self) {
+        for guest in self.guests() {
+            self.put(*guest, &e2e::binary());
+        }
+    }
+
     /// Puts a binary of this build into a guest, unless it is there already.
     pub fn put(&self, guest: Guest, binary: &Path) {
         let name = binary.file_name().expect("a binary").to_string_lossy().into_owned();
@@ -279,8 +286,18 @@ impl Lab {
              for p in $(zpool list -H -o name); do
                for n in $(seq 60); do zpool destroy -f $p && break; sleep 0.5; done
              done
-             rm -rf /tank
-             zpool create -f -o ashift=12 -O compression=lz4 -O atime=off -O mountpoint=/tank tank /dev/vdb",
+             rm -rf /tank",
+        );
+        self.make_pool(guest, "", "/dev/vdb");
+    }
+
+    /// The pool of every test, `tank`, with these further options of `zpool create`, on this device.
+    pub fn make_pool(&self, guest: Guest, options: &str, device: &str) {
+        self.ssh(
+            guest,
+            &format!(
+                "zpool create -f -o ashift=12 {options} -O compression=lz4 -O atime=off -O mountpoint=/tank tank {device}"
+            ),
         );
     }
 
