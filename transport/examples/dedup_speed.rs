@@ -4,25 +4,20 @@
 //! nodes that know nothing of each other. Both are in this one process, so the CPU seconds are those of
 //! both ends; the stream is sound and made in memory before the clock starts.
 
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod common;
 
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::{BLOCK, Failure, cpu_time, nodes, open};
 use flocker_transport::bulk::dedup::CacheOptions;
-use flocker_transport::{
-    BulkReceiver, BulkSender, Identity, LocalNode, PeerEvent, PeerManager, Progress, SendOptions,
-    TrustSet, receive_stream, send_stream,
-};
+use flocker_transport::{LaneMode, Progress, SendOptions, receive_stream, send_stream};
 use zfs_stream::record::{Begin, End, Write};
 use zfs_stream::{Record, Seal, Writer};
 
-const BLOCK: usize = 128 << 10;
-
 /// The cache's size, in bytes: the default of a node.
 const CACHE: u64 = 4 << 30;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -42,13 +37,13 @@ async fn main() -> Result<(), Failure> {
 }
 
 async fn run(stream: Arc<[u8]>, dedup: bool) -> Result<(), Failure> {
-    let (a, b, mut events) = nodes().await?;
+    let (a, b, mut events) = nodes(LaneMode::Quic).await?;
     let directory = std::env::temp_dir().join(format!("dedup-speed-{}", std::process::id()));
     if dedup {
         let options = CacheOptions { directory: directory.clone(), bytes: CACHE };
         b.resources().dedup().keep_caches(options)?;
     }
-    let (sender, mut receiver) = open(&a, &b, &mut events).await?;
+    let (sender, mut receiver) = open(&a, &b, &mut events, None).await?;
     let (started, cpu) = (Instant::now(), cpu_time()?);
     let receiving = tokio::task::spawn_blocking(move || {
         receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
@@ -79,35 +74,6 @@ async fn run(stream: Arc<[u8]>, dedup: bool) -> Result<(), Failure> {
         std::fs::remove_dir(directory)?;
     }
     Ok(())
-}
-
-type Events = tokio::sync::mpsc::Receiver<PeerEvent>;
-
-/// Two nodes whose connection is up, and the second one's events.
-async fn nodes() -> Result<(PeerManager, PeerManager, Events), Failure> {
-    let listen: SocketAddr = "127.0.0.1:0".parse()?;
-    let (one, two) = (Arc::new(Identity::ephemeral()?), Arc::new(Identity::ephemeral()?));
-    let trust = Arc::new(TrustSet::new([one.fingerprint(), two.fingerprint()]));
-    let (a, mut from_a) = PeerManager::start(listen, one, LocalNode::new("a"), trust.clone())?;
-    let (b, from_b) = PeerManager::start(listen, two, LocalNode::new("b"), trust)?;
-    a.set_peer(b.fingerprint(), vec![b.local_addr()?.to_string()]);
-    while !matches!(from_a.recv().await, Some(PeerEvent::Up { .. }) | None) {}
-    Ok((a, b, from_b))
-}
-
-async fn open(
-    a: &PeerManager,
-    b: &PeerManager,
-    events: &mut Events,
-) -> Result<(BulkSender, BulkReceiver), Failure> {
-    let sender = a.open_bulk(&b.fingerprint(), b"", None).await?;
-    loop {
-        match events.recv().await {
-            Some(PeerEvent::Bulk { receiver, .. }) => return Ok((sender, receiver)),
-            Some(_) => {}
-            None => return Err("the node ended".into()),
-        }
-    }
 }
 
 /// A sound stream of `blocks` blocks, `percent` of them copies.
@@ -146,14 +112,6 @@ fn stream(blocks: u64, noise: bool, percent: u64) -> Result<Vec<u8>, Failure> {
     }
     writer.record(&Record::End(End { to_guid: 7, ..End::default() }), &[], &mut out)?;
     Ok(out)
-}
-
-fn cpu_time() -> io::Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// The most this process held since the last call, without the stream of this many bytes.

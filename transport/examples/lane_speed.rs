@@ -1,24 +1,21 @@
 //! How fast a stream moves, and what it costs: `cargo run --release -p flocker-transport --example
 //! lane_speed [noise|text] [MiB] [quic|tls|auto|memory|small]`. `auto` measures both lanes first and prints
-//! what it chose. `small` sends 128 KiB steps one after another over a
-//! warm connection and prints how long one takes, from asking for it to its acknowledgement. Both nodes are in this one process, so the CPU seconds
-//! are those of both ends; the stream is sound and made in memory before the clock starts.
+//! what it chose. `small` sends 128 KiB steps one after another over a warm connection and prints how long one takes,
+//! from asking for it to its acknowledgement. Both nodes are in this one process, so the CPU seconds are those of both
+//! ends; the stream is sound and made in memory before the clock starts.
+
+mod common;
 
 use std::io::{self, Read};
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use common::{BLOCK, Failure, cpu_time, nodes, open};
 use flocker_transport::{
-    BulkReceiver, BulkSender, Identity, LaneMode, LocalNode, PeerEvent, PeerManager, Progress,
-    Resources, SendOptions, TrustSet, lane, receive_stream, send_stream,
+    BulkReceiver, BulkSender, LaneMode, Progress, Resources, SendOptions, lane, receive_stream,
+    send_stream,
 };
 use zfs_stream::record::{Begin, End, Object, Write};
 use zfs_stream::{Record, Seal, Writer};
-
-const BLOCK: usize = 128 << 10;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -104,37 +101,6 @@ async fn small(stream: Vec<u8>) -> Result<(), Failure> {
     Ok(())
 }
 
-type Events = tokio::sync::mpsc::Receiver<PeerEvent>;
-
-/// Two nodes whose connection is up, and the second one's events.
-async fn nodes(lane: LaneMode) -> Result<(PeerManager, PeerManager, Events), Failure> {
-    let listen: SocketAddr = "127.0.0.1:0".parse()?;
-    let (one, two) = (Arc::new(Identity::ephemeral()?), Arc::new(Identity::ephemeral()?));
-    let trust = Arc::new(TrustSet::new([one.fingerprint(), two.fingerprint()]));
-    let (a, mut from_a) =
-        PeerManager::start(listen, one, LocalNode::new("a").with_lane(lane), trust.clone())?;
-    let (b, from_b) = PeerManager::start(listen, two, LocalNode::new("b").with_lane(lane), trust)?;
-    a.set_peer(b.fingerprint(), vec![b.local_addr()?.to_string()]);
-    while !matches!(from_a.recv().await, Some(PeerEvent::Up { .. }) | None) {}
-    Ok((a, b, from_b))
-}
-
-async fn open(
-    a: &PeerManager,
-    b: &PeerManager,
-    events: &mut Events,
-    bytes: Option<u64>,
-) -> Result<(BulkSender, BulkReceiver), Failure> {
-    let sender = a.open_bulk(&b.fingerprint(), b"", bytes).await?;
-    loop {
-        match events.recv().await {
-            Some(PeerEvent::Bulk { receiver, .. }) => return Ok((sender, receiver)),
-            Some(_) => {}
-            None => return Err("the node ended".into()),
-        }
-    }
-}
-
 /// A sound stream of `blocks` blocks.
 fn stream(blocks: usize, noise: bool) -> Result<Vec<u8>, Failure> {
     let mut out = Vec::with_capacity(blocks * (BLOCK + 312) + 936);
@@ -184,14 +150,6 @@ fn text() -> Vec<u8> {
         out = include_bytes!("lane_speed.rs").to_vec();
     }
     out
-}
-
-fn cpu_time() -> io::Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn peak_memory() -> io::Result<String> {

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{LOOPBACK, Node, PATIENCE, Synthetic, Wire, paired, paired_over};
+use common::{LOOPBACK, Node, PATIENCE, Synthetic, paired, paired_over, paired_through_wire};
 use flocker_transport::{
     BulkReceiver, BulkSender, ConnectError, DownReason, Fingerprint, Identity, LaneKind, LaneMode,
     LaneStatus, LocalNode, PeerEvent, Progress, ReceiveError, SendError, SendOptions,
@@ -100,14 +100,8 @@ async fn a_peer_that_uses_quic_alone_is_sent_to_over_quic() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_tcp_is_blocked_quic_takes_over_and_the_reason_is_shown() {
     for mode in [LaneMode::Auto, LaneMode::Tls] {
-        let (mut a, mut b) = (Node::over("a", mode), Node::over("b", mode));
         // It passes UDP alone.
-        let wire = Wire::to(&b.address).await;
-        b.trust.insert(a.key());
-        a.trust.insert(b.key());
-        a.manager.set_peer(b.key(), vec![wire.address.clone()]);
-        a.up().await;
-        b.up().await;
+        let (a, mut b, _wire) = paired_through_wire(mode).await;
         assert_eq!(transfer(&a, &mut b, LARGE).await, LaneKind::Quic);
         let status = lane(&a, &b.key());
         assert_eq!(status.chosen, LaneKind::Quic);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Node, PATIENCE, Synthetic, Wire, golden, paired, paired_over};
+use common::{Node, PATIENCE, Synthetic, golden, paired, paired_over, paired_through_wire};
 use flocker_transport::frame::{MAX_BULK_HEADER, MAX_CONTROL};
 use flocker_transport::{
     BulkReceiver, BulkSender, ConnectError, ControlError, DownReason, Endpoint, Identity, LaneMode,
@@ -436,13 +436,7 @@ async fn strangers_cannot_exhaust_a_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_goes_silent_in_mid_transfer_is_noticed_on_both_sides_and_found_again() {
-    let (mut a, mut b) = (Node::start("a"), Node::start("b"));
-    let wire = Wire::to(&b.address).await;
-    b.trust.insert(a.key());
-    a.trust.insert(b.key());
-    a.manager.set_peer(b.key(), vec![wire.address.clone()]);
-    a.up().await;
-    b.up().await;
+    let (mut a, mut b, wire) = paired_through_wire(LaneMode::Auto).await;
     let sender = a.manager.open_bulk(&b.key(), b"", LARGE).await.unwrap();
     let sending = send(Synthetic::new(1 << 20, BLOCK, true), sender);
     let (_, receiver) = b.bulk().await;

@@ -17,8 +17,8 @@ pub(crate) const WORD_MS: u64 = 30_000;
 /// After the local side of a transfer failed: the standby's word names the cause, if it comes.
 pub(crate) const CAUSE_MS: u64 = 1_000;
 
-/// Least time between the begins of two rounds to one standby, or a tenth of its RPO if that is longer, so that an RPO
-/// shorter than a round does not spin.
+/// Least time between the begins of two rounds to one standby, so that an RPO shorter than a round does not spin; of a
+/// longer RPO a tenth, up to [`BACKOFF_FIRST_MS`].
 pub(crate) const ROUND_GAP_MS: u64 = 10;
 
 /// An owner that starts and has not heard from all its standbys raises an alarm after this long.

@@ -302,6 +302,18 @@ impl Node {
     }
 }
 
+/// Two nodes that know each other and whose connection is up, with a wire in between that passes UDP alone.
+pub(crate) async fn paired_through_wire(lane: LaneMode) -> (Node, Node, Wire) {
+    let (mut a, mut b) = (Node::over("a", lane), Node::over("b", lane));
+    let wire = Wire::to(&b.address).await;
+    b.trust.insert(a.key());
+    a.trust.insert(b.key());
+    a.manager.set_peer(b.key(), vec![wire.address.clone()]);
+    a.up().await;
+    b.up().await;
+    (a, b, wire)
+}
+
 /// Two nodes that know each other, and their connection up.
 pub(crate) async fn paired() -> (Node, Node) {
     paired_over(LaneMode::Auto).await

@@ -461,10 +461,10 @@ impl Unit {
         }
         // What it was at before our start is ours, or held for it; nothing that comes later.
         let prefix = self.prefix();
-        let before_us: BTreeSet<Guid> =
-            ours.iter().flat_map(|i| plan::may_be_bases(i, &prefix)).collect();
         if let Some(replica) = self.replicas.get_mut(&peer) {
-            replica.candidates.get_or_insert(before_us);
+            replica.candidates.get_or_insert_with(|| {
+                ours.iter().flat_map(|i| plan::may_be_bases(i, &prefix)).collect()
+            });
             replica.heard(bases);
             replica.partials = partials;
             replica.state = State::Idle;
