@@ -24,6 +24,18 @@ const COLUMNS: &str = "type,guid,used,referenced,readonly,origin,encryption";
 /// The same where there is no encryption.
 const COLUMNS_FUSE: &str = "type,guid,used,referenced,readonly,origin";
 
+/// What ZFS itself knows of a dataset that [`DatasetInfo`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) kind: DatasetKind,
+    pub(crate) guid: Guid,
+    pub(crate) used_bytes: u64,
+    pub(crate) referenced_bytes: u64,
+    pub(crate) readonly: bool,
+    pub(crate) origin: Option<SnapshotName>,
+    pub(crate) encrypted: bool,
+}
+
 /// Datasets asked about in one command, so that its words stay below the system's limit.
 const BATCH: usize = 200;
 
@@ -78,6 +90,42 @@ impl ZfsStore {
     }
 
     fn get_datasets(&self, names: &[DatasetName], mounts: &[Mount]) -> Result<Vec<DatasetInfo>> {
+        let found = match self.facts_by_library(names) {
+            Some(found) => found?,
+            None => self.facts_by_command(names)?,
+        };
+        let origins: Vec<SnapshotName> = found.iter().filter_map(|f| f.origin.clone()).collect();
+        let origins = match origins.is_empty() {
+            true => BTreeMap::new(),
+            false => self.find_snapshots(&origins)?,
+        };
+        let info = |(name, facts): (&DatasetName, Facts)| {
+            let mount = mounts.iter().find(|mount| mount.is_live_of(name));
+            let zvol = facts.kind == DatasetKind::Zvol;
+            let origin = facts.origin.and_then(|origin| origins.get(&origin));
+            DatasetInfo {
+                name: name.clone(),
+                guid: facts.guid,
+                kind: facts.kind,
+                used_bytes: facts.used_bytes,
+                referenced_bytes: facts.referenced_bytes,
+                mounted_at: match zvol {
+                    true => Some(node_of(name)).filter(|n| !facts.readonly && is_node(n)),
+                    false => mount.map(|mount| mount.mountpoint.clone()),
+                },
+                writable: match zvol {
+                    true => !facts.readonly,
+                    false => mount.is_some_and(|mount| !mount.readonly),
+                },
+                origin: origin.map(|s| Origin { name: s.name.clone(), guid: s.guid }),
+                encrypted: facts.encrypted,
+            }
+        };
+        Ok(names.iter().zip(found).map(info).collect())
+    }
+
+    /// Of each, in their order.
+    fn facts_by_command(&self, names: &[DatasetName]) -> Result<Vec<Facts>> {
         let Some(first) = names.first() else {
             return Ok(Vec::new());
         };
@@ -89,16 +137,6 @@ impl ZfsStore {
         for row in parse::rows(&finished, 3)? {
             values.entry(row.str(0)).or_default().insert(row.str(1), row);
         }
-        let mut origins: Vec<SnapshotName> = Vec::new();
-        for row in values.values().filter_map(|of| of.get("origin")) {
-            if row.str(2).contains('@') {
-                origins.push(row.snapshot(2)?);
-            }
-        }
-        let origins = match origins.is_empty() {
-            true => BTreeMap::new(),
-            false => self.find_snapshots(&origins)?,
-        };
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let of =
@@ -109,29 +147,14 @@ impl ZfsStore {
                     detail: format!("no {property} of {name}"),
                 })
             };
-            let kind = kind(row("type")?)?;
-            let readonly = row("readonly")?.str(2) == "on";
-            let mount = mounts.iter().find(|mount| mount.is_live_of(name));
-            found.push(DatasetInfo {
-                name: name.clone(),
+            let origin = of.get("origin").filter(|row| row.str(2).contains('@'));
+            found.push(Facts {
+                kind: kind(row("type")?)?,
                 guid: Guid(row("guid")?.number(2)?),
-                kind,
                 used_bytes: row("used")?.number(2)?,
                 referenced_bytes: row("referenced")?.number(2)?,
-                mounted_at: match kind {
-                    DatasetKind::Zvol => Some(node_of(name)).filter(|n| !readonly && is_node(n)),
-                    _ => mount.map(|mount| mount.mountpoint.clone()),
-                },
-                writable: match kind {
-                    DatasetKind::Zvol => !readonly,
-                    _ => mount.is_some_and(|mount| !mount.readonly),
-                },
-                origin: match of.get("origin") {
-                    Some(row) if row.str(2).contains('@') => origins
-                        .get(&row.snapshot(2)?)
-                        .map(|s| Origin { name: s.name.clone(), guid: s.guid }),
-                    _ => None,
-                },
+                readonly: row("readonly")?.str(2) == "on",
+                origin: origin.map(|row| row.snapshot(2)).transpose()?,
                 encrypted: of
                     .get("encryption")
                     .is_some_and(|row| !matches!(row.str(2), "off" | "-")),

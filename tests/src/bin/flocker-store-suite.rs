@@ -1,5 +1,6 @@
-//! `flocker-store-suite ROOT [--engine auto|command|library] [--only WORD] [--spare DATASET]`: everything that a store on real ZFS has to do,
-//! below a dataset that may be destroyed. One line for each check; exit status 1 if one failed.
+//! `flocker-store-suite ROOT [--engine auto|command|library] [--only WORD] [--share N/M] [--spare DATASET]`: everything that
+//! a store on real ZFS has to do, below a dataset that may be destroyed; or of M shares of it the one numbered N, from
+//! 0. One line for each check; exit status 1 if one failed.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,12 +12,18 @@ use flocker_zfs::{ZfsOptions, ZfsStore};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    let (mut root, mut only, mut spare, mut from) = (None, String::new(), None, 0);
+    let (mut root, mut only, mut spare, mut share) = (None, String::new(), None, (0, 1));
     let mut options = ZfsOptions::default();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--only" => only = args.next().unwrap_or_default(),
-            "--from" => from = args.next().and_then(|n| n.parse().ok()).unwrap_or(0),
+            "--share" => {
+                let word = args.next().unwrap_or_default();
+                let parts = word.split_once('/').and_then(|(n, m)| {
+                    Some((n.parse::<usize>().ok()?, m.parse().ok().filter(|m| *m > 0)?))
+                });
+                share = parts.expect("a share, such as 0/2");
+            }
             "--engine" => {
                 let word = args.next().unwrap_or_default();
                 options.engine = word.parse().expect("auto, command or library");
@@ -26,7 +33,9 @@ fn main() -> ExitCode {
         }
     }
     let Some(root) = root else {
-        eprintln!("usage: flocker-store-suite ROOT [--only WORD] [--spare DATASET]");
+        eprintln!(
+            "usage: flocker-store-suite ROOT [--engine E] [--only WORD] [--share N/M] [--spare D]"
+        );
         return ExitCode::from(2);
     };
     let root = DatasetName::new(root).expect("a dataset's name");
@@ -41,7 +50,7 @@ fn main() -> ExitCode {
     let spare = spare.map(|s| DatasetName::new(s).expect("a dataset's name"));
     let mut failed = 0;
     for (number, (name, check)) in checks().into_iter().enumerate() {
-        if number < from || !name.contains(&only) {
+        if number % share.1 != share.0 || !name.contains(&only) {
             continue;
         }
         let corner = root.child(&format!("c{number}")).expect("a name");

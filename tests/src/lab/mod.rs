@@ -1,11 +1,12 @@
-//! The lab from Rust: two virtual machines with real ZFS (`tests/lab`), one at a time for all tests.
+//! The lab from Rust: two virtual machines with real ZFS (`tests/lab`) for a test, and two such labs for all tests.
 //!
 //! Owns: whether it can run here (else a counted skip), starting it from its saved state, reusing what runs,
 //! putting the built binaries in, making the guests empty again. Leaves to others: building the images
 //! (`tests/lab/lab build`, which `tests/run` does), and what is done in the guests.
 //!
-//! The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
-//! `FLOCKER_NO_LAB` set: every test skips. `FLOCKER_LAB_RUN` names another folder: a lab beside that one.
+//! Most of the time one guest of two waits for the other, so two labs beside each other take little more than half
+//! the time. The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
+//! `FLOCKER_NO_LAB` set: every test skips. `FLOCKER_LAB_RUN` names other folders: labs beside those.
 
 pub mod daemon;
 pub mod nodes;
@@ -19,12 +20,51 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::e2e::{self, skip};
 
-/// Where the guests of a test run are: a folder of its own beside those of people.
+/// Where the guests of a test run are: folders of its own beside those of people.
 const RUN: &str = "/tmp/flocker-lab-tests";
 
-fn run_folder() -> String {
+/// The folders of the labs that the tests share; `tests/run` knows them too.
+fn run_folders() -> [String; 2] {
     let named = std::env::var("FLOCKER_LAB_RUN").ok().filter(|named| !named.is_empty());
-    named.unwrap_or_else(|| RUN.to_owned())
+    let first = named.unwrap_or_else(|| RUN.to_owned());
+    [first.clone(), format!("{first}-2")]
+}
+
+/// What a lab's mark says when these suites run in it.
+fn pair_mark(alpha: &str, beta: Option<&str>) -> String {
+    format!("{alpha} {}", beta.unwrap_or("-"))
+}
+
+/// Whether a lab in which `running` runs has what a test asks for. One guest of a pair is as good as one alone.
+fn serves(running: &str, alpha: &str, beta: Option<&str>) -> bool {
+    match beta {
+        Some(_) => running == pair_mark(alpha, beta),
+        None => running.split(' ').next() == Some(alpha),
+    }
+}
+
+/// Takes a lab that nobody uses: one in which these suites run already, else any. Waits while there is none.
+fn take(alpha: &str, beta: Option<&str>) -> (String, File) {
+    let mut runs = run_folders();
+    loop {
+        // What is known of a lab may change until it is locked; then it is looked at again.
+        runs.sort_by_cached_key(|run| {
+            let running = fs::read_to_string(mark_file(run)).unwrap_or_default();
+            (!serves(&running, alpha, beta), !running.is_empty())
+        });
+        for run in &runs {
+            let lock = File::create(format!("{run}.lock")).expect("the lab's lock");
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                return (run.clone(), lock);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Names the suites of a lab's guests that run, while they can be made empty again.
+fn mark_file(run: &str) -> String {
+    format!("{run}.pair")
 }
 
 /// How long a test waits for what a guest does in its own time; a guest under emulation on a busy machine.
@@ -127,10 +167,8 @@ fn script() -> PathBuf {
 
 impl Lab {
     fn start(alpha: &str, beta: Option<&str>) -> Self {
-        let run = run_folder();
+        let (run, lock) = take(alpha, beta);
         fs::create_dir_all(&run).expect("a folder for the lab");
-        let lock = File::create(format!("{run}.lock")).expect("the lab's lock");
-        flock(&lock, FlockOperation::LockExclusive).expect("the lab's lock");
         let lab = Lab {
             run,
             suites: [alpha.to_owned(), beta.unwrap_or(alpha).to_owned()],
@@ -140,15 +178,14 @@ impl Lab {
             },
             _lock: lock,
         };
-        let mark = format!("{alpha} {}", beta.unwrap_or("-"));
         let running = fs::read_to_string(lab.mark()).unwrap_or_default();
-        if running != mark || !lab.is_up() {
+        if !serves(&running, alpha, beta) || !lab.is_up() {
             lab.spoil();
             // Every guest, whichever were started.
             let done = lab.lab_command().env("LAB_GUESTS", "alpha beta").arg("down").status();
             assert!(done.is_ok_and(|s| s.success()), "the lab does not go down");
             lab.run(&["up"]);
-            fs::write(lab.mark(), mark).expect("the lab's mark");
+            fs::write(lab.mark(), pair_mark(alpha, beta)).expect("the lab's mark");
         }
         lab.linger();
         for guest in lab.guests.clone() {
@@ -161,9 +198,8 @@ impl Lab {
         self.guests.iter().all(|g| self.output(*g, "true").status.success())
     }
 
-    /// Names the suites of the guests that run, while they can be made empty again.
     fn mark(&self) -> String {
-        format!("{}.pair", self.run)
+        mark_file(&self.run)
     }
 
     /// What comes now cannot be undone by making the guests empty: the next test has them started anew.
@@ -262,7 +298,11 @@ impl Lab {
             return;
         }
         // Without its line tables it is a fifth of the size, on a slow way into the guest.
-        let stripped = std::env::temp_dir().join(format!("flocker-lab-{}", std::process::id()));
+        let stripped = std::env::temp_dir().join(format!(
+            "flocker-lab-{}-{}",
+            std::process::id(),
+            guest.name()
+        ));
         fs::create_dir_all(&stripped).expect("a folder");
         let small = stripped.join(&name);
         let done = Command::new("strip").arg("-o").args([&small, binary]).status();
@@ -303,12 +343,14 @@ impl Lab {
 
     /// Waits for a condition in a guest: a script that succeeds.
     pub fn wait_for(&self, guest: Guest, what: &str, script: &str) {
+        // It looks again there: a login for each look costs more than the look, and slows what is waited for.
+        let patient =
+            format!("for n in $(seq 20); do\n(\n{script}\n) && exit 0\nsleep 0.5\ndone\nexit 1");
         let begun = std::time::Instant::now();
-        while !self.output(guest, script).status.success() {
+        while !self.output(guest, &patient).status.success() {
             if begun.elapsed() > PATIENCE {
                 panic!("{what} did not come about: {}", self.last_words(guest));
             }
-            std::thread::sleep(Duration::from_millis(300));
         }
     }
 

@@ -67,6 +67,16 @@ fn taken(site: &Site) -> Result<String, Trouble> {
     let full = site.send_spec(None, &second, false);
     let error = typed(site.pass(&full, &site.receive_spec(None, &second, &b)?), "full over it")?;
     ensure!(matches!(error, StoreError::Exists { .. }), "full over a dataset: {error}");
+    // A step whose snapshot would have the name of an older one.
+    site.step(&second, &b, false)?;
+    let path = site.store.activate(first.name.dataset())?.ok_or("no path")?;
+    write_round(&path, 2)?;
+    let third = site.snapshot(first.name.dataset(), "s3")?;
+    let (send, mut receive) = increment(site, &second, &third);
+    receive.snapshot = b.snapshot(first.name.short())?;
+    let older = typed(site.pass(&send, &receive), "an older one's name")?;
+    ensure!(matches!(older, StoreError::Exists { .. }), "an older one's name: {older}");
+    ensure!(site.inventory(&b)?.latest().is_some_and(|s| s.guid == second.guid), "it changed");
     let spec = flocker_store::SnapshotSpec {
         names: vec![first.name.clone()],
         quiesced: false,

@@ -49,5 +49,5 @@ pub use program::UserChange;
 pub use receive::{BEGIN_LEN, Properties, Receive, Received, Setting};
 pub use send::{ResumePoint, SendFlags};
 pub use session::Lzc;
-pub use stats::{Inventory, Property, PropertySource, PropertyValue, Snapshot, Stats};
+pub use stats::{Inventory, ObjsetType, Property, PropertySource, PropertyValue, Snapshot, Stats};
 pub use sys::Function;

@@ -107,11 +107,24 @@ pub struct Property {
     pub source: PropertySource,
 }
 
+/// What a dataset is (`dmu_objset_type_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjsetType {
+    /// A filesystem.
+    Filesystem,
+    /// A volume.
+    Zvol,
+    /// Another number.
+    Other(u8),
+}
+
 /// A dataset or a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// Its guid.
     pub guid: u64,
+    /// What it is.
+    pub objset_type: ObjsetType,
     /// The transaction group it was made in.
     pub createtxg: u64,
     /// Of a snapshot: its clones.
@@ -149,6 +162,11 @@ impl Stats {
             .collect();
         Ok(Self {
             guid: fast.guid,
+            objset_type: match fast.objset_type {
+                2 => ObjsetType::Filesystem,
+                3 => ObjsetType::Zvol,
+                other => ObjsetType::Other(other),
+            },
             createtxg: fast.createtxg,
             clones: fast.clones,
             inconsistent: fast.inconsistent,

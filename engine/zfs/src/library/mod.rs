@@ -11,13 +11,14 @@ pub(crate) mod stream;
 
 use std::collections::BTreeMap;
 
-use flocker_lzc::{Errno, Lzc, LzcError, Stats, UserChange};
+use flocker_lzc::{Errno, Lzc, LzcError, ObjsetType, Stats, UserChange};
 use flocker_store::store::Result;
 use flocker_store::{
-    Bookmark, DatasetName, Guid, HoldTag, Inventory, Property, PropertySource, Snapshot,
-    SnapshotName, Space, StoreError,
+    Bookmark, DatasetKind, DatasetName, Guid, HoldTag, Inventory, NameError, Property,
+    PropertySource, Snapshot, SnapshotName, Space, StoreError,
 };
 
+use crate::datasets::Facts;
 use crate::errors::About;
 use crate::snapshots::partial;
 use crate::{Engine, ZfsStore};
@@ -127,6 +128,22 @@ impl ZfsStore {
         let found = self.by_library(About::dataset(dataset), |lzc| lzc.stats(dataset.as_str()))?;
         let missing = || StoreError::NoDataset { dataset: dataset.clone() };
         Some(found.and_then(|found| found.ok_or_else(missing)))
+    }
+
+    /// Of each dataset, in their order; `None` where the command has to say it of all.
+    pub(crate) fn facts_by_library(&self, names: &[DatasetName]) -> Option<Result<Vec<Facts>>> {
+        let mut facts = Vec::with_capacity(names.len());
+        for name in names {
+            let found = match self.stats_by_library(name)? {
+                Ok(found) => found,
+                Err(error) => return Some(Err(error)),
+            };
+            facts.push(match facts_of(&found)? {
+                Ok(one) => one,
+                Err(error) => return Some(Err(error.into())),
+            });
+        }
+        Some(Ok(facts))
     }
 
     pub(crate) fn space_by_library(&self, dataset: &DatasetName) -> Option<Result<Space>> {
@@ -242,6 +259,27 @@ pub(crate) struct Newest {
     pub(crate) guid: Option<Guid>,
     /// A receive was interrupted.
     pub(crate) partial: bool,
+}
+
+/// `None` where a number is missing, or of what is neither a filesystem nor a volume.
+fn facts_of(found: &Stats) -> Option<std::result::Result<Facts, NameError>> {
+    let kind = match found.objset_type {
+        ObjsetType::Filesystem => DatasetKind::Filesystem,
+        ObjsetType::Zvol => DatasetKind::Zvol,
+        ObjsetType::Other(_) => return None,
+    };
+    let (used_bytes, referenced_bytes) = (found.number("used")?, found.number("referenced")?);
+    let origin = found.text("origin").filter(|origin| !origin.is_empty());
+    Some(origin.map(str::parse::<SnapshotName>).transpose().map(|origin| Facts {
+        kind,
+        guid: Guid(found.guid),
+        used_bytes,
+        referenced_bytes,
+        readonly: found.number("readonly") == Some(1),
+        origin,
+        // Only an encrypted dataset has it; 2 is `off` (`zio_encrypt`).
+        encrypted: !matches!(found.number("encryption"), None | Some(0 | 2)),
+    }))
 }
 
 fn of_snapshot(name: SnapshotName, found: &flocker_lzc::Snapshot) -> Snapshot {

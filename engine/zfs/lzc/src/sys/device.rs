@@ -63,6 +63,8 @@ pub(crate) struct FastStats {
     pub(crate) clones: u64,
     pub(crate) createtxg: u64,
     pub(crate) guid: u64,
+    /// `dmu_objset_type_t`.
+    pub(crate) objset_type: u8,
     pub(crate) inconsistent: bool,
 }
 
@@ -120,6 +122,8 @@ impl Command {
             clones: self.number(at::STATS),
             createtxg: self.number(at::STATS + 8),
             guid: self.number(at::STATS + 16),
+            // An enum of four bytes, of which only the first is ever used.
+            objset_type: self.bytes()[at::STATS + 24],
             inconsistent: self.bytes()[at::STATS + 29] != 0,
         }
     }
@@ -233,7 +237,13 @@ mod tests {
         }
         // dds_type, dds_is_snapshot, dds_inconsistent.
         command.words[12728 / 8] = u64::from_le_bytes([2, 0, 0, 0, 1, 1, 0, 0]);
-        let stats = FastStats { clones: 2, createtxg: 99, guid: u64::MAX, inconsistent: true };
+        let stats = FastStats {
+            clones: 2,
+            createtxg: 99,
+            guid: u64::MAX,
+            objset_type: 2,
+            inconsistent: true,
+        };
         assert_eq!((command.cookie(), command.stats()), (7, stats));
         assert!(matches!(command.properties(), Ok(None)));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flocker_lzc::{Errno, LzcError, PropertySource, PropertyValue, UserChange};
+use flocker_lzc::{Errno, LzcError, ObjsetType, PropertySource, PropertyValue, UserChange};
 
 use crate::lab::{Lab, errno, names, zfs};
 
@@ -128,6 +128,12 @@ fn a_property_comes_with_its_source() {
 
     let clones = lab.at("clone");
     lab.lzc.clone_snapshot(&clones, &snapshot, &crate::lab::noauto()).unwrap();
+    let clone = lab.lzc.stats(&clones).unwrap().unwrap();
+    assert_eq!(clone.text("origin"), Some(snapshot.as_str()));
+    assert_eq!((clone.objset_type, of.text("origin")), (ObjsetType::Filesystem, None));
+    zfs(&["create", "-V", "1M", &lab.at("volume")]);
+    let volume = lab.lzc.stats(&lab.at("volume")).unwrap().unwrap();
+    assert_eq!(volume.objset_type, ObjsetType::Zvol);
     let value = lab.property(&snapshot, "clones").unwrap().value;
     assert_eq!(value, PropertyValue::Names(vec![clones]));
     assert_eq!(lab.lzc.stats(&snapshot).unwrap().unwrap().clones, 1);
