@@ -17,7 +17,7 @@ use crate::quantity::{parse_duration, parse_size};
 pub(crate) use units::{
     BrowseArgs, DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, HoldsArgs,
     MigrateArgs, ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs,
-    UnitArgs,
+    UnitArgs, UnprotectArgs,
 };
 
 const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
@@ -115,7 +115,7 @@ pub(crate) enum Command {
     /// Go on replicating a unit
     Resume(UnitArgs),
     /// End protection: holds, our snapshots, properties and settings are taken back; the data stays
-    Unprotect(UnitArgs),
+    Unprotect(UnprotectArgs),
     /// Forget a peer; refused while a unit depends on it
     Unpair(PeerArgs),
     /// Start a unit here although its standbys do not answer

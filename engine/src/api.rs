@@ -220,6 +220,9 @@ pub enum Request {
     Unprotect {
         /// The unit's name.
         name: String,
+        /// The store that its volumes were in is gone for good, if it is not there: the unit is forgotten as it is.
+        #[serde(default)]
+        store_is_gone: bool,
     },
     /// Forget a peer. → [`Answer::Done`]
     Unpair {

@@ -183,6 +183,17 @@ pub(crate) struct UnitArgs {
     pub(crate) name: String,
 }
 
+/// `unprotect`
+#[derive(Debug, Args)]
+pub(crate) struct UnprotectArgs {
+    /// The unit
+    pub(crate) name: String,
+    /// The pool with its volumes is gone for good: forget the unit although nothing in it can be taken back.
+    /// Where the pool is there after all, this changes nothing
+    #[arg(long)]
+    pub(crate) store_is_gone: bool,
+}
+
 /// `status`
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -89,7 +89,7 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::Stop(args) => unit::stop(context, args.name),
         Command::Pause(args) => unit::pause(context, args.name),
         Command::Resume(args) => unit::resume(context, args.name),
-        Command::Unprotect(args) => unit::unprotect(context, args.name),
+        Command::Unprotect(args) => unit::unprotect(context, args),
         Command::StartAlone(args) => unit::start_alone(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
         Command::Failover(args) => failover::failover(context, &args),

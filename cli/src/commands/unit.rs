@@ -14,7 +14,9 @@ use flocker_engine::api::{Answer, Request};
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::args::{DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs};
+use crate::args::{
+    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs, UnprotectArgs,
+};
 use crate::exit::{Exit, failure_in};
 use crate::quantity;
 use crate::values::CommandWords;
@@ -170,12 +172,13 @@ pub(super) fn resume(context: &Context<'_>, name: String) -> anyhow::Result<Exit
 }
 
 /// `unprotect`
-pub(super) fn unprotect(context: &Context<'_>, name: String) -> anyhow::Result<Exit> {
+pub(super) fn unprotect(context: &Context<'_>, args: UnprotectArgs) -> anyhow::Result<Exit> {
+    let UnprotectArgs { name, store_is_gone } = args;
     let sentence = format!(
         "{name} is no longer protected; our holds, snapshots, properties and settings are taken back, \
          the data stays"
     );
-    context.simple(&Request::Unprotect { name }, sentence)
+    context.simple(&Request::Unprotect { name, store_is_gone }, sentence)
 }
 
 /// `start-alone`

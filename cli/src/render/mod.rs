@@ -122,6 +122,7 @@ pub(crate) mod samples {
             last_round_ms: Some(35),
             backlog: 0,
             failure: None,
+            one_way: false,
             sent_whole: Vec::new(),
         }
     }

@@ -134,6 +134,9 @@ fn unit(text: &mut String, status: &UnitStatus) {
             standby.backlog,
             value(&standby.doing)
         ));
+        if standby.one_way {
+            text.push_str(" one_way=yes");
+        }
         for note in &standby.sent_whole {
             text.push_str(&format!(" sent_whole={}", value(note)));
         }

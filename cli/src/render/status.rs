@@ -289,6 +289,11 @@ fn standby(text: &mut String, unit: &UnitStatus, standby: &StandbyStatus, theme:
     }
     facts.retain(|fact| !fact.is_empty());
     text.push_str(&format!("            {}\n", facts.join(" · ")));
+    if standby.one_way {
+        text.push_str(
+            "            protected one way: what is written there may not be able to come back\n",
+        );
+    }
     for note in &standby.sent_whole {
         text.push_str(&format!("            {}\n", clean(note)));
     }
@@ -406,11 +411,17 @@ mod tests {
         unit.alarm = Some(samples::failure());
         unit.standbys[0].within_rpo = false;
         unit.standbys[0].connected = false;
+        unit.standbys[0].one_way = true;
         unit.standbys[0].failure = Some(samples::failure());
         let text = for_people(&view, true, Theme::PLAIN);
         assert!(text.starts_with("db  primary"), "{text}");
-        for words in ["paused", "✗ 420 ms", "not connected", "alarm     b: recv/a/db has no room"]
-        {
+        for words in [
+            "paused",
+            "✗ 420 ms",
+            "not connected",
+            "protected one way",
+            "alarm     b: recv/a/db has no room",
+        ] {
             assert!(text.contains(words), "`{words}` is not in:\n{text}");
         }
     }

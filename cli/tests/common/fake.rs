@@ -108,6 +108,7 @@ pub(crate) fn view() -> NodeView {
         last_round_ms: Some(35),
         backlog: 0,
         failure: None,
+        one_way: false,
         sent_whole: Vec::new(),
     };
     let unit = UnitStatus {

@@ -360,6 +360,8 @@ pub struct UnitRecord {
     pub standbys: Vec<Fingerprint>,
     /// Standbys that are still to take over what another tool has sent them.
     pub adopting: BTreeMap<Fingerprint, Adoption>,
+    /// Standbys from which nothing has to be able to come back (`protect --one-way`).
+    pub one_way: BTreeSet<Fingerprint>,
     /// The workload, where local configuration names one.
     pub workload: Option<WorkloadRecord>,
     /// Its volumes are this node's own, and their return needs no grant: it was protected here
@@ -421,6 +423,7 @@ impl UnitRecord {
             role,
             standbys: Vec::new(),
             adopting: BTreeMap::new(),
+            one_way: BTreeSet::new(),
             workload: None,
             own: false,
             paused: false,

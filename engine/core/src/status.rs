@@ -96,6 +96,8 @@ pub struct StandbyStatus {
     pub backlog: u64,
     /// Why it stands still, if it does.
     pub failure: Option<Failure>,
+    /// It was accepted that nothing may be able to come back from it (`protect --one-way`).
+    pub one_way: bool,
     /// Clones that are no clones there, and why.
     pub sent_whole: Vec<String>,
 }

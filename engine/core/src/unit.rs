@@ -70,7 +70,7 @@ pub(crate) enum Op {
 }
 
 /// A unit that is being let go.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Ending {
     /// `None`: whatever is under way has to end first, or it would leave its traces after all.
     pub(crate) op: Option<OpId>,
@@ -79,6 +79,8 @@ pub(crate) struct Ending {
     pub(crate) request: Option<RequestId>,
     /// What to answer: a protection that was refused, or nothing but `Done`.
     pub(crate) refusal: Option<Failure>,
+    /// Where the store is not there, nothing has to be given back.
+    pub(crate) store_is_gone: bool,
 }
 
 /// The snapshots of each volume here, as far as they are known.

@@ -10,7 +10,7 @@ use flocker_store::{Guid, Snapshot, SnapshotName};
 
 use crate::ctx::Ctx;
 use crate::failure::Failure;
-use crate::ids::{OpId, RequestId};
+use crate::ids::OpId;
 use crate::io::{Action, MirrorState, Outcome, Reply};
 use crate::limits::{BACKOFF_LAST_MS, CALM_MS, CALM_ROUND_MS, TIDY_EVERY_MS, UPKEEP_WAITS_MS};
 use crate::message::Body;
@@ -349,13 +349,7 @@ impl Unit {
 
     /// Lets the unit go: everything we made is taken back, the data stays. The node deletes the
     /// record when that is done.
-    pub(crate) fn end(
-        &mut self,
-        ctx: &mut Ctx,
-        request: Option<RequestId>,
-        refusal: Option<Failure>,
-        keep_newest: bool,
-    ) {
+    pub(crate) fn end(&mut self, ctx: &mut Ctx, ending: Ending) {
         for peer in self.record.standbys.clone() {
             self.say(ctx, peer, Body::Drop);
         }
@@ -368,7 +362,7 @@ impl Unit {
         self.end_cutover(ctx, Err(over.clone()));
         self.end_failover(ctx, Err(over.clone()));
         self.end_resolving(ctx, Err(over));
-        self.ending = Some(Ending { op: None, keep_newest, request, refusal });
+        self.ending = Some(ending);
         self.advance_ending(ctx);
     }
 
@@ -403,6 +397,7 @@ impl Unit {
             Ok(_) => true,
             // Nothing was received yet: nothing to give back.
             Err(ref f) if f.code == crate::FailureCode::NotFound => true,
+            Err(ref f) if f.code == crate::FailureCode::StoreAway && ending.store_is_gone => true,
             Err(ref failure) => {
                 self.raise(ctx, failure.clone());
                 false
@@ -411,7 +406,15 @@ impl Unit {
         if let Some(request) = ending.request {
             let answer = match (ending.refusal, outcome) {
                 (Some(refusal), _) => Err(refusal),
-                (None, Err(failure)) if !gone => Err(failure),
+                (None, Err(mut failure)) if !gone => {
+                    if failure.code == crate::FailureCode::StoreAway {
+                        failure.message.push_str(&format!(
+                            "; if it is gone for good: flocker-repl unprotect {} --store-is-gone",
+                            self.record.name
+                        ));
+                    }
+                    Err(failure)
+                }
                 (None, _) => Ok(Reply::Done),
             };
             ctx.reply(request, answer);

@@ -75,7 +75,9 @@ pub(super) async fn answer(
         Request::Holds { name, collect } => holds::holds(api, name, collect).await,
         Request::Pause { name } => api.done(Command::Pause { name }).await,
         Request::Resume { name } => api.done(Command::Resume { name }).await,
-        Request::Unprotect { name } => api.done(Command::Unprotect { name }).await,
+        Request::Unprotect { name, store_is_gone } => {
+            api.done(Command::Unprotect { name, store_is_gone }).await
+        }
         Request::Unpair { peer } => api.done(Command::RemovePeer { peer }).await,
         Request::StartAlone { name } => api.done(Command::StartAlone { name }).await,
         Request::Watch { name } => watch(api, name, rest, lines).await,

@@ -480,7 +480,7 @@ fn unprotecting_and_unpairing_take_back_everything_and_keep_the_data() {
     a.ask(&Request::Pause { name: "db".into() }).unwrap();
     a.wait_for("the pause", |v| v.node.units[0].paused);
     a.ask(&Request::Resume { name: "db".into() }).unwrap();
-    a.ask(&Request::Unprotect { name: "db".into() }).unwrap();
+    a.ask(&Request::Unprotect { name: "db".into(), store_is_gone: false }).unwrap();
     a.wait_for("the end", |v| v.node.units.is_empty());
     b.wait_for("the end", |v| v.node.units.is_empty());
     assert_eq!(std::fs::read_to_string(here.join("kept")).unwrap(), "x");

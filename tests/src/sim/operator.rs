@@ -256,7 +256,12 @@ impl World {
             let dataset = dataset_name(&format!("n{node}/recv/{name}"));
             let known = self.hosts[node].durable.units.values().any(|r| r.name == name);
             if known && !self.is_open(node, "unprotect") {
-                self.ask(node, unit, "unprotect", Command::Unprotect { name: name.clone() });
+                self.ask(
+                    node,
+                    unit,
+                    "unprotect",
+                    Command::Unprotect { name: name.clone(), store_is_gone: false },
+                );
             } else if !known && self.bulks.is_empty() && self.scenario.found == Found::Nothing {
                 self.hosts[node].store.datasets.retain(|name, _| !name.is_within(&dataset));
             }

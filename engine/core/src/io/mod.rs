@@ -196,6 +196,8 @@ pub enum Command {
     Unprotect {
         /// The unit's name.
         name: String,
+        /// Where the store is not there, it never will be again: nothing is taken back in it.
+        store_is_gone: bool,
     },
     /// Accept the risk: become writable without having heard from the standbys.
     StartAlone {

@@ -10,7 +10,7 @@ use crate::record::{
     Adoption, Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord,
 };
 use crate::replicate::Asked;
-use crate::unit::{Op, Unit};
+use crate::unit::{Ending, Op, Unit};
 use flocker_store::DatasetInfo;
 use std::collections::BTreeMap;
 
@@ -61,10 +61,12 @@ impl Node {
             },
             Command::Pause { name } => self.set_paused(now, &name, true),
             Command::Resume { name } => self.set_paused(now, &name, false),
-            Command::Unprotect { name } => match self.unprotect(now, request, &name) {
-                Ok(()) => return,
-                Err(failure) => Err(failure),
-            },
+            Command::Unprotect { name, store_is_gone } => {
+                match self.unprotect(now, request, &name, store_is_gone) {
+                    Ok(()) => return,
+                    Err(failure) => Err(failure),
+                }
+            }
             Command::StartAlone { name } => {
                 find(&mut self.units, &name).and_then(|u| u.start_alone(&mut ctx))
             }
@@ -173,6 +175,7 @@ impl Node {
         now: Now,
         request: RequestId,
         name: &str,
+        store_is_gone: bool,
     ) -> Result<(), Failure> {
         let peers = &self.peers;
         let unit = find(&mut self.units, name)?;
@@ -207,7 +210,9 @@ impl Node {
                 return Err(Failure::refused(FailureCode::Busy, text));
             }
         };
-        unit.end(&mut ctx!(self, now), Some(request), None, keep_newest);
+        let ending =
+            Ending { keep_newest, request: Some(request), store_is_gone, ..Ending::default() };
+        unit.end(&mut ctx!(self, now), ending);
         Ok(())
     }
 
@@ -339,6 +344,7 @@ impl Node {
         let mut record = UnitRecord::new(unit, name, volumes, policy, epoch, Role::Serving);
         record.standbys = vec![peer];
         record.adopting = adoption.map(|a| (peer, a)).into_iter().collect();
+        record.one_way = one_way.then_some(peer).into_iter().collect();
         record.own = true;
         record.lease_ms = lease_ms;
         let streams = found.into_iter().filter_map(|f| f.streams).collect();
@@ -500,6 +506,7 @@ impl Unit {
         }
         self.record.standbys.push(peer);
         self.record.adopting.extend(adoption.map(|a| (peer, a)));
+        self.record.one_way.extend(asked.one_way.then_some(peer));
         self.persist(ctx);
         self.expect_protection(ctx, asked);
         Ok(())

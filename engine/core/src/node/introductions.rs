@@ -11,7 +11,7 @@ use crate::io::{Effect, Inspected, Outcome};
 use crate::message::{Adopted, Body, Message, VolumeIntro};
 use crate::record::{Adoption, JournalChange, Role, UnitRecord, VolumeRecord};
 use crate::standby;
-use crate::unit::{Op, Unit};
+use crate::unit::{Ending, Op, Unit};
 
 impl Node {
     pub(super) fn done(&mut self, now: Now, op: OpId, outcome: Result<Outcome, Failure>) {
@@ -106,7 +106,7 @@ impl Node {
             return false;
         };
         if unit.ending.is_none() {
-            unit.end(&mut ctx!(self, now), None, None, true);
+            unit.end(&mut ctx!(self, now), Ending { keep_newest: true, ..Ending::default() });
         }
         true
     }

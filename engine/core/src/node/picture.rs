@@ -70,6 +70,7 @@ impl Unit {
         let rate = last.and_then(|r| (r.stream_bytes * 1000).checked_div(r.duration_ms));
         StandbyStatus {
             peer: replica.peer,
+            one_way: self.record.one_way.contains(&replica.peer),
             sent_whole: self.sent_whole(replica, &name),
             name,
             connected: peer.is_some_and(|p| p.connected),

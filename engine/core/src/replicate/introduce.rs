@@ -13,7 +13,7 @@ use crate::limits::{KNOWN_SNAPSHOTS, RESEND_MS};
 use crate::message::{Adopted, Body, TakesBack, VolumeIntro};
 use crate::record::Adoption;
 use crate::service::Service;
-use crate::unit::Unit;
+use crate::unit::{Ending, Unit};
 
 /// That a person wants a standby.
 #[derive(Debug, Clone)]
@@ -157,9 +157,10 @@ impl Unit {
         replica.down(ctx, self.record.id);
         self.record.standbys.retain(|s| *s != peer);
         self.record.adopting.remove(&peer);
+        self.record.one_way.remove(&peer);
         let request = replica.protect_request.take();
         if self.record.standbys.is_empty() {
-            self.end(ctx, request, Some(failure), false);
+            self.end(ctx, Ending { request, refusal: Some(failure), ..Ending::default() });
         } else {
             self.persist(ctx);
             if let Some(request) = request {

@@ -9,7 +9,7 @@ use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
 use crate::record::{Answer, Role, TAKEN_KEPT, WorkloadKind};
 use crate::service::{Halt, Service};
-use crate::unit::{Op, Unit};
+use crate::unit::{Ending, Op, Unit};
 use flocker_store::{Guid, Snapshot};
 
 impl Unit {
@@ -356,7 +356,7 @@ impl Unit {
     pub(crate) fn on_drop(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         if self.follows(peer) {
             self.cancel_receiving(ctx);
-            self.end(ctx, None, None, true);
+            self.end(ctx, Ending { keep_newest: true, ..Ending::default() });
         }
     }
 }

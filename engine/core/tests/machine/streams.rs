@@ -58,6 +58,8 @@ fn one_way_accepts_that_it_does_not_come_back_but_not_that_it_does_not_arrive() 
     pair.streams[0].receives.clear();
     pair.command(0, one_way());
     assert!(matches!(wait(&mut pair), Ok(Reply::Protected { .. })));
+    let status = pair.sides[0].node.status(pair.now());
+    assert!(status.units[0].standbys[0].one_way, "it is not remembered");
 
     let mut pair = fresh();
     pair.streams[0].sends = [F::LargeBlocks].into();

@@ -78,6 +78,8 @@ pub(crate) struct Pair {
     pub(crate) set_aside: Vec<Vec<Guid>>,
     /// What a fenced dataset holds is not what its newest snapshot says.
     pub(crate) unproven: bool,
+    /// The first side's pool is not there.
+    pub(crate) away: bool,
     /// A clone cannot be received as one, whatever the reason.
     pub(crate) clones_fail: bool,
     /// What the first side's dataset is a clone of, and whether the second side has that.
@@ -207,6 +209,7 @@ impl Pair {
             rounds_in_full: 0,
             set_aside: Vec::new(),
             unproven: false,
+            away: false,
             clones_fail: false,
             clone_of: None,
             streams: [0, 1].map(|_| receives_all()),
@@ -469,6 +472,10 @@ impl Pair {
         self.done.push((at, action.clone()));
         let side = &mut self.sides[at];
         Ok(match action {
+            _ if self.away && at == 0 => {
+                let words = "the pool is not imported";
+                return Err(Failure::new(Remedy::Retry, FailureCode::StoreAway, words));
+            }
             Action::VerifyUnwritten { snapshots } if self.unproven => {
                 let words = format!("{} was written", snapshots[0].dataset());
                 return Err(Failure::new(Remedy::Operator, FailureCode::Modified, words));
