@@ -154,6 +154,25 @@ fn a_pool_is_not_exported_below_a_step_and_a_snapshot_not_destroyed_that_is_sent
     matrix(
         "by hand: pool exported, snapshot destroyed in mid-step: refused by ZFS, the step goes on",
     );
+
+    // The primary's pool is lost for good.
+    nodes.wait_equal(&RAW, Guest::Alpha, Guest::Beta);
+    lab.ssh(Guest::Alpha, "flocker-repl pause plain; flocker-repl pause raw");
+    lab.wait_for(Guest::Alpha, "the pool destroyed", "zpool destroy -f tank");
+    for unit in ["plain", "raw"] {
+        let refused = lab.output(Guest::Alpha, &format!("flocker-repl unprotect {unit}"));
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        let asks = words.contains("zpool import tank") && words.contains("--store-is-gone");
+        assert!(!refused.status.success() && asks, "{words}");
+        lab.ssh(Guest::Alpha, &format!("flocker-repl unprotect {unit} --store-is-gone"));
+    }
+    let units = lab.ssh(Guest::Alpha, "flocker-repl status | grep -c '^unit ' || true");
+    assert_eq!(units, "0", "they are forgotten");
+    let name = format!("{}@{short}", nodes.dataset(&PLAIN, Guest::Beta));
+    lab.ssh(Guest::Beta, &format!("zfs list -t snapshot {name}"));
+    matrix(
+        "by hand: the primary's pool destroyed: forgotten on a person's word, the replica stays",
+    );
 }
 
 /// As docs/zfs.md lists them.

@@ -209,10 +209,14 @@ impl Unit {
     }
 }
 
-/// What the streams of a volume have need of. What is encrypted is sent raw.
+/// What the streams of a volume have need of. A plain replica that is kept below an encrypted dataset is sent plain
+/// however it lies here.
 fn needs(streams: Option<&StreamFeatures>, raw: bool) -> BTreeSet<StreamFeature> {
     let mut needs = streams.map(|s| s.sends.clone()).unwrap_or_default();
-    needs.extend(raw.then_some(StreamFeature::Encryption));
+    match raw {
+        true => needs.insert(StreamFeature::Encryption),
+        false => needs.remove(&StreamFeature::Encryption),
+    };
     needs
 }
 

@@ -67,3 +67,11 @@ fn one_way_accepts_that_it_does_not_come_back_but_not_that_it_does_not_arrive() 
     pair.command(0, one_way());
     assert!(wait(&mut pair).is_err());
 }
+
+#[test]
+fn what_is_sent_plain_needs_no_encryption_over_there_however_it_lies_here() {
+    let mut pair = fresh();
+    pair.streams[0].sends = [F::Encryption].into();
+    pair.streams[1].receives.remove(&F::Encryption);
+    assert!(matches!(answer(&mut pair, None), Ok(Reply::Protected { .. })));
+}
