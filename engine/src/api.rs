@@ -448,6 +448,8 @@ pub struct Progress {
     pub wire_bytes: u64,
     /// Bytes of the stream that went as references to blocks the receiver had.
     pub saved_bytes: u64,
+    /// Of what is sent: how it is compressed, once that follows from what limits the transfer.
+    pub compression: Option<CompressionView>,
     /// Estimated size of the stream in bytes, where the store can say.
     pub total_bytes: Option<u64>,
     /// Stream bytes per second over the last moments.
@@ -456,6 +458,15 @@ pub struct Progress {
     pub elapsed_ms: u64,
     /// It has ended: the last word on this transfer.
     pub ended: bool,
+}
+
+/// How what is sent is compressed, where that is left to what limits the transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressionView {
+    /// Level of zstd for data that is not compressed; `None`: stored.
+    pub level: Option<i32>,
+    /// What limits the transfer: `source`, `processor`, `link or target`.
+    pub limit: String,
 }
 
 /// An invitation that stands.

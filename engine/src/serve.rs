@@ -319,7 +319,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         lanes: Arc::new(PeerLanes { manager: manager.clone(), runtime: runtime.clone() }),
         report: Arc::clone(&report),
         names: Arc::new(move |unit| names.name(unit)),
-        compression_level: base.config.limits.compression_level,
+        compression: base.config.transport.compression.into(),
         runtime,
     });
     let ops = Ops::new(Arc::clone(&tools), base.config.limits.operations, report);

@@ -37,8 +37,8 @@ mod wake;
 pub mod words;
 
 pub use bulk::{
-    BulkReceiver, BulkSender, Progress, ReceiveError, ReceiveReport, Refusal, Resources, SendError,
-    SendOptions, SendReport, receive_stream, send_stream,
+    BulkReceiver, BulkSender, Compression, Limit, Progress, ReceiveError, ReceiveReport, Refusal,
+    Resources, SendError, SendOptions, SendReport, receive_stream, send_stream,
 };
 pub use cancel::Cancel;
 pub use endpoint::{Arrival, CloseCode, Connection, Endpoint, LocalNode, PeerInfo};

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use common::{LOOPBACK, Node, PATIENCE, Synthetic, paired, paired_over, paired_through_wire};
 use flocker_transport::{
-    BulkReceiver, BulkSender, ConnectError, DownReason, Fingerprint, Identity, LaneKind, LaneMode,
-    LaneStatus, LocalNode, PeerEvent, Progress, ReceiveError, SendError, SendOptions,
-    receive_stream, send_stream,
+    BulkReceiver, BulkSender, Compression, ConnectError, DownReason, Fingerprint, Identity,
+    LaneKind, LaneMode, LaneStatus, LocalNode, PeerEvent, Progress, ReceiveError, SendError,
+    SendOptions, receive_stream, send_stream,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -24,7 +24,8 @@ const LARGE: Option<u64> = Some(1 << 30);
 fn send(blocks: u64, sender: BulkSender) -> JoinHandle<Result<u64, SendError>> {
     let read = Synthetic::new(blocks, BLOCK, true);
     spawn_blocking(move || {
-        let (options, progress) = (SendOptions { level: None }, Progress::default());
+        let (options, progress) =
+            (SendOptions { compression: Compression::Off }, Progress::default());
         send_stream(read, |_| Ok(()), sender, options, &progress).map(|report| report.raw_bytes)
     })
 }

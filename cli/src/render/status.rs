@@ -326,8 +326,12 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
         0 => String::new(),
         saved => format!(", {} already there", bytes(saved)),
     };
+    let compression = progress.compression.as_ref().map_or_else(String::new, |how| {
+        let level = how.level.map_or_else(|| "stored".to_owned(), |level| format!("zstd {level}"));
+        format!(", {level}, {} is the limit", clean(&how.limit))
+    });
     format!(
-        "{way}{all}: {}{total} at {}{left}{saved}",
+        "{way}{all}: {}{total} at {}{left}{saved}{compression}",
         bytes(progress.stream_bytes),
         rate(progress.bytes_per_second)
     )
@@ -384,6 +388,8 @@ pub(crate) fn peers_for_people(view: &NodeView, theme: Theme) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flocker_engine::api::CompressionView;
+
     use super::*;
     use crate::render::samples;
 
@@ -522,6 +528,7 @@ mod tests {
             stream_bytes: 32 << 20,
             wire_bytes: 0,
             saved_bytes: 0,
+            compression: None,
             total_bytes: Some(64 << 20),
             bytes_per_second: 64 << 20,
             elapsed_ms: 500,
@@ -534,9 +541,11 @@ mod tests {
         progress.total_bytes = Some(1); // an estimate that was too small
         progress.bytes_per_second = 0;
         progress.saved_bytes = 16 << 20;
+        let limit = "link or target".to_owned();
+        progress.compression = Some(CompressionView { level: Some(3), limit });
         assert_eq!(
             transfer_words(&progress),
-            "sending everything: 32.0 MiB at 0 B/s, 16.0 MiB already there"
+            "sending everything: 32.0 MiB at 0 B/s, 16.0 MiB already there, zstd 3, link or target is the limit"
         );
     }
 }

@@ -17,6 +17,7 @@
 //!
 //! [transport]                        # optional: how bytes travel
 //! lane = "auto"                      # what is large: the better of QUIC and TLS as measured; or "quic", or "tls"
+//! compression = "auto"               # as hard as pays; or "off", or a level of zstd from -7 to 19
 //!
 //! [fencing]                          # optional: a command that makes sure that a peer is off
 //! command = ["/usr/local/sbin/power-off-peer"]
@@ -98,8 +99,6 @@ pub struct LimitsSection {
     /// For how long snapshots are kept for a standby that is away, hours. Then bookmarks stand in for them, where the
     /// store has such: they keep no data that was overwritten meanwhile.
     pub pin_h: u64,
-    /// zstd level of bulk transfers, -7 to 19.
-    pub compression_level: i32,
 }
 
 impl Default for LimitsSection {
@@ -110,7 +109,6 @@ impl Default for LimitsSection {
             history_events: 20_000,
             log_bytes: 16 * 1024 * 1024,
             pin_h: 24,
-            compression_level: 1,
         }
     }
 }
@@ -121,6 +119,62 @@ impl Default for LimitsSection {
 pub struct TransportSection {
     /// Which lane large transfers take. Small ones and control always ride the QUIC connection.
     pub lane: Lane,
+    /// How hard what is sent is compressed.
+    pub compression: Compression,
+}
+
+/// How hard what is sent is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CompressionWord", into = "CompressionWord")]
+pub enum Compression {
+    /// As hard as pays, by what limits the transfer.
+    #[default]
+    Auto,
+    /// Not at all.
+    Off,
+    /// At this level of zstd, -7 to 19, whatever it is and wherever it goes.
+    Level(i32),
+}
+
+/// [`Compression`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "must be \"auto\", \"off\" or a level of zstd, -7 to 19")]
+enum CompressionWord {
+    Level(i32),
+    Word(String),
+}
+
+impl TryFrom<CompressionWord> for Compression {
+    type Error = &'static str;
+
+    fn try_from(word: CompressionWord) -> Result<Self, Self::Error> {
+        match word {
+            CompressionWord::Level(level @ -7..=19) => Ok(Self::Level(level)),
+            CompressionWord::Word(word) if word == "auto" => Ok(Self::Auto),
+            CompressionWord::Word(word) if word == "off" => Ok(Self::Off),
+            _ => Err("must be \"auto\", \"off\" or a level of zstd, -7 to 19"),
+        }
+    }
+}
+
+impl From<Compression> for CompressionWord {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Auto => Self::Word("auto".to_owned()),
+            Compression::Off => Self::Word("off".to_owned()),
+            Compression::Level(level) => Self::Level(level),
+        }
+    }
+}
+
+impl From<Compression> for flocker_transport::Compression {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Auto => Self::Adaptive,
+            Compression::Off => Self::Off,
+            Compression::Level(level) => Self::Level(level),
+        }
+    }
 }
 
 /// Which lane large transfers take.
@@ -322,9 +376,6 @@ impl Config {
         if !(1..=60_000).contains(&self.limits.freeze_ms) {
             return bad("limits.freeze_ms", "must be 1 to 60000 milliseconds".into());
         }
-        if !(-7..=19).contains(&self.limits.compression_level) {
-            return bad("limits.compression_level", "must be -7 to 19".into());
-        }
         if let Some(fencing) = &self.fencing {
             if !fencing.command.first().is_some_and(|program| program.starts_with('/')) {
                 return bad("fencing.command", "must begin with a program's full path".into());
@@ -414,6 +465,30 @@ mod tests {
         assert_eq!(lane("[transport]\nlane = \"tls\"\n"), Lane::Tls);
         assert_eq!(lane("[transport]\nlane = \"quic\"\n"), Lane::Quic);
         check(&format!("{GOOD}[transport]\nlane = \"carrier pigeon\"\n"), &["line 7", "lane"]);
+    }
+
+    #[test]
+    fn compression_is_auto_or_off_or_a_level_and_is_written_as_it_is_read() {
+        let read = |text: &str| {
+            let text = format!("{GOOD}[transport]\n{text}\n");
+            Config::parse(Path::new("/etc/x/config.toml"), &text).map(|c| c.transport)
+        };
+        for (text, compression) in [
+            ("", Compression::Auto),
+            ("compression = \"auto\"", Compression::Auto),
+            ("compression = \"off\"", Compression::Off),
+            ("compression = -7", Compression::Level(-7)),
+            ("compression = 19", Compression::Level(19)),
+        ] {
+            let section = read(text).unwrap();
+            assert_eq!(section.compression, compression, "{text}");
+            let again = read(&toml::to_string(&section).unwrap()).unwrap();
+            assert_eq!(again, section, "{text}");
+        }
+        for bad in ["\"best\"", "20", "-8", "true", "1.5"] {
+            let text = format!("{GOOD}[transport]\ncompression = {bad}\n");
+            check(&text, &["line 7", "compression", "\"off\" or a level of zstd, -7 to 19"]);
+        }
     }
 
     #[test]

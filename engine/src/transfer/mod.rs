@@ -24,9 +24,11 @@ use bytes::Bytes;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input, Remedy};
 use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
-use flocker_transport::{BulkReceiver, BulkSender, Cancel, PeerManager, Progress, Refusal};
+use flocker_transport::{
+    BulkReceiver, BulkSender, Cancel, Compression, PeerManager, Progress, Refusal,
+};
 
-use crate::api::{Direction, Progress as Shown};
+use crate::api::{CompressionView, Direction, Progress as Shown};
 use crate::clock::millis;
 use crate::ops::Report;
 use meter::Rate;
@@ -123,7 +125,7 @@ pub(crate) struct Parts {
     pub(crate) report: Report,
     /// Names of units, for people.
     pub(crate) names: Arc<dyn Fn(UnitId) -> Option<String> + Send + Sync>,
-    pub(crate) compression_level: i32,
+    pub(crate) compression: Compression,
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
@@ -433,6 +435,12 @@ impl Inner {
         (self.parts.report)(Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes });
     }
 
+    fn compression_of(&self, live: &Live) -> Option<CompressionView> {
+        let adapts = self.parts.compression == Compression::Adaptive;
+        let (level, limit) = live.progress.compressed().filter(|_| adapts)?;
+        Some(CompressionView { level, limit: limit.word().to_owned() })
+    }
+
     fn show(&self, live: &Live, ended: bool) -> Shown {
         let stream_bytes = live.progress.raw_bytes();
         let elapsed = live.started.elapsed();
@@ -447,6 +455,7 @@ impl Inner {
             stream_bytes,
             wire_bytes: live.progress.wire_bytes(),
             saved_bytes: live.progress.saved_bytes(),
+            compression: self.compression_of(live),
             total_bytes: *live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()),
             bytes_per_second: rate.now(elapsed, stream_bytes),
             elapsed_ms: millis(elapsed),

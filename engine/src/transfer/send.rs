@@ -35,8 +35,7 @@ pub(super) fn run(
     let sink = inner.parts.lanes.open(&live.peer, &header, expected, &live.cancel)?;
     let lane = sink.kind();
     live.link(sink.cancel_handle());
-    let level = inner.parts.compression_level;
-    let options = SendOptions { level: Some(level) };
+    let options = SendOptions { compression: inner.parts.compression };
     let finish = |reader: Outgoing<Box<dyn SendStream>>| {
         reader.inner.finish().map_err(|error| Box::new(error).into())
     };

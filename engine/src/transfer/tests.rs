@@ -67,7 +67,7 @@ fn side(runtime: &tokio::runtime::Runtime) -> Side {
             let _ = tell.lock().unwrap().send(input);
         }),
         names: Arc::new(|_| Some("db".into())),
-        compression_level: 1,
+        compression: Compression::default(),
         runtime: runtime.handle().clone(),
     });
     Side { _dir: dir, store, transfers, inputs, lanes }

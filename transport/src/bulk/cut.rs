@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use zfs_stream::format::HEADER_LEN;
 
+use super::level::Content;
 use crate::frame::MAX_BATCH_RAW;
 use crate::frame::dedup::MIN_BLOCK;
 
@@ -21,10 +22,20 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Where in it payloads are that may be deduplicated, in order.
     pub blocks: Vec<Range<usize>>,
+    /// How many of its bytes are of each [`Content`].
+    pub contents: [usize; 3],
 }
 
 impl Batch {
-    fn add(&mut self, header_len: usize, piece: &[u8], dedup: bool) {
+    /// What most of its bytes are.
+    pub fn content(&self) -> Content {
+        let all = [Content::Plain, Content::Light, Content::Dense];
+        let most = all.into_iter().zip(self.contents).max_by_key(|(_, bytes)| *bytes);
+        most.map(|(content, _)| content).unwrap_or_default()
+    }
+
+    fn add(&mut self, header_len: usize, piece: &[u8], content: Content, dedup: bool) {
+        self.contents[content as usize] += piece.len();
         let start = self.bytes.len() + header_len;
         self.bytes.extend_from_slice(piece);
         let block = start..self.bytes.len();
@@ -41,14 +52,15 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// Adds a record; hands each batch that is complete to `emit`, whose error ends it. With `dedup` its
-    /// payload is a block, if it is long enough.
+    /// Adds a record that holds this; hands each batch that is complete to `emit`, whose error ends it. With
+    /// `dedup` its payload is a block, if it is long enough.
     ///
     /// # Errors
     /// What `emit` says.
     pub fn add<E>(
         &mut self,
         record: &[u8],
+        content: Content,
         dedup: bool,
         mut emit: impl FnMut(Batch) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -57,13 +69,13 @@ impl Packer {
             emit(std::mem::take(&mut self.batch))?;
         }
         if record.len() < BATCH_TARGET {
-            self.batch.add(HEADER_LEN.min(record.len()), record, dedup);
+            self.batch.add(HEADER_LEN.min(record.len()), record, content, dedup);
             return Ok(());
         }
         // What is split is split at the same places of its payload each time.
         for (number, piece) in record.chunks(MAX_BATCH_RAW).enumerate() {
             let mut batch = Batch::default();
-            batch.add(if number == 0 { HEADER_LEN } else { 0 }, piece, dedup);
+            batch.add(if number == 0 { HEADER_LEN } else { 0 }, piece, content, dedup);
             emit(batch)?;
         }
         Ok(())
@@ -83,7 +95,7 @@ mod tests {
         let (mut packer, mut batches) = (Packer::default(), Vec::new());
         for len in records {
             let record = vec![1; *len];
-            let emitted: Result<(), ()> = packer.add(&record, true, |batch| {
+            let emitted: Result<(), ()> = packer.add(&record, Content::Plain, true, |batch| {
                 batches.push(batch);
                 Ok(())
             });
@@ -125,9 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_what_most_of_its_bytes_are() {
+        let mut packer = Packer::default();
+        let mut add = |len, content| {
+            packer.add(&vec![0; len], content, true, |_| Ok::<(), ()>(())).unwrap();
+            packer.batch.content()
+        };
+        assert_eq!(add(312, Content::Plain), Content::Plain);
+        assert_eq!(add(5_000, Content::Light), Content::Light);
+        assert_eq!(add(4_000, Content::Dense), Content::Light);
+        assert_eq!(add(2_000, Content::Dense), Content::Dense);
+    }
+
+    #[test]
     fn without_dedup_there_are_no_blocks() {
         let mut packer = Packer::default();
-        packer.add(&[0; 100_000], false, |_| Ok::<(), ()>(())).unwrap();
+        packer.add(&[0; 100_000], Content::Plain, false, |_| Ok::<(), ()>(())).unwrap();
         assert_eq!(packer.rest().unwrap().blocks, []);
     }
 }

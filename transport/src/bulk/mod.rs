@@ -36,6 +36,7 @@ pub mod budget;
 pub mod codec;
 pub mod cut;
 pub mod dedup;
+pub mod level;
 pub mod receive;
 pub mod resources;
 pub mod send;
@@ -49,6 +50,8 @@ use crate::cancel::Cancel;
 use crate::lane::Lane;
 use crate::lane::choice::{Choice, LaneKind};
 
+use level::Rung;
+pub use level::{Compression, Limit};
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
 pub use send::{SendError, SendOptions, SendReport, send_stream};
@@ -61,6 +64,7 @@ pub struct Progress {
     batches: AtomicU64,
     saved_bytes: AtomicU64,
     deduplicates: AtomicBool,
+    rung: Arc<Rung>,
 }
 
 impl Progress {
@@ -87,6 +91,12 @@ impl Progress {
     /// Whether the receiver has offered its blocks to this transfer.
     pub fn deduplicates(&self) -> bool {
         self.deduplicates.load(Ordering::Relaxed)
+    }
+
+    /// Of what is sent: the zstd level at which plain data is compressed now (`None`: stored), where that is left to
+    /// what limits the transfer, and what that is. `None`: not known yet.
+    pub fn compressed(&self) -> Option<(Option<i32>, Limit)> {
+        Some((self.rung.level(), self.rung.limit()?))
     }
 
     fn add(&self, raw: usize, wire: usize) {

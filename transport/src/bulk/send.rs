@@ -24,6 +24,7 @@ use super::codec::Encoded;
 use super::cut::{Batch, Packer};
 use super::dedup::DedupError;
 use super::dedup::sending::Referring;
+use super::level::{Adaptive, Compression, Content, Limit, Rung, Sent, level_of};
 use super::resources::{GIANT_BYTES, Resources};
 use super::{BulkSender, Progress};
 use crate::cancel::Cancel;
@@ -56,16 +57,10 @@ pub(super) const ANSWER_LAG: Duration = Duration::from_secs(1);
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SendOptions {
-    /// zstd level, -7 to 19; `None` stores everything, right for what is compressed or encrypted.
-    pub level: Option<i32>,
-}
-
-impl Default for SendOptions {
-    fn default() -> Self {
-        Self { level: Some(1) }
-    }
+    /// How hard to compress.
+    pub compression: Compression,
 }
 
 /// What was sent, and taken by the receiving application.
@@ -171,7 +166,7 @@ enum SourceEnd {
 
 /// What the reading thread hands over, in order.
 enum Piece {
-    Batch { encoded: Receiver<Encoded>, held: Held },
+    Batch { encoded: Receiver<Encoded>, held: Held, rung: usize },
     End(SourceEnd),
 }
 
@@ -202,6 +197,7 @@ where
         resources,
         cancel: cancel.clone(),
         options,
+        rung: Arc::clone(&progress.rung),
         pieces,
         next_seq: 0,
         referring: reading,
@@ -223,6 +219,7 @@ where
         progress,
         referring,
         bell,
+        adaptive: Adaptive::default(),
         report: SendReport::default(),
     };
     let result = outgoing.run(&queue);
@@ -248,6 +245,7 @@ struct Source {
     resources: Arc<Resources>,
     cancel: Cancel,
     options: SendOptions,
+    rung: Arc<Rung>,
     pieces: Sender<Piece>,
     next_seq: u64,
     referring: Option<Arc<Referring>>,
@@ -287,7 +285,7 @@ impl Source {
         let (mut records, mut packer) = (Reader::new(), Packer::default());
         let mut piece = vec![0; PIECE_BYTES];
         let (mut giant, mut raw_bytes) = (None, 0);
-        // Ciphertext never comes twice.
+        // Ciphertext never comes twice, and never shrinks.
         let mut encrypted = false;
         loop {
             let len = self.read_piece(&mut read, &mut piece)?;
@@ -300,7 +298,8 @@ impl Source {
                 if let Record::Begin(begin) = &item.record {
                     encrypted = begin.features.contains(Features::RAW);
                 }
-                packer.add(item.bytes(), !encrypted, |batch| self.submit(batch, &account))?;
+                let content = Content::of(&item.record, encrypted);
+                packer.add(item.bytes(), content, !encrypted, |b| self.submit(b, &account))?;
             }
             if records.buffered_capacity() <= READER_BYTES {
                 giant = None;
@@ -337,13 +336,14 @@ impl Source {
 
     fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {
         let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
-        let (seq, level, referring) = (self.next_seq, self.options.level, self.referring.clone());
+        let (seq, rung, referring) = (self.next_seq, self.rung.get(), self.referring.clone());
+        let level = level_of(self.options.compression, rung, batch.content());
         self.next_seq += 1;
         let encoded = self.resources.run(move |codec| match referring {
             Some(referring) => referring.encode(codec, seq, batch, level),
             None => codec.encode(seq, batch.bytes, level),
         });
-        self.put(Piece::Batch { encoded, held })
+        self.put(Piece::Batch { encoded, held, rung })
     }
 
     fn put(&self, piece: Piece) -> Result<(), Abandoned> {
@@ -362,6 +362,7 @@ struct Outgoing<'a> {
     progress: &'a Progress,
     referring: Option<Arc<Referring>>,
     bell: Receiver<()>,
+    adaptive: Adaptive,
     report: SendReport,
 }
 
@@ -407,11 +408,20 @@ impl Outgoing<'_> {
     fn pump(&mut self, queue: &Receiver<Piece>) -> Result<(), Halt> {
         let mut digest = blake3::Hasher::new();
         loop {
+            let waiting = queue.len();
             match self.next(queue)? {
-                Piece::Batch { encoded, held } => {
+                Piece::Batch { encoded, held, rung } => {
+                    let limit = match (waiting, encoded.is_empty()) {
+                        (0, _) => Some(Limit::Source),
+                        (_, true) => Some(Limit::Processor),
+                        (waiting, false) if waiting >= IN_ORDER / 2 => Some(Limit::Lane),
+                        _ => None,
+                    };
                     let encoded = self.next(&encoded)?;
+                    let sent = Sent { bytes: encoded.header.raw_len, rung, limit };
                     digest.update(&encoded.header.hash);
                     self.send_batch(encoded, held)?;
+                    self.adaptive.sent(sent, Instant::now(), &self.progress.rung);
                 }
                 Piece::End(SourceEnd::Failed(error)) => return Err(Halt::Source(error)),
                 Piece::End(SourceEnd::Complete { raw_bytes, records }) => {

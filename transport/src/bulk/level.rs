@@ -1,0 +1,454 @@
+//! How hard batches are compressed: what they are, and which part of the way is the slowest.
+//!
+//! Owns: what a batch holds ([`Content`]), what the slowest part is, seen by what the sending thread found each time
+//! that it came for the next batch ([`Limit`]), and the level that follows ([`Adaptive`]). Leaves to others: when a
+//! batch comes (`send`), compressing it (`codec`).
+//!
+//! A change of level is tried for a moment and kept only where the stream moved faster for it. So a receiver whose disk
+//! is the limit, which looks like a slow link from here, costs nobody any compression that does not help.
+
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use zfs_stream::{Compression as Zio, Record};
+
+/// Levels of zstd from fast to small, after storing. Each step about halves the speed, beyond 3 for few per cent of
+/// length.
+const LADDER: [Option<i32>; 7] = [None, Some(-5), Some(-1), Some(1), Some(3), Some(6), Some(9)];
+
+/// Where a transfer begins: level 1.
+const START: usize = 3;
+
+/// A window is at least this long, and has at least this many batches, before anything is concluded from it.
+const WINDOW: Duration = Duration::from_millis(200);
+const WINDOW_BATCHES: u32 = 12;
+
+/// A level is kept when the stream moves by this much faster for it, in per cent.
+const GAIN_PERCENT: u64 = 5;
+
+/// A level that costs less is kept unless the stream is slower by this much, in per cent.
+const LOSS_PERCENT: u64 = 3;
+
+/// After a trial in vain the next one in that direction is so many windows later, and twice as many each further time.
+const PATIENCE: u32 = 16;
+const MOST_PATIENCE: u32 = 256;
+
+/// How to compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// As hard as pays: between storing and level 9, by what limits the transfer. What is compressed or encrypted
+    /// already is left alone.
+    #[default]
+    Adaptive,
+    /// Everything is stored.
+    Off,
+    /// zstd at this level, -7 to 19, whatever it is.
+    Level(i32),
+}
+
+/// What a batch mostly holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Content {
+    /// Data as they are.
+    #[default]
+    Plain,
+    /// Compressed by something fast that leaves something to gain: lz4, lzjb, zle.
+    Light,
+    /// Compressed by zstd or gzip, or encrypted: no gain is left.
+    Dense,
+}
+
+impl Content {
+    /// What a record holds; `raw`: in a stream of raw blocks, which may be encrypted.
+    pub fn of(record: &Record, raw: bool) -> Self {
+        let compression = match record {
+            _ if raw => return Self::Dense,
+            Record::Write(write) => write.compression,
+            Record::Spill(spill) => spill.compression,
+            _ => Zio::NONE,
+        };
+        match compression {
+            Zio::NONE | Zio::OFF => Self::Plain,
+            Zio::LZ4 | Zio::LZJB | Zio::ZLE => Self::Light,
+            _ => Self::Dense,
+        }
+    }
+}
+
+/// The slowest part of the way of a batch, as the sending thread finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// No batch was there: whoever makes the stream.
+    Source,
+    /// One was there, and was still being compressed.
+    Processor,
+    /// Batches were ready and waited: the link, or what is behind it.
+    Lane,
+}
+
+impl Limit {
+    /// In a word, as `status` shows it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Processor => "processor",
+            Self::Lane => "link or target",
+        }
+    }
+}
+
+/// The rung that the reading thread compresses new batches at, set by the sending one; and what is shown of it.
+#[derive(Debug)]
+pub struct Rung {
+    rung: AtomicUsize,
+    limit: AtomicU8,
+}
+
+impl Default for Rung {
+    fn default() -> Self {
+        Self { rung: AtomicUsize::new(START), limit: AtomicU8::new(0) }
+    }
+}
+
+impl Rung {
+    /// Its number.
+    pub fn get(&self) -> usize {
+        self.rung.load(Ordering::Relaxed)
+    }
+
+    /// The zstd level for plain data; `None`: stored.
+    pub fn level(&self) -> Option<i32> {
+        LADDER[self.get()]
+    }
+
+    /// What limits the transfer, once that is known.
+    pub fn limit(&self) -> Option<Limit> {
+        match self.limit.load(Ordering::Relaxed) {
+            1 => Some(Limit::Source),
+            2 => Some(Limit::Processor),
+            3 => Some(Limit::Lane),
+            _ => None,
+        }
+    }
+
+    fn set(&self, rung: usize, limit: Option<Limit>) {
+        self.rung.store(rung, Ordering::Relaxed);
+        let number = match limit {
+            None => 0,
+            Some(Limit::Source) => 1,
+            Some(Limit::Processor) => 2,
+            Some(Limit::Lane) => 3,
+        };
+        self.limit.store(number, Ordering::Relaxed);
+    }
+}
+
+/// The level for a batch on a rung; `None`: stored.
+pub fn level_of(compression: Compression, rung: usize, content: Content) -> Option<i32> {
+    match (compression, content) {
+        (Compression::Off, _) => None,
+        (Compression::Level(level), _) => Some(level),
+        (Compression::Adaptive, Content::Plain) => LADDER[rung],
+        // Worth it where the link is the limit, and never more than that.
+        (Compression::Adaptive, Content::Light) => (rung > START).then_some(1),
+        (Compression::Adaptive, Content::Dense) => None,
+    }
+}
+
+/// A batch that was handed to the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Its bytes before compression.
+    pub bytes: usize,
+    /// The rung at which it was compressed.
+    pub rung: usize,
+    /// What was found when it was fetched; `None`: nothing in particular.
+    pub limit: Option<Limit>,
+}
+
+/// A moment's batches.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    since: Instant,
+    bytes: u64,
+    batches: u32,
+    /// How often each was the limit: source, processor, lane.
+    limits: [u32; 3],
+}
+
+impl Window {
+    fn new(since: Instant) -> Self {
+        Self { since, bytes: 0, batches: 0, limits: [0; 3] }
+    }
+
+    /// What most of its batches say.
+    fn limit(&self) -> Option<Limit> {
+        let all = [Limit::Source, Limit::Processor, Limit::Lane];
+        (all.into_iter().zip(self.limits)).find(|(_, n)| n * 2 > self.batches).map(|(l, _)| l)
+    }
+
+    fn bytes_per_second(&self, now: Instant) -> u64 {
+        let micros = now.duration_since(self.since).as_micros().max(1);
+        u64::try_from(u128::from(self.bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
+    }
+}
+
+/// A level that is being tried.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    back_to: usize,
+    /// What the stream did before, bytes per second.
+    before: u64,
+    /// It costs less than what it is to replace.
+    cheaper: bool,
+}
+
+/// How long no trial in a direction is made.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    windows_left: u32,
+    next: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { windows_left: 0, next: PATIENCE }
+    }
+}
+
+impl Patience {
+    fn in_vain(&mut self) {
+        self.windows_left = self.next;
+        self.next = (self.next * 2).min(MOST_PATIENCE);
+    }
+}
+
+/// Finds the level of one transfer. Told of every batch, in order.
+#[derive(Debug)]
+pub struct Adaptive {
+    rung: usize,
+    /// `None`: batches of the present rung have not come yet, or have just begun to.
+    window: Option<Window>,
+    /// The first window on a rung is not looked at: queues on the way still hold what came before.
+    settled: bool,
+    trial: Option<Trial>,
+    down: Patience,
+    up: Patience,
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self {
+            rung: START,
+            window: None,
+            settled: false,
+            trial: None,
+            down: Patience::default(),
+            up: Patience::default(),
+        }
+    }
+}
+
+impl Adaptive {
+    /// Takes note of a batch, and says in `rung` what follows from it.
+    pub fn sent(&mut self, sent: Sent, now: Instant, rung: &Rung) {
+        if sent.rung != self.rung {
+            return;
+        }
+        // Its bytes went before the window began.
+        let Some(window) = &mut self.window else {
+            self.window = Some(Window::new(now));
+            return;
+        };
+        window.bytes += sent.bytes as u64;
+        window.batches += 1;
+        if let Some(limit) = sent.limit {
+            window.limits[limit as usize] += 1;
+        }
+        if window.batches < WINDOW_BATCHES || now.duration_since(window.since) < WINDOW {
+            return;
+        }
+        let window = std::mem::replace(window, Window::new(now));
+        if !std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let limit = window.limit();
+        self.conclude(limit, window.bytes_per_second(now));
+        rung.set(self.rung, limit);
+    }
+
+    fn conclude(&mut self, limit: Option<Limit>, rate: u64) {
+        for patience in [&mut self.down, &mut self.up] {
+            patience.windows_left = patience.windows_left.saturating_sub(1);
+        }
+        if let Some(Trial { back_to, before, cheaper }) = self.trial.take() {
+            let kept = match cheaper {
+                true => rate * 100 >= before * (100 - LOSS_PERCENT),
+                false => rate * 100 >= before * (100 + GAIN_PERCENT),
+            };
+            let way = if self.rung > back_to { &mut self.up } else { &mut self.down };
+            if kept {
+                way.next = PATIENCE;
+            } else {
+                way.in_vain();
+                return self.go(back_to);
+            }
+        }
+        match limit {
+            Some(Limit::Lane) => self.attempt(self.rung + 1, rate, false),
+            Some(Limit::Processor) => self.attempt(self.rung.wrapping_sub(1), rate, false),
+            // Nobody waits for compression: it may cost as much as at the beginning, and save as much.
+            Some(Limit::Source) if self.rung > START => self.attempt(self.rung - 1, rate, true),
+            Some(Limit::Source) if self.rung < START => self.attempt(self.rung + 1, rate, true),
+            _ => {}
+        }
+    }
+
+    /// Tries a rung, if there is one, and the last trial of that kind was long enough ago.
+    fn attempt(&mut self, to: usize, before: u64, cheaper: bool) {
+        let patience = if to > self.rung { self.up } else { self.down };
+        if to < LADDER.len() && patience.windows_left == 0 {
+            self.trial = Some(Trial { back_to: self.rung, before, cheaper });
+            self.go(to);
+        }
+    }
+
+    fn go(&mut self, to: usize) {
+        (self.rung, self.window, self.settled) = (to, None, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: f64 = 1e6;
+
+    /// A transfer whose parts have these speeds.
+    struct Way {
+        /// Stream bytes per second that the source yields.
+        source: f64,
+        /// Stream bytes per second that are compressed on each rung.
+        processor: [f64; LADDER.len()],
+        /// By what the stream is divided on each rung.
+        ratio: [f64; LADDER.len()],
+        /// Wire bytes per second.
+        link: f64,
+        /// Stream bytes per second that the target writes.
+        sink: f64,
+    }
+
+    /// As measured on two processors for libraries and text.
+    fn text() -> Way {
+        Way {
+            source: 5_000.0 * MB,
+            processor: [7_000.0, 1_700.0, 1_400.0, 1_200.0, 900.0, 400.0, 190.0].map(|s| s * MB),
+            ratio: [1.0, 2.62, 3.27, 3.69, 4.04, 4.3, 4.47],
+            link: 125.0 * MB,
+            sink: 5_000.0 * MB,
+        }
+    }
+
+    fn noise() -> Way {
+        Way { ratio: [1.0; LADDER.len()], ..text() }
+    }
+
+    impl Way {
+        fn speed(&self, rung: usize) -> (f64, Limit) {
+            let parts = [
+                (self.source, Limit::Source),
+                (self.processor[rung], Limit::Processor),
+                (self.link * self.ratio[rung], Limit::Lane),
+                (self.sink, Limit::Lane),
+            ];
+            parts.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("parts")
+        }
+
+        /// The share of the time, of 60 s, that was spent on each rung.
+        fn shares(&self) -> [f64; LADDER.len()] {
+            let (mut adaptive, rung) = (Adaptive::default(), Rung::default());
+            let begun = Instant::now();
+            let (mut at, mut shares) = (0.0, [0.0; LADDER.len()]);
+            // Six batches are on their way between the reader and the lane.
+            let mut queue = std::collections::VecDeque::from([START; 6]);
+            while at < 60.0 {
+                queue.push_back(rung.get());
+                let sent = queue.pop_front().expect("a batch");
+                let (speed, limit) = self.speed(sent);
+                at += MB / speed;
+                shares[sent] += MB / speed / 60.0;
+                let batch = Sent { bytes: 1_000_000, rung: sent, limit: Some(limit) };
+                adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
+            }
+            shares
+        }
+
+        fn mostly(&self) -> Option<i32> {
+            let shares = self.shares();
+            let most = (0..LADDER.len()).max_by(|a, b| shares[*a].total_cmp(&shares[*b]));
+            let most = most.expect("a rung");
+            assert!(shares[most] > 0.7, "{shares:?}");
+            LADDER[most]
+        }
+    }
+
+    #[test]
+    fn a_slow_link_gets_what_shortens_the_stream_and_no_more() {
+        assert_eq!(text().mostly(), Some(3));
+        let much = Way { ratio: [1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0], link: 5.0 * MB, ..text() };
+        assert_eq!(much.mostly(), Some(9));
+    }
+
+    #[test]
+    fn a_fast_link_is_not_held_up_by_compression() {
+        assert_eq!(Way { link: 10_000.0 * MB, sink: 20_000.0 * MB, ..text() }.mostly(), None);
+        // Where storing would make the link the limit again, the level before is the best.
+        assert_eq!(Way { link: 1_000.0 * MB, ..text() }.mostly(), Some(-5));
+    }
+
+    #[test]
+    fn a_slow_source_or_target_gets_no_more_than_at_the_beginning() {
+        assert_eq!(Way { source: 100.0 * MB, ..text() }.mostly(), Some(1));
+        assert_eq!(Way { sink: 100.0 * MB, link: 1_000.0 * MB, ..text() }.mostly(), Some(1));
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_tried_ever_more_rarely() {
+        let shares = noise().shares();
+        assert!(shares[START] > 0.9, "{shares:?}");
+    }
+
+    #[test]
+    fn a_link_that_becomes_the_limit_or_ceases_to_be_is_followed() {
+        let (mut adaptive, rung) = (Adaptive::default(), Rung::default());
+        let begun = Instant::now();
+        let mut at = 0.0;
+        let mut run = |way: &Way, seconds: f64| {
+            let until = at + seconds;
+            while at < until {
+                let sent = rung.get();
+                let (speed, limit) = way.speed(sent);
+                at += MB / speed;
+                let batch = Sent { bytes: 1_000_000, rung: sent, limit: Some(limit) };
+                adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
+            }
+            (rung.level(), rung.limit())
+        };
+        assert_eq!(run(&text(), 10.0), (Some(3), Some(Limit::Lane)));
+        let fast = Way { link: 10_000.0 * MB, ..text() };
+        assert_eq!(run(&fast, 10.0).0, None);
+        assert_eq!(run(&Way { source: 50.0 * MB, ..text() }, 20.0), (Some(1), Some(Limit::Source)));
+    }
+
+    #[test]
+    fn what_is_compressed_already_is_compressed_again_only_where_the_link_is_the_limit() {
+        let level = |rung, content| level_of(Compression::Adaptive, rung, content);
+        for (rung, plain) in LADDER.into_iter().enumerate() {
+            assert_eq!(level(rung, Content::Plain), plain);
+            assert_eq!(level(rung, Content::Dense), None);
+            assert_eq!(level(rung, Content::Light), (rung > START).then_some(1));
+        }
+        assert_eq!(level_of(Compression::Off, 6, Content::Plain), None);
+        assert_eq!(level_of(Compression::Level(19), 0, Content::Dense), Some(19));
+    }
+}
