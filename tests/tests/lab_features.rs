@@ -68,6 +68,11 @@ fn what_a_pool_could_not_receive_there_or_back_is_refused_when_protection_starts
     let hash = nodes.hash(&large, Guest::Beta);
     nodes.migrate(&large, Guest::Beta, Guest::Alpha).unwrap_or_else(|said| panic!("{said}"));
     assert_eq!(nodes.hash(&large, Guest::Alpha), hash, "back, compressed by zstd");
+
+    // What lies below is not protected with it, and that is said.
+    lab.ssh(Guest::Alpha, "zfs create -o canmount=off tank/flocker/data/large/below");
+    let (taken, said) = protect("");
+    assert!(taken && said.contains("tank/flocker/data/large/below"), "{said}");
     matrix(
         "features: large_blocks missing there, zstd_compress missing back: refused; enabled: there and back",
     );

@@ -170,6 +170,10 @@ fn a_pool_is_not_exported_below_a_step_and_a_snapshot_not_destroyed_that_is_sent
     assert_eq!(units, "0", "they are forgotten");
     let name = format!("{}@{short}", nodes.dataset(&PLAIN, Guest::Beta));
     lab.ssh(Guest::Beta, &format!("zfs list -t snapshot {name}"));
+    // The standby can take over: it knows the unit, and what it needs is still there.
+    lab.ssh(Guest::Beta, "flocker-repl failover plain --primary-is-down </dev/null");
+    let path = nodes.path(&PLAIN, Guest::Beta);
+    lab.wait_for(Guest::Beta, "the data", &format!("test -e {path}/bulk"));
     matrix(
         "by hand: the primary's pool destroyed: forgotten on a person's word, the replica stays",
     );

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Over, Synthetic, between, golden, golden_names, synthetic};
 use flocker_transport::frame::bulk::AbortCode;
 use flocker_transport::{
-    BulkReceiver, BulkSender, Progress, ReceiveError, ReceiveReport, Refusal, SendError,
+    BulkReceiver, BulkSender, Limit, Progress, ReceiveError, ReceiveReport, Refusal, SendError,
     SendOptions, SendReport, receive_stream, send_stream,
 };
 
@@ -38,6 +38,7 @@ over_each_lane! {
     text_shrinks_and_noise_is_stored,
     records_of_sixteen_mebibytes_arrive_in_pieces,
     progress_is_seen_on_both_sides,
+    the_slowest_part_of_the_way_is_found_and_the_level_follows,
     a_flipped_stream_is_refused_with_record_and_offset_and_the_receiver_is_told,
     a_truncated_stream_never_ends_well,
     a_sender_that_fails_after_its_last_byte_is_not_acknowledged,
@@ -122,6 +123,65 @@ fn progress_is_seen_on_both_sides(over: Over) {
     received.join().unwrap();
     assert_eq!((here.raw_bytes(), here.batches()), (sent.raw_bytes, sent.batches));
     assert_eq!((there.raw_bytes(), there.wire_bytes()), (sent.raw_bytes, sent.wire_bytes));
+}
+
+/// What a slow part of the way waits for each 128 KiB.
+const SLOW: Duration = Duration::from_millis(5);
+
+/// Reads or writes so slowly.
+struct Slow<T>(T, Duration);
+
+impl<R: Read> Read for Slow<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        thread::sleep(self.1);
+        let most = buf.len().min(BLOCK);
+        self.0.read(&mut buf[..most])
+    }
+}
+
+impl<W: Write> Write for Slow<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        thread::sleep(self.1 * (buf.len() / BLOCK) as u32);
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn the_slowest_part_of_the_way_is_found_and_the_level_follows(over: Over) {
+    let ways = [
+        (SLOW, Duration::ZERO, Limit::Source, Some(1)),
+        // A slow target is no slow link: whatever is tried, it ends where it began.
+        (Duration::ZERO, SLOW, Limit::Lane, Some(1)),
+    ];
+    for (source, target, limit, level) in ways {
+        let (sender, mut receiver, _) = between(over);
+        let received = thread::spawn(move || {
+            let mut sink = Slow(io::sink(), target);
+            receive_stream(&mut receiver, &mut sink, &Progress::default()).unwrap();
+            receiver.finish(Ok(())).unwrap();
+        });
+        let progress = Arc::new(Progress::default());
+        let here = Arc::clone(&progress);
+        let read = Slow(Synthetic::new(100_000, BLOCK, false), source);
+        let cancel = sender.cancel_handle();
+        let sent = thread::spawn(move || {
+            send_stream(read, |_| Ok(()), sender, SendOptions::default(), &here)
+        });
+        // Tried and taken back, or never left.
+        let begun = Instant::now();
+        let mut seen = Vec::new();
+        while !(progress.compressed() == Some((level, limit)) && seen.len() > 20) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{limit:?}: {seen:?}");
+            thread::sleep(Duration::from_millis(50));
+            seen.push(progress.compressed());
+        }
+        cancel.cancel("enough");
+        sent.join().unwrap().unwrap_err();
+        drop(received);
+    }
 }
 
 fn a_flipped_stream_is_refused_with_record_and_offset_and_the_receiver_is_told(over: Over) {

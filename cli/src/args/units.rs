@@ -188,8 +188,9 @@ pub(crate) struct UnitArgs {
 pub(crate) struct UnprotectArgs {
     /// The unit
     pub(crate) name: String,
-    /// The pool with its volumes is gone for good: forget the unit although nothing in it can be taken back.
-    /// Where the pool is there after all, this changes nothing
+    /// The pool with its volumes is gone for good: forget the unit although nothing in it can be taken back. Its
+    /// standbys keep all that they have and can be failed over to. Where the store is there after all, protection
+    /// ends as always
     #[arg(long)]
     pub(crate) store_is_gone: bool,
 }

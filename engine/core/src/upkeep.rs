@@ -348,11 +348,8 @@ impl Unit {
     // ---- the end ------------------------------------------------------------------------------
 
     /// Lets the unit go: everything we made is taken back, the data stays. The node deletes the
-    /// record when that is done.
+    /// record when that is done, and only then the standbys are told.
     pub(crate) fn end(&mut self, ctx: &mut Ctx, ending: Ending) {
-        for peer in self.record.standbys.clone() {
-            self.say(ctx, peer, Body::Drop);
-        }
         let failure = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
         self.drop_replicas(ctx, &failure);
         self.cancel_receiving(ctx);
@@ -393,23 +390,31 @@ impl Unit {
         let Some(ending) = self.ending.take_if(|e| e.op == Some(op)) else {
             return false;
         };
+        let lost = |f: &Failure| f.code == crate::FailureCode::StoreAway && ending.store_is_gone;
         let gone = match outcome {
             Ok(_) => true,
             // Nothing was received yet: nothing to give back.
             Err(ref f) if f.code == crate::FailureCode::NotFound => true,
-            Err(ref f) if f.code == crate::FailureCode::StoreAway && ending.store_is_gone => true,
+            Err(ref f) if lost(f) => true,
             Err(ref failure) => {
                 self.raise(ctx, failure.clone());
                 false
             }
         };
+        // What a standby has of a store that is lost may be all that there is: it keeps everything.
+        if gone && !outcome.as_ref().is_err_and(lost) {
+            for peer in self.record.standbys.clone() {
+                self.say(ctx, peer, Body::Drop);
+            }
+        }
         if let Some(request) = ending.request {
             let answer = match (ending.refusal, outcome) {
                 (Some(refusal), _) => Err(refusal),
                 (None, Err(mut failure)) if !gone => {
                     if failure.code == crate::FailureCode::StoreAway {
                         failure.message.push_str(&format!(
-                            "; if it is gone for good: flocker-repl unprotect {} --store-is-gone",
+                            "; if it is gone for good, fail over to a standby, then: flocker-repl unprotect {} \
+                             --store-is-gone",
                             self.record.name
                         ));
                     }

@@ -1,11 +1,12 @@
 //! What each request does: checks what a person gave, asks the core, adds what the core does not know.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flocker_core::ids::{UnitId, VolumeId};
 use flocker_core::record::{Adoption, Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
 use flocker_core::status::NodeStatus;
-use flocker_core::{Command, Failure, FailureCode, Reply};
+use flocker_core::{Command, Failure, FailureCode, Remedy, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
 use flocker_transport::{Figures, LaneStatus, PeerManager, words};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -262,11 +263,58 @@ async fn protect(api: &Arc<Api>, request: Request) -> End {
         })
         .await?;
     }
+    let tops = datasets.clone();
     let volumes = datasets.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
     let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
     let unit = UnitId(random()?);
-    api.done(Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way })
-        .await
+    let command = Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way };
+    let mut answer = api.done(command).await?;
+    if let Answer::Protected { notes, .. } = &mut answer {
+        // It is protected, whatever comes of this.
+        let unseen = |failure| vec![format!("what lies below was not looked at: {failure}")];
+        notes.extend(left_out(api, tops).await.unwrap_or_else(unseen));
+    }
+    Ok(answer)
+}
+
+/// Datasets named in one note, at most.
+const NAMED: usize = 5;
+
+/// What lies below these and belongs to no unit: a person may take it for protected with what it lies below.
+async fn left_out(api: &Arc<Api>, tops: Vec<DatasetName>) -> Result<Vec<String>, Failure> {
+    let (answer, taken) = oneshot::channel();
+    api.turns.send(Turn::Accounts(answer)).map_err(|_| ending())?;
+    let accounts = taken.await.map_err(|_| ending())?;
+    let tools = Arc::clone(&api.tools);
+    let looked = tokio::task::spawn_blocking(move || {
+        let all = tools.store.datasets().map_err(|error| Failure::from(&error))?;
+        let volumes = accounts.iter().flat_map(|a| &a.volumes).map(|v| &v.dataset);
+        let known: BTreeSet<&DatasetName> = volumes.chain(&tops).collect();
+        let notes = tops.iter().filter_map(|top| {
+            let below = all.iter().map(|info| &info.name);
+            let below: Vec<_> = below
+                .filter(|name| name.is_within(top) && !known.contains(name))
+                .map(ToString::to_string)
+                .collect();
+            let named = below.get(..NAMED).unwrap_or(&below).join(", ");
+            let more = if below.len() > NAMED { ", …" } else { "" };
+            (!below.is_empty()).then(|| {
+                format!(
+                    "below {top} are {} that are not protected with it: {named}{more}; name them as well, or protect \
+                     them by themselves",
+                    if below.len() == 1 { "1 dataset".into() } else { format!("{} datasets", below.len()) }
+                )
+            })
+        });
+        Ok(notes.collect())
+    });
+    looked.await.map_err(|error| {
+        Failure::new(
+            Remedy::Retry,
+            FailureCode::Other,
+            format!("looking at what lies below: {error}"),
+        )
+    })?
 }
 
 /// Names on the peer: whether they are any is checked here, where they lie is known only there.

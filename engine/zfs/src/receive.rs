@@ -107,8 +107,9 @@ impl ZfsStore {
         };
         if let Some(found) = self.newest_by_library(&spec.dataset) {
             let newest = found?;
-            // Whether the name is taken ZFS says itself, before it takes anything.
-            if newest.guid == Some(base) {
+            // Whether the name is taken ZFS says itself when a receive begins, but not when one goes on.
+            let taken = || self.find_snapshots(std::slice::from_ref(&spec.snapshot));
+            if newest.guid == Some(base) && (!newest.partial || taken()?.is_empty()) {
                 return Ok(newest.partial);
             }
             // What is the matter is seen in the whole inventory.

@@ -135,16 +135,25 @@ impl ZfsStore {
         match result {
             Err(StoreError::NoDataset { dataset }) => match self.exists(&self.root) {
                 Ok(true) => Err(StoreError::NoDataset { dataset }),
-                Ok(false) => Err(StoreError::Away {
-                    store: self.describe(),
-                    detail: format!(
-                        "is the pool imported? `zpool status {0}`, `zpool import {0}`",
-                        self.root.pool()
-                    ),
-                }),
+                Ok(false) => {
+                    Err(StoreError::Away { store: self.describe(), detail: self.where_is_root() })
+                }
                 Err(error) => Err(error),
             },
             result => result,
+        }
+    }
+
+    /// What to do about a root that is not there.
+    fn where_is_root(&self) -> String {
+        let pool = self.root.pool();
+        let there = DatasetName::new(pool).is_ok_and(|it| matches!(self.exists(&it), Ok(true)));
+        match there && pool != self.root.as_str() {
+            true => format!(
+                "{} is not there, its pool is: was it renamed? `zfs list -r {pool}`",
+                self.root
+            ),
+            false => format!("is the pool imported? `zpool status {pool}`, `zpool import {pool}`"),
         }
     }
 

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let root = DatasetName::new(root).expect("a dataset's name");
-    let store: Arc<dyn Store> = match ZfsStore::open(&root, options) {
+    let store: Arc<dyn Store> = match ZfsStore::open(&root, options.clone()) {
         Ok(store) => Arc::new(store),
         Err(error) => {
             eprintln!("{root}: {error}");
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     };
     println!("{} on {}", store.capabilities().version, store.describe());
     let spare = spare.map(|s| DatasetName::new(s).expect("a dataset's name"));
-    let mut failed = 0;
+    let (mut failed, mut inapplicable) = (0, 0);
     for (number, (name, check)) in checks().into_iter().enumerate() {
         if number % share.1 != share.0 || !name.contains(&only) {
             continue;
@@ -56,19 +56,23 @@ fn main() -> ExitCode {
         let corner = root.child(&format!("c{number}")).expect("a name");
         let made = std::process::Command::new("zfs").args(["create", corner.as_str()]).status();
         assert!(made.is_ok_and(|s| s.success()), "cannot make {corner}");
-        let site = Site { store: Arc::clone(&store), root: corner, spare: spare.clone() };
+        let (spare, options) = (spare.clone(), options.clone());
+        let site = Site { store: Arc::clone(&store), root: corner, spare, options };
         let begun = Instant::now();
         let outcome = check(&site);
         let took = begun.elapsed().as_secs_f64();
         match outcome {
             Ok(words) => println!("ok      {name} ({took:.1} s) {words}"),
-            Err(trouble) if trouble.is::<NotHere>() => println!("n/a     {name}: {trouble}"),
+            Err(trouble) if trouble.is::<NotHere>() => {
+                inapplicable += 1;
+                println!("n/a     {name}: {trouble}");
+            }
             Err(trouble) => {
                 failed += 1;
                 println!("FAILED  {name}: {trouble}");
             }
         }
     }
-    println!("{failed} failed");
+    println!("{failed} failed, {} did not apply", inapplicable);
     ExitCode::from(u8::from(failed > 0))
 }

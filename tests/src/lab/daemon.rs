@@ -80,7 +80,7 @@ impl Lab {
                 let logs = self.guests().iter().map(|g| self.last_words(*g));
                 panic!("{what} did not come about:\n{}", logs.collect::<String>());
             }
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            std::thread::sleep(std::time::Duration::from_millis(200));
         }
     }
 }

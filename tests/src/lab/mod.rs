@@ -23,11 +23,19 @@ use crate::e2e::{self, skip};
 /// Where the guests of a test run are: folders of its own beside those of people.
 const RUN: &str = "/tmp/flocker-lab-tests";
 
+/// Memory of a machine that has room for the four guests of two labs beside the tests, KiB.
+const TWO_LABS_KIB: u64 = 14 << 20;
+
 /// The folders of the labs that the tests share; `tests/run` knows them too.
-fn run_folders() -> [String; 2] {
+fn run_folders() -> Vec<String> {
     let named = std::env::var("FLOCKER_LAB_RUN").ok().filter(|named| !named.is_empty());
     let first = named.unwrap_or_else(|| RUN.to_owned());
-    [first.clone(), format!("{first}-2")]
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+    let total: u64 = total.and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    let second = format!("{first}-2");
+    if total >= TWO_LABS_KIB { vec![first, second] } else { vec![first] }
 }
 
 /// What a lab's mark says when these suites run in it.
@@ -178,19 +186,21 @@ impl Lab {
             },
             _lock: lock,
         };
-        let running = fs::read_to_string(lab.mark()).unwrap_or_default();
+        let mut running = fs::read_to_string(lab.mark()).unwrap_or_default();
+        // What cannot be made empty again is started anew for the next test.
+        lab.spoil();
         if !serves(&running, alpha, beta) || !lab.is_up() {
-            lab.spoil();
             // Every guest, whichever were started.
             let done = lab.lab_command().env("LAB_GUESTS", "alpha beta").arg("down").status();
             assert!(done.is_ok_and(|s| s.success()), "the lab does not go down");
             lab.run(&["up"]);
-            fs::write(lab.mark(), pair_mark(alpha, beta)).expect("the lab's mark");
+            running = pair_mark(alpha, beta);
         }
         lab.linger();
         for guest in lab.guests.clone() {
             lab.clear(guest);
         }
+        fs::write(lab.mark(), running).expect("the lab's mark");
         lab
     }
 
@@ -298,11 +308,7 @@ impl Lab {
             return;
         }
         // Without its line tables it is a fifth of the size, on a slow way into the guest.
-        let stripped = std::env::temp_dir().join(format!(
-            "flocker-lab-{}-{}",
-            std::process::id(),
-            guest.name()
-        ));
+        let stripped = PathBuf::from(format!("{}.put-{}", self.run, guest.name()));
         fs::create_dir_all(&stripped).expect("a folder");
         let small = stripped.join(&name);
         let done = Command::new("strip").arg("-o").args([&small, binary]).status();
@@ -345,7 +351,7 @@ impl Lab {
     pub fn wait_for(&self, guest: Guest, what: &str, script: &str) {
         // It looks again there: a login for each look costs more than the look, and slows what is waited for.
         let patient =
-            format!("for n in $(seq 20); do\n(\n{script}\n) && exit 0\nsleep 0.5\ndone\nexit 1");
+            format!("until (\n{script}\n)\ndo [ $SECONDS -lt 10 ] || exit 1; sleep 0.5; done");
         let begun = std::time::Instant::now();
         while !self.output(guest, &patient).status.success() {
             if begun.elapsed() > PATIENCE {

@@ -139,7 +139,7 @@ impl<'a> Nodes<'a> {
         if done.status.success() { Ok(said) } else { Err(said) }
     }
 
-    /// One hash over all that a unit holds: names, types, modes, sizes, links, contents.
+    /// One hash over all that a unit holds: names, types, modes, owners, times of modification, sizes, links, contents.
     pub fn hash(&self, unit: &Unit, at: Guest) -> String {
         self.hash_path(unit, at, &self.path(unit, at))
     }
@@ -149,7 +149,7 @@ impl<'a> Nodes<'a> {
         let script = match unit.zvol {
             true => format!("sha256sum <{path}"),
             false => format!(
-                "cd {path}; (find . -printf '%y %m %p %l\\n' | sort; find . -type f -printf '%s %p\\n' | sort
+                "cd {path}; (find . -mindepth 1 -printf '%y %m %U %G %T@ %p %l\\n' | sort; find . -type f -printf '%s %p\\n' | sort
                  find . -type f -print0 | sort -z | xargs -0 sha256sum) | sha256sum"
             ),
         };

@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
 use super::Trouble;
 
 /// Bytes that do not compress, from a seed.
@@ -37,6 +40,11 @@ pub fn write_round(dir: &Path, round: u64) -> Result<(), Trouble> {
     let sparse = fs::File::create(own.join("sparse"))?;
     sparse.set_len(8 << 20)?;
     (&sparse).write_all(b"first")?;
+    // One that fits into a large dnode, one that takes a block of its own.
+    for (name, bytes) in [("user.small", 90), ("user.large", 3_000)] {
+        set_attribute(&own.join("text"), name, &noise(round + bytes as u64, bytes))?;
+    }
+    std::os::unix::fs::chown(own.join("a b:c%d é"), Some(1234), Some(4321))?;
     fs::hard_link(own.join("text"), own.join("linked"))?;
     symlink("text", own.join("pointer"))?;
     // What every round changes in place: overwritten in the middle, grown, shrunk.
@@ -60,7 +68,35 @@ pub fn write_round(dir: &Path, round: u64) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// A hash over every path, type, mode, size, link target and byte below `dir`.
+/// Sets an extended attribute, where there are such.
+fn set_attribute(path: &Path, name: &str, value: &[u8]) -> Result<(), Trouble> {
+    match rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()) {
+        // zfs-fuse
+        Err(Errno::NOTSUP) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// The names of a path's extended attributes, in order, each with its value.
+fn attributes(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Trouble> {
+    let mut names = vec![0; 64 << 10];
+    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
+        Err(Errno::NOTSUP) => 0,
+        len => len?,
+    };
+    let mut found = Vec::new();
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 64 << 10];
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
+        value.truncate(len);
+        found.push((name.to_owned(), value));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A hash over every path, type, mode, owner, time of modification, extended attribute, size, link target and byte
+/// below `dir`.
 ///
 /// # Errors
 /// Something cannot be read.
@@ -79,6 +115,12 @@ fn walk(top: &Path, dir: &Path, hasher: &mut blake3::Hasher) -> Result<(), Troub
         let shown = path.strip_prefix(top)?.as_os_str().as_encoded_bytes();
         hasher.update(&(shown.len() as u64).to_le_bytes()).update(shown);
         hasher.update(&meta.mode().to_le_bytes());
+        hasher.update(&meta.uid().to_le_bytes()).update(&meta.gid().to_le_bytes());
+        hasher.update(&meta.mtime().to_le_bytes()).update(&meta.mtime_nsec().to_le_bytes());
+        for (name, value) in attributes(&path)? {
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(&name);
+            hasher.update(&(value.len() as u64).to_le_bytes()).update(&value);
+        }
         if meta.is_dir() {
             walk(top, &path, hasher)?;
         } else if meta.is_symlink() {

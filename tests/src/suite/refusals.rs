@@ -285,8 +285,13 @@ impl Drop for SmallPool<'_> {
 fn full_pool(site: &Site) -> Result<String, Trouble> {
     let small = SmallPool::new(site, "fsuitefull")?;
     let root = flocker_store::DatasetName::new(small.1.as_str())?;
-    let store = flocker_zfs::ZfsStore::open(&root, flocker_zfs::ZfsOptions::default())?;
-    let far = Site { store: std::sync::Arc::new(store), root: root.clone(), spare: None };
+    let store = flocker_zfs::ZfsStore::open(&root, site.options.clone())?;
+    let far = Site {
+        store: std::sync::Arc::new(store),
+        root: root.clone(),
+        spare: None,
+        options: site.options.clone(),
+    };
     let (a, path) = site.filesystem("a", &[])?;
     let first = site.snapshot(&a, "s1")?;
     let b = root.child("b")?;
@@ -305,8 +310,13 @@ fn full_pool(site: &Site) -> Result<String, Trouble> {
 fn exported(site: &Site) -> Result<String, Trouble> {
     let small = SmallPool::new(site, "fsuitegone")?;
     let root = flocker_store::DatasetName::new(small.1.as_str())?;
-    let store = flocker_zfs::ZfsStore::open(&root, flocker_zfs::ZfsOptions::default())?;
-    let far = Site { store: std::sync::Arc::new(store), root: root.clone(), spare: None };
+    let store = flocker_zfs::ZfsStore::open(&root, site.options.clone())?;
+    let far = Site {
+        store: std::sync::Arc::new(store),
+        root: root.clone(),
+        spare: None,
+        options: site.options.clone(),
+    };
     far.run(&["zfs", "create", "fsuitegone/a"])?;
     let a = root.child("a")?;
     far.snapshot(&a, "s1")?;

@@ -23,6 +23,9 @@ pub const CHECKS: &[Check] = &[
 /// Most bytes that may be sent a second time besides those on their way.
 const TWICE_LIMIT: u64 = 8 << 20;
 
+/// What of the beginning of a stream no token may cover: up to the first records that were written.
+const NEVER_KEPT: u64 = 1 << 20;
+
 /// Receives the first `cut` bytes; returns how many bytes there were and whether that was all.
 fn receive_part(
     site: &Site,
@@ -69,7 +72,11 @@ fn cut_everywhere(site: &Site, incremental: bool) -> Result<String, Trouble> {
         let plan = Plan { site, into: &b, from, target: &target };
         // Cut once on the way, and what is left once more.
         let sent = plan.cut_and_go_on(&[whole * share / 100, whole / 5])?;
-        worst = worst.max(sent.saturating_sub(whole));
+        let twice = sent.saturating_sub(whole);
+        // Where that is less than all that was there, it tells going on from beginning anew.
+        let most = TWICE_LIMIT.min(whole * share / 100 / 2 + NEVER_KEPT);
+        ensure!(twice <= 2 * most, "cut at {share} %: {twice} of {whole} bytes were sent twice");
+        worst = worst.max(twice);
         let path = site.store.activate(&b)?.ok_or("no path")?;
         let got = content::tree(&path)?;
         ensure!(got == expect, "cut at {share} %: {b} has {got}, {a} had {expect}");

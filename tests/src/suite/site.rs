@@ -10,6 +10,8 @@ use flocker_store::{
     StoreError,
 };
 
+use flocker_zfs::ZfsOptions;
+
 use super::{NotHere, Trouble};
 
 /// One store and a check's own corner in it.
@@ -20,6 +22,8 @@ pub struct Site {
     pub root: DatasetName,
     /// A second pool, if there is one to use up.
     pub spare: Option<DatasetName>,
+    /// How stores are opened.
+    pub options: ZfsOptions,
 }
 
 impl Site {

@@ -7,7 +7,7 @@
 //! A change of level is tried for a moment and kept only where the stream moved faster for it. So a receiver whose disk
 //! is the limit, which looks like a slow link from here, costs nobody any compression that does not help.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use zfs_stream::{Compression as Zio, Record};
@@ -97,16 +97,23 @@ impl Limit {
     }
 }
 
-/// The rung that the reading thread compresses new batches at, set by the sending one; and what is shown of it.
+/// What the two threads of a transfer tell each other, and what is shown of it: the rung that the reading one
+/// compresses new batches at, set by the sending one, and whether the reading one waits for something else than its
+/// source.
 #[derive(Debug)]
 pub struct Rung {
     rung: AtomicUsize,
     limit: AtomicU8,
+    held_up: AtomicBool,
 }
 
 impl Default for Rung {
     fn default() -> Self {
-        Self { rung: AtomicUsize::new(START), limit: AtomicU8::new(0) }
+        Self {
+            rung: AtomicUsize::new(START),
+            limit: AtomicU8::new(0),
+            held_up: AtomicBool::new(false),
+        }
     }
 }
 
@@ -131,10 +138,21 @@ impl Rung {
         }
     }
 
+    /// Says that the reading thread waits for memory or for a worker, or does so no longer.
+    pub fn hold_up(&self, held_up: bool) {
+        self.held_up.store(held_up, Ordering::Relaxed);
+    }
+
+    /// What is the limit where no batch is there: the source, unless the reading thread does not wait for it.
+    pub fn starved(&self) -> Option<Limit> {
+        (!self.held_up.load(Ordering::Relaxed)).then_some(Limit::Source)
+    }
+
+    /// What no window said clearly stays as it was.
     fn set(&self, rung: usize, limit: Option<Limit>) {
         self.rung.store(rung, Ordering::Relaxed);
         let number = match limit {
-            None => 0,
+            None => return,
             Some(Limit::Source) => 1,
             Some(Limit::Processor) => 2,
             Some(Limit::Lane) => 3,
@@ -199,6 +217,8 @@ struct Trial {
     back_to: usize,
     /// What the stream did before, bytes per second.
     before: u64,
+    /// What was the limit then.
+    under: Limit,
     /// It costs less than what it is to replace.
     cheaper: bool,
 }
@@ -208,18 +228,27 @@ struct Trial {
 struct Patience {
     windows_left: u32,
     next: u32,
+    /// What was the limit then. Where it is another, nothing is known of such a trial.
+    under: Option<Limit>,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { windows_left: 0, next: PATIENCE }
+        Self { windows_left: 0, next: PATIENCE, under: None }
     }
 }
 
 impl Patience {
-    fn in_vain(&mut self) {
+    fn in_vain(&mut self, under: Limit) {
+        if self.under != Some(under) {
+            *self = Self { under: Some(under), ..Self::default() };
+        }
         self.windows_left = self.next;
         self.next = (self.next * 2).min(MOST_PATIENCE);
+    }
+
+    fn allows(&self, under: Limit) -> bool {
+        self.windows_left == 0 || self.under != Some(under)
     }
 }
 
@@ -281,7 +310,7 @@ impl Adaptive {
         for patience in [&mut self.down, &mut self.up] {
             patience.windows_left = patience.windows_left.saturating_sub(1);
         }
-        if let Some(Trial { back_to, before, cheaper }) = self.trial.take() {
+        if let Some(Trial { back_to, before, under, cheaper }) = self.trial.take() {
             let kept = match cheaper {
                 true => rate * 100 >= before * (100 - LOSS_PERCENT),
                 false => rate * 100 >= before * (100 + GAIN_PERCENT),
@@ -290,27 +319,44 @@ impl Adaptive {
             if kept {
                 way.next = PATIENCE;
             } else {
-                way.in_vain();
+                way.in_vain(under);
                 return self.go(back_to);
             }
         }
+        let Some(limit) = limit else { return };
+        let (up, down) = (self.rung + 1, self.rung.wrapping_sub(1));
         match limit {
-            Some(Limit::Lane) => self.attempt(self.rung + 1, rate, false),
-            Some(Limit::Processor) => self.attempt(self.rung.wrapping_sub(1), rate, false),
+            // What a higher level gained may have been an accident, or be over: now and then a lower one has to
+            // show that it is as good.
+            Limit::Lane => {
+                let tried = self.attempt(up, rate, limit, false);
+                if !tried && self.rung > START {
+                    self.attempt(down, rate, limit, true);
+                }
+            }
+            Limit::Processor => {
+                self.attempt(down, rate, limit, false);
+            }
             // Nobody waits for compression: it may cost as much as at the beginning, and save as much.
-            Some(Limit::Source) if self.rung > START => self.attempt(self.rung - 1, rate, true),
-            Some(Limit::Source) if self.rung < START => self.attempt(self.rung + 1, rate, true),
-            _ => {}
+            Limit::Source if self.rung > START => {
+                self.attempt(down, rate, limit, true);
+            }
+            Limit::Source if self.rung < START => {
+                self.attempt(up, rate, limit, true);
+            }
+            Limit::Source => {}
         }
     }
 
     /// Tries a rung, if there is one, and the last trial of that kind was long enough ago.
-    fn attempt(&mut self, to: usize, before: u64, cheaper: bool) {
+    fn attempt(&mut self, to: usize, before: u64, under: Limit, cheaper: bool) -> bool {
         let patience = if to > self.rung { self.up } else { self.down };
-        if to < LADDER.len() && patience.windows_left == 0 {
-            self.trial = Some(Trial { back_to: self.rung, before, cheaper });
+        let tries = to < LADDER.len() && patience.allows(under);
+        if tries {
+            self.trial = Some(Trial { back_to: self.rung, before, under, cheaper });
             self.go(to);
         }
+        tries
     }
 
     fn go(&mut self, to: usize) {
@@ -366,6 +412,11 @@ mod tests {
 
         /// The share of the time, of 60 s, that was spent on each rung.
         fn shares(&self) -> [f64; LADDER.len()] {
+            self.noisy_shares(0.0, 1)
+        }
+
+        /// The same where speeds change by up to this part from second to second.
+        fn noisy_shares(&self, noise: f64, seed: u64) -> [f64; LADDER.len()] {
             let (mut adaptive, rung) = (Adaptive::default(), Rung::default());
             let begun = Instant::now();
             let (mut at, mut shares) = (0.0, [0.0; LADDER.len()]);
@@ -375,8 +426,11 @@ mod tests {
                 queue.push_back(rung.get());
                 let sent = queue.pop_front().expect("a batch");
                 let (speed, limit) = self.speed(sent);
-                at += MB / speed;
-                shares[sent] += MB / speed / 60.0;
+                let drawn = blake3::hash(&[seed, at as u64].map(u64::to_le_bytes).concat());
+                let drawn = f64::from(drawn.as_bytes()[0]) / 127.5 - 1.0;
+                let took = MB / (speed * (1.0 + noise * drawn));
+                at += took;
+                shares[sent] += took / 60.0;
                 let batch = Sent { bytes: 1_000_000, rung: sent, limit: Some(limit) };
                 adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
             }
@@ -410,6 +464,15 @@ mod tests {
     fn a_slow_source_or_target_gets_no_more_than_at_the_beginning() {
         assert_eq!(Way { source: 100.0 * MB, ..text() }.mostly(), Some(1));
         assert_eq!(Way { sink: 100.0 * MB, link: 1_000.0 * MB, ..text() }.mostly(), Some(1));
+    }
+
+    #[test]
+    fn a_target_whose_speed_changes_by_itself_does_not_drive_the_level_up() {
+        let slow = Way { sink: 100.0 * MB, link: 1_000.0 * MB, ..text() };
+        let of_seed = |seed| slow.noisy_shares(0.2, seed);
+        // What counts is the dear end: a level of 6 or 9 for nothing.
+        let dear: f64 = (1..=40).map(|seed| of_seed(seed)[5..].iter().sum::<f64>()).sum();
+        assert!(dear / 40.0 < 0.1, "{} of the time at level 6 or 9", dear / 40.0);
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub struct Progress {
     wire_bytes: AtomicU64,
     batches: AtomicU64,
     saved_bytes: AtomicU64,
+    stored: AtomicU64,
     deduplicates: AtomicBool,
     rung: Arc<Rung>,
 }
@@ -93,10 +94,15 @@ impl Progress {
         self.deduplicates.load(Ordering::Relaxed)
     }
 
-    /// Of what is sent: the zstd level at which plain data is compressed now (`None`: stored), where that is left to
-    /// what limits the transfer, and what that is. `None`: not known yet.
+    /// Of what is sent: the zstd level at which plain data is compressed now (`None`: stored, or nearly all that
+    /// went was), where that is left to what limits the transfer, and what that is. `None`: not known yet.
     pub fn compressed(&self) -> Option<(Option<i32>, Limit)> {
-        Some((self.rung.level(), self.rung.limit()?))
+        let stored = self.stored.load(Ordering::Relaxed) * 10 > self.batches() * 9;
+        Some((self.rung.level().filter(|_| !stored), self.rung.limit()?))
+    }
+
+    fn went_stored(&self) {
+        self.stored.fetch_add(1, Ordering::Relaxed);
     }
 
     fn add(&self, raw: usize, wire: usize) {

@@ -335,6 +335,7 @@ impl Source {
     }
 
     fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {
+        self.rung.hold_up(true);
         let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
         let (seq, rung, referring) = (self.next_seq, self.rung.get(), self.referring.clone());
         let level = level_of(self.options.compression, rung, batch.content());
@@ -343,6 +344,7 @@ impl Source {
             Some(referring) => referring.encode(codec, seq, batch, level),
             None => codec.encode(seq, batch.bytes, level),
         });
+        self.rung.hold_up(false);
         self.put(Piece::Batch { encoded, held, rung })
     }
 
@@ -412,7 +414,7 @@ impl Outgoing<'_> {
             match self.next(queue)? {
                 Piece::Batch { encoded, held, rung } => {
                     let limit = match (waiting, encoded.is_empty()) {
-                        (0, _) => Some(Limit::Source),
+                        (0, _) => self.progress.rung.starved(),
                         (_, true) => Some(Limit::Processor),
                         (waiting, false) if waiting >= IN_ORDER / 2 => Some(Limit::Lane),
                         _ => None,
@@ -471,6 +473,9 @@ impl Outgoing<'_> {
         report.saved_bytes += referenced as u64;
         self.progress.add(raw, wire);
         self.progress.save(referenced);
+        if stored {
+            self.progress.went_stored();
+        }
         metrics::counter!(counters::BULK_RAW_SENT).increment(raw as u64);
         metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
         metrics::counter!(counters::BATCHES_SENT).increment(1);

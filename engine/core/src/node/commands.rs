@@ -496,6 +496,8 @@ impl Unit {
             // Already protected: the promise may have changed.
             self.record.policy = policy;
             self.record.lease_ms = lease_ms;
+            // Without the word nothing was looked at anew: what was accepted stays so.
+            self.record.one_way.extend(asked.one_way.then_some(peer));
             self.persist(ctx);
             let unit = self.record.id;
             ctx.reply(

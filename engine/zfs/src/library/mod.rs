@@ -36,7 +36,7 @@ pub(crate) fn open(engine: Engine) -> Result<Option<Lzc>> {
         }
         Err(error) => Err(StoreError::NotCapable {
             store: "this machine".to_owned(),
-            what: format!("libzfs_core ({error}; configure `zfs_engine = \"auto\"`)"),
+            what: format!("libzfs_core ({error}; configure `[zfs] engine = \"auto\"`)"),
         }),
     }
 }
