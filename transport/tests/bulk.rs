@@ -152,35 +152,32 @@ impl<W: Write> Write for Slow<W> {
 
 fn the_slowest_part_of_the_way_is_found_and_the_level_follows(over: Over) {
     let ways = [
-        (SLOW, Duration::ZERO, Limit::Source, Some(1)),
-        // A slow target is no slow link: whatever is tried, it ends where it began.
-        (Duration::ZERO, SLOW, Limit::Lane, Some(1)),
+        (SLOW, Duration::ZERO, false, Limit::Source, Some(1)),
+        // Noise, since of text the lane's buffers hold very much; it is stored at every level.
+        (Duration::ZERO, SLOW, true, Limit::Lane, None),
     ];
-    for (source, target, limit, level) in ways {
+    for (source, target, noise, limit, level) in ways {
         let (sender, mut receiver, _) = between(over);
         let received = thread::spawn(move || {
             let mut sink = Slow(io::sink(), target);
-            receive_stream(&mut receiver, &mut sink, &Progress::default()).unwrap();
-            receiver.finish(Ok(())).unwrap();
+            receive_stream(&mut receiver, &mut sink, &Progress::default()).unwrap_err();
         });
         let progress = Arc::new(Progress::default());
         let here = Arc::clone(&progress);
-        let read = Slow(Synthetic::new(100_000, BLOCK, false), source);
+        let read = Slow(Synthetic::new(100_000, BLOCK, noise), source);
         let cancel = sender.cancel_handle();
         let sent = thread::spawn(move || {
             send_stream(read, |_| Ok(()), sender, SendOptions::default(), &here)
         });
-        // Tried and taken back, or never left.
         let begun = Instant::now();
-        let mut seen = Vec::new();
-        while !(progress.compressed() == Some((level, limit)) && seen.len() > 20) {
+        while progress.compressed() != Some((level, limit)) {
+            let seen = progress.compressed();
             assert!(begun.elapsed() < Duration::from_secs(60), "{limit:?}: {seen:?}");
-            thread::sleep(Duration::from_millis(50));
-            seen.push(progress.compressed());
+            thread::sleep(Duration::from_millis(20));
         }
         cancel.cancel("enough");
         sent.join().unwrap().unwrap_err();
-        drop(received);
+        received.join().unwrap();
     }
 }
 
