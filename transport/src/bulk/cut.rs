@@ -4,9 +4,11 @@
 //! batch's limit. Leaves to others: what a record is (`zfs-stream`).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use zfs_stream::format::HEADER_LEN;
 
+use super::buffers::Buffers;
 use crate::frame::MAX_BATCH_RAW;
 use crate::frame::dedup::MIN_BLOCK;
 
@@ -38,9 +40,15 @@ impl Batch {
 #[derive(Debug, Default)]
 pub struct Packer {
     batch: Batch,
+    buffers: Arc<Buffers>,
 }
 
 impl Packer {
+    /// One that packs into these buffers.
+    pub fn new(buffers: Arc<Buffers>) -> Self {
+        Self { batch: Batch::default(), buffers }
+    }
+
     /// Adds a record; hands each batch that is complete to `emit`, whose error ends it. With `dedup` its
     /// payload is a block, if it is long enough.
     ///
@@ -57,6 +65,9 @@ impl Packer {
             emit(std::mem::take(&mut self.batch))?;
         }
         if record.len() < BATCH_TARGET {
+            if self.batch.bytes.capacity() == 0 {
+                self.batch.bytes = self.buffers.empty(BATCH_TARGET);
+            }
             self.batch.add(HEADER_LEN.min(record.len()), record, dedup);
             return Ok(());
         }

@@ -284,7 +284,7 @@ impl Source {
     ) -> Result<SourceEnd, Stop> {
         let damaged = |source| Stop::Failed(SendError::Damaged { source });
         let (account, giants) = (self.resources.sending(), self.resources.giants());
-        let (mut records, mut packer) = (Reader::new(), Packer::default());
+        let (mut records, mut packer) = (Reader::new(), Packer::new(Arc::clone(self.resources.buffers())));
         let mut piece = vec![0; PIECE_BYTES];
         let (mut giant, mut raw_bytes) = (None, 0);
         // Ciphertext never comes twice.
