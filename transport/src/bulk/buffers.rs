@@ -13,8 +13,8 @@ use super::cut::BATCH_TARGET;
 /// Buffers kept while nobody needs them: what one transfer has under way, so that it finds them all again.
 pub const KEEP: usize = 8;
 
-/// Room of a buffer that is kept, in bytes. Others are larger or smaller than what is asked for next.
-const ROOM: std::ops::RangeInclusive<usize> = BATCH_TARGET..=BATCH_TARGET + BATCH_TARGET / 8;
+/// Lengths that get such a buffer. A small batch does not hold a large buffer: budgets count what is in it.
+const FITS: std::ops::RangeInclusive<usize> = BATCH_TARGET / 2..=BATCH_TARGET;
 
 /// Those of one node.
 #[derive(Debug, Default)]
@@ -28,9 +28,16 @@ impl Buffers {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One to read into, of at most [`BATCH_TARGET`] bytes that hold anything, with room for so many.
+    pub fn any(&self) -> Vec<u8> {
+        let kept = self.free().pop();
+        // The system's pages are zero already, and are touched when they are needed.
+        kept.unwrap_or_else(|| vec![0; BATCH_TARGET])
+    }
+
     /// An empty one with room for `len` bytes.
     pub fn empty(&self, len: usize) -> Vec<u8> {
-        let mut buffer = self.take(len);
+        let mut buffer = if FITS.contains(&len) { self.any() } else { Vec::with_capacity(len) };
         buffer.clear();
         buffer
     }
@@ -38,21 +45,15 @@ impl Buffers {
     /// One of `len` bytes that hold anything, with room for `room`: for those who fill it, and throw it away when they
     /// cannot.
     pub fn filled(&self, len: usize, room: usize) -> Vec<u8> {
-        let mut buffer = self.take(room.max(len));
+        let room = room.max(len);
+        let mut buffer = if FITS.contains(&room) { self.any() } else { Vec::with_capacity(room) };
         buffer.resize(len, 0);
         buffer
     }
 
-    fn take(&self, len: usize) -> Vec<u8> {
-        // A small batch does not hold a large buffer: budgets count what is in it.
-        let fits = (BATCH_TARGET / 2..=BATCH_TARGET).contains(&len);
-        let kept = if fits { self.free().pop() } else { None };
-        kept.unwrap_or_else(|| Vec::with_capacity(if fits { BATCH_TARGET } else { len }))
-    }
-
     /// Takes one back that is of no use any more.
     pub fn give(&self, buffer: Vec<u8>) {
-        if !ROOM.contains(&buffer.capacity()) {
+        if buffer.capacity() != BATCH_TARGET {
             return;
         }
         let mut free = self.free();
@@ -63,7 +64,7 @@ impl Buffers {
 
     /// The same as bytes, which come back by themselves.
     pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
-        if !ROOM.contains(&buffer.capacity()) {
+        if buffer.capacity() != BATCH_TARGET {
             return Bytes::from(buffer);
         }
         Bytes::from_owner(Lent { buffer, owner: Arc::clone(self) })

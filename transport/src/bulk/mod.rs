@@ -17,7 +17,7 @@
 //!
 //! | what | bytes |
 //! | --- | --- |
-//! | sending: 8 transfers, each 1 MiB being read, 2 MiB in the record reader, 1 MiB being packed | 32 MiB |
+//! | sending: 8 transfers, each 1 MiB being read and cut, 2 MiB in the record reader | 24 MiB |
 //! | sending: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
 //! | sending: records larger than 2 MiB, one transfer at a time (16 MiB record, 8 MiB batch) | 24 MiB |
 //! | receiving: batches, 8 × 2 MiB of their own and 30 MiB shared | 46 MiB |
@@ -29,7 +29,7 @@
 //!
 //! | dedup: what is known of one peer's blocks, each way, see [`dedup`] | 15 MiB |
 //!
-//! Together 281 MiB when everything is full at once, with one peer; each further peer adds its windows, and
+//! Together 273 MiB when everything is full at once, with one peer; each further peer adds its windows, and
 //! up to the fourth what is known of its blocks.
 
 mod answer;
