@@ -49,7 +49,7 @@ impl Ours {
         Contender::Ours(Self { lane, level: None, dedup: false, volumes })
     }
 
-    fn lane(self) -> &'static str {
+    pub(crate) fn lane(self) -> &'static str {
         match self.lane {
             LaneMode::Quic => "quic",
             LaneMode::Tls => "tls",

@@ -7,7 +7,7 @@ use flocker_transport::LaneMode;
 
 use crate::contenders::Ours;
 use crate::measure::{Cost, transfer};
-use crate::results::{Round, Series};
+use crate::results::{Round, Series, median};
 use crate::site::{End, Network, Site, says, sh};
 
 pub(crate) const INPUT: &str = "a filesystem of zfs-fuse";
@@ -37,7 +37,11 @@ impl Pools {
 impl Drop for Pools {
     fn drop(&mut self) {
         for name in [&self.near, &self.far] {
-            if let Err(error) = sh(&format!("zpool destroy -f {name}")) {
+            // What was received last may still be on its way to the disk.
+            let again = format!(
+                "for try in 1 2 3 4 5 6 7 8 9; do zpool destroy -f {name} && exit; sleep 1; done; exit 1"
+            );
+            if let Err(error) = sh(&again) {
                 eprintln!("a pool is left behind: {error:#}");
             }
         }
@@ -66,28 +70,21 @@ pub(crate) fn measure(
         noise.display()
     ))?;
     sh(&format!("zfs snapshot {source}@s"))?;
+    let empty = format!("{}/empty", pools.near);
+    sh(&format!("zfs create {empty} && zfs snapshot {empty}@s"))?;
     let bytes: u64 = says(&format!("zfs send {source}@s | wc -c"))?.parse()?;
     let ours = Ours { lane: LaneMode::Tls, level: Some(1), dedup: false, volumes: 0 };
     let mut local = series(LOCAL, false);
     let mut through = series(&crate::contenders::Contender::Ours(ours).name(), true);
+    let mut startups = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (piped, sent) = both(site, &pools, &empty, ours, 0)?;
+        startups.0.push(piped.seconds);
+        startups.1.push(sent.seconds);
+    }
+    (local.startup_seconds, through.startup_seconds) = (median(&startups.0), median(&startups.1));
     for round in 0..=rounds {
-        let target = format!("{}/copy{round}", pools.far);
-        let done = |cost: Cost| -> anyhow::Result<Round> {
-            // What is freed is gone before the next one begins.
-            sh(&format!("zfs destroy -r {target}; sync; zpool list >/dev/null"))?;
-            Ok(Round::new(bytes, cost, None))
-        };
-        let piped = format!("zfs send {source}@s | zfs receive -u {target}");
-        let piped = done(transfer(None, &piped)?)?;
-        let then = format!(" | zfs receive -u {target}");
-        let (server, address) = site.receiver(Network::Loopback, "--lane tls", &then)?;
-        let client = format!(
-            "zfs send {source}@s | {} send --keys {} --to {address} --lane tls --level 1",
-            site.pipe.display(),
-            site.keys().display()
-        );
-        let client = site.at(Network::Loopback, End::Near, &client);
-        let sent = done(transfer(Some(&server), &client)?)?;
+        let (piped, sent) = both(site, &pools, &source, ours, bytes)?;
         // The first one warms up what is read and where it is written.
         if round > 0 {
             local.rounds.push(piped);
@@ -95,6 +92,35 @@ pub(crate) fn measure(
         }
     }
     Ok(Ok(vec![local, through]))
+}
+
+/// One snapshot by the local pipe, then through us.
+fn both(
+    site: &Site,
+    pools: &Pools,
+    source: &str,
+    ours: Ours,
+    bytes: u64,
+) -> anyhow::Result<(Round, Round)> {
+    let target = format!("{}/copy", pools.far);
+    let done = |cost: Cost| -> anyhow::Result<Round> {
+        // What is freed is gone before the next one begins.
+        sh(&format!("zfs destroy -r {target}; sync; zpool list >/dev/null"))?;
+        Ok(Round::new(bytes, cost, None))
+    };
+    let piped = format!("zfs send {source}@s | zfs receive -u {target}");
+    let piped = done(transfer(None, &piped)?)?;
+    let then = format!(" | zfs receive -u {target}");
+    let lane = ours.lane();
+    let (server, address) = site.receiver(Network::Loopback, &format!("--lane {lane}"), &then)?;
+    let client = format!(
+        "zfs send {source}@s | {} send --keys {} --to {address} --lane {lane} --level 1",
+        site.pipe.display(),
+        site.keys().display()
+    );
+    let client = site.at(Network::Loopback, End::Near, &client);
+    let sent = done(transfer(Some(&server), &client)?)?;
+    Ok((piped, sent))
 }
 
 fn series(tool: &str, ours: bool) -> Series {

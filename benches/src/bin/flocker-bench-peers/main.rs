@@ -100,18 +100,18 @@ fn measured(cli: &Cli) -> anyhow::Result<Results> {
         inputs: Vec::new(),
         series: Vec::new(),
         latencies: Vec::new(),
-        left_out: Vec::new(),
+        notes: Vec::new(),
     };
     let chosen: Vec<&Part> = parts.iter().filter(|part| wanted(part.name)).collect();
     for (number, part) in chosen.iter().enumerate() {
         let file = match plan::make(&site, part, cli.size, cli.database.as_deref())? {
             Ok(file) if site.has(part.network) => file,
             Ok(_) => {
-                results.left_out.push(format!("{}: needs root, for network namespaces", part.name));
+                results.notes.push(format!("{}: needs root, for network namespaces", part.name));
                 continue;
             }
             Err(why) => {
-                results.left_out.push(format!("{}: {why}", part.name));
+                results.notes.push(format!("{}: {why}", part.name));
                 continue;
             }
         };
@@ -132,11 +132,11 @@ fn measured(cli: &Cli) -> anyhow::Result<Results> {
                 results.inputs.push(fuse::INPUT.to_owned());
                 results.series.extend(series);
             }
-            Err(why) => results.left_out.push(format!("{}: {why}", plan::FUSE)),
+            Err(why) => results.notes.push(format!("{}: {why}", plan::FUSE)),
         }
     }
     if wanted("database") && !cli.database_words.is_empty() {
-        results.left_out.push(format!("The database's stream: {}", cli.database_words));
+        results.notes.push(format!("The stream of a database: {}", cli.database_words));
     }
     results.took_seconds = started.elapsed().as_secs();
     Ok(results)

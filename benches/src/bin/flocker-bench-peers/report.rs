@@ -45,9 +45,9 @@ pub(crate) fn markdown(results: &Results) -> String {
         figures(&mut out, results, input);
     }
     latencies(&mut out, results);
-    if !results.left_out.is_empty() {
-        out += "\n## Left out\n\n";
-        for why in &results.left_out {
+    if !results.notes.is_empty() {
+        out += "\n## Notes\n\n";
+        for why in &results.notes {
             let _ = writeln!(out, "- {why}");
         }
     }

@@ -111,8 +111,8 @@ pub(crate) struct Results {
     pub(crate) inputs: Vec<String>,
     pub(crate) series: Vec<Series>,
     pub(crate) latencies: Vec<Latency>,
-    /// What could not be measured, and why.
-    pub(crate) left_out: Vec<String>,
+    /// What could not be measured and why, and what a stream was made of.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Results {
