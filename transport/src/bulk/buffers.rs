@@ -106,7 +106,8 @@ mod tests {
         drop(lent);
         assert_eq!((&part[..], buffers.free().len()), (&[7; 5][..], 0));
         drop(part);
-        assert_eq!(buffers.empty(BATCH_TARGET).as_ptr(), at);
+        let again = buffers.empty(BATCH_TARGET);
+        assert_eq!(again.as_ptr(), at);
     }
 
     #[test]
