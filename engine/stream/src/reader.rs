@@ -154,6 +154,29 @@ impl Reader {
         }
     }
 
+    /// As [`Reader::next`], but takes nothing of a record that is not there in full: `None` leaves the slice at its
+    /// beginning. Offer the same bytes again with more behind them, or to [`Reader::next`], which takes them. So whoever
+    /// keeps what is left over himself has every record in his own buffer.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the stream, see [`Problem`].
+    pub fn next_whole<'r, 'i: 'r>(
+        &'r mut self,
+        input: &mut &'i [u8],
+    ) -> Result<Option<Item<'r>>, StreamError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        self.reclaim();
+        let gathering = self.grammar.is_done() || !self.buf.is_empty();
+        let cut = if gathering { self.advance(input) } else { self.cut_whole(input) };
+        match cut {
+            Ok(None) => Ok(None),
+            Ok(Some(cut)) => Ok(Some(self.hand_out(cut))),
+            Err(problem) => Err(self.fail(problem)),
+        }
+    }
+
     /// Says that the input has ended.
     ///
     /// # Errors
@@ -202,6 +225,11 @@ impl Reader {
         self.unproven_from
     }
 
+    /// Bytes of a record that was begun and is gathered in the reader's buffer.
+    pub fn buffered_len(&self) -> usize {
+        if self.buf_spent { 0 } else { self.buf.len() }
+    }
+
     /// Bytes of memory in the reader's buffer.
     pub fn buffered_capacity(&self) -> usize {
         self.buf.capacity()
@@ -221,6 +249,22 @@ impl Reader {
             self.buf.clear();
             self.buf.shrink_to(BUFFER_KEEP);
         }
+    }
+
+    /// Cuts the next record off, if it is there in full.
+    fn cut_whole<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Cut<'i>>, Problem> {
+        let bytes: &'i [u8] = input;
+        let pending = match (self.pending.take(), bytes.first_chunk()) {
+            (Some(pending), _) => pending,
+            (None, Some(header)) => self.take_header(header)?,
+            (None, None) => return Ok(None),
+        };
+        let Some((whole, rest)) = bytes.split_at_checked(pending.total) else {
+            self.pending = Some(pending);
+            return Ok(None);
+        };
+        *input = rest;
+        Ok(Some(Cut { pending, whole: Some(whole) }))
     }
 
     /// Gathers the next record, or as much of it as there is.

@@ -9,7 +9,6 @@
 //! our end is open, so the callers close theirs first.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc::Receiver;
@@ -18,14 +17,11 @@ use std::time::{Duration, Instant};
 use flocker_store::StoreError;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::pipe::widen;
 use crate::run::{
     Collected, Ending, Finished, MAX_STDERR_BYTES, Program, cannot_start, collect, command,
     kill_and_wait, printable, receive, wait_until,
 };
-
-/// Size of the pipe to and from a child, bytes; also the limit for users without `CAP_SYS_RESOURCE`.
-/// Measured at 2 to 3.5 GB/s where the default of 64 KiB gives 1 (`MEASURED.md`).
-pub const PIPE_BYTES: usize = 1 << 20;
 
 /// How long a child that was asked to end may take before it is killed.
 pub const TERMINATE_GRACE: Duration = Duration::from_secs(2);
@@ -142,9 +138,24 @@ impl Drop for StreamChild {
     }
 }
 
-/// A narrow pipe is slower and as correct.
-fn widen(pipe: impl AsFd, words: &str) {
-    if let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES) {
-        tracing::debug!(command = words, %error, "the pipe stays at its default size");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipe::granted_here;
+    use rustix::pipe::fcntl_getpipe_size;
+
+    #[test]
+    fn the_pipe_of_a_child_is_wide_whichever_way_the_bytes_flow() {
+        let cat = Path::new("/bin/cat");
+        for direction in [Direction::Send, Direction::Receive] {
+            let (mut child, pipe) = StreamChild::start(cat, &["/dev/null"], direction).unwrap();
+            let size = match &pipe {
+                Pipe::Out(out) => fcntl_getpipe_size(out),
+                Pipe::In(stdin) => fcntl_getpipe_size(stdin),
+            };
+            assert_eq!(size.unwrap(), granted_here(), "{direction:?}");
+            drop(pipe);
+            assert!(child.stop(Duration::from_secs(10)).unwrap().ending.is_success());
+        }
     }
 }

@@ -55,6 +55,7 @@ mod library;
 mod mounts;
 pub mod options;
 mod parse;
+mod pipe;
 pub mod probe;
 pub mod properties;
 pub mod receive;

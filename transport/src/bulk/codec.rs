@@ -2,8 +2,11 @@
 //!
 //! Owns: the contexts and buffers a worker keeps. Leaves to others: which batch comes when.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use super::buffers::Buffers;
 use super::dedup::recipe::Hash;
 use crate::frame::bulk::{BATCH_HEADER_LEN, BatchHeader, Encoding};
 use crate::frame::dedup::{Recipe, batch_cost};
@@ -24,6 +27,8 @@ pub struct Codec {
     level: i32,
     decompressor: zstd::bulk::Decompressor<'static>,
     scratch: Vec<u8>,
+    /// Where batches come from and go back to.
+    buffers: Arc<Buffers>,
 }
 
 /// A batch, ready for the lane.
@@ -67,17 +72,26 @@ pub enum BatchError {
 }
 
 impl Codec {
-    /// New contexts.
+    /// New contexts, for tests and whoever has no others.
     ///
     /// # Errors
     /// zstd has no memory.
     pub fn new() -> std::io::Result<Self> {
+        Self::sharing(Arc::default())
+    }
+
+    /// New contexts that use these buffers.
+    ///
+    /// # Errors
+    /// zstd has no memory.
+    pub fn sharing(buffers: Arc<Buffers>) -> std::io::Result<Self> {
         let level = 1;
         Ok(Self {
             compressor: zstd::bulk::Compressor::new(level)?,
             level,
             decompressor: zstd::bulk::Decompressor::new()?,
             scratch: Vec::new(),
+            buffers,
         })
     }
 
@@ -90,8 +104,11 @@ impl Codec {
         let hash = *blake3::hash(&raw).as_bytes();
         let raw_len = raw.len();
         let (encoding, body) = match level.and_then(|level| self.compress(&raw, level)) {
-            Some(body) => (Encoding::Zstd, body),
-            None => (Encoding::Stored, Bytes::from(raw)),
+            Some(body) => {
+                self.buffers.give(raw);
+                (Encoding::Zstd, body)
+            }
+            None => (Encoding::Stored, self.buffers.lend(raw)),
         };
         let header = BatchHeader { seq, raw_len, encoding, table_len: 0, hash };
         Encoded { head: head(&header, &[], body.len()), body, header, referenced: 0 }
@@ -111,8 +128,11 @@ impl Codec {
     ) -> Encoded {
         assert!(literal.len() == recipe.literal_len(), "{} bytes of literals", literal.len());
         let (encoding, body) = match level.and_then(|level| self.compress(&literal, level)) {
-            Some(body) => (Encoding::RecipeZstd, body),
-            None => (Encoding::RecipeStored, Bytes::from(literal)),
+            Some(body) => {
+                self.buffers.give(literal);
+                (Encoding::RecipeZstd, body)
+            }
+            None => (Encoding::RecipeStored, self.buffers.lend(literal)),
         };
         let table = recipe.encode();
         let (table_len, referenced) = (table.len(), recipe.referenced_len());
@@ -168,11 +188,10 @@ impl Codec {
         if !header.encoding.is_compressed() {
             return if body.len() == len { Ok(body) } else { wrong };
         }
-        let mut raw = Vec::with_capacity(header.raw_len);
-        match self.decompressor.decompress_to_buffer(&body, &mut raw) {
-            Ok(written) if written == len => Ok(raw),
-            _ => wrong,
-        }
+        let mut raw = self.buffers.empty(header.raw_len);
+        let written = self.decompressor.decompress_to_buffer(&body, &mut raw);
+        self.buffers.give(body);
+        if written.is_ok_and(|written| written == len) { Ok(raw) } else { wrong }
     }
 }
 

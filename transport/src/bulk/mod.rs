@@ -17,11 +17,12 @@
 //!
 //! | what | bytes |
 //! | --- | --- |
-//! | sending: 8 transfers, each 1 MiB being read, 2 MiB in the record reader, 1 MiB being packed | 32 MiB |
+//! | sending: 8 transfers, each 1 MiB being read and cut, 2 MiB in the record reader | 24 MiB |
 //! | sending: batches, 8 × 2 MiB of their own and 24 MiB shared | 40 MiB |
 //! | sending: records larger than 2 MiB, one transfer at a time (16 MiB record, 8 MiB batch) | 24 MiB |
 //! | receiving: batches, 8 × 2 MiB of their own and 30 MiB shared | 46 MiB |
 //! | workers: 4 × compression output and contexts, 3 MiB, and 8 MiB for each of two large batches | 28 MiB |
+//! | buffers that wait for the next batch, 8 × 1 MiB, see [`buffers`] | 8 MiB |
 //! | QUIC: windows of one connection, 36 MiB in and 16 MiB out | 52 MiB |
 //! | TLS: 16 transfers, each 256 KiB as it came and 256 KiB encrypted; the kernel's buffers beside | 8 MiB |
 //! | control: queues, see [`crate::peers`] | 28 MiB |
@@ -33,6 +34,7 @@
 
 mod answer;
 pub mod budget;
+pub mod buffers;
 pub mod codec;
 pub mod cut;
 pub mod dedup;

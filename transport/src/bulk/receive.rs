@@ -14,6 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::budget::{Account, Held, Reserve};
+use super::buffers::Buffers;
 use super::codec::BatchError;
 use super::dedup::DedupError;
 use super::dedup::receiving::{Resolving, Unpacked, assemble};
@@ -197,6 +198,7 @@ pub fn receive_stream<W: Write + ?Sized>(
             lane: lane.send.as_mut(),
             cancel,
             account: &account,
+            buffers: resources.buffers(),
             reserve: None,
             resolving,
             supply,
@@ -221,6 +223,7 @@ struct Writing<'a> {
     lane: &'a mut dyn LaneSend,
     cancel: &'a Cancel,
     account: &'a Account,
+    buffers: &'a Buffers,
     /// The credit for references, once the cache is offered.
     reserve: Option<Reserve>,
     resolving: Option<&'a Resolving>,
@@ -246,15 +249,17 @@ impl Writing<'_> {
                         self.resolved(header.seq);
                     }
                     write.write_all(&raw).map_err(|source| ReceiveError::Write { source })?;
+                    let raw_len = raw.len();
+                    self.buffers.give(raw);
                     drop(held);
                     digest.update(&header.hash);
                     let wire = wire + if supplied == 0 { 0 } else { BLOCKS_HEAD_LEN + supplied };
-                    report.raw_bytes += raw.len() as u64;
+                    report.raw_bytes += raw_len as u64;
                     report.wire_bytes += wire as u64;
                     report.batches += 1;
-                    self.progress.add(raw.len(), wire);
+                    self.progress.add(raw_len, wire);
                     self.progress.save(referenced - supplied);
-                    metrics::counter!(counters::BULK_RAW_RECEIVED).increment(raw.len() as u64);
+                    metrics::counter!(counters::BULK_RAW_RECEIVED).increment(raw_len as u64);
                     metrics::counter!(counters::BULK_WIRE_RECEIVED).increment(wire as u64);
                     metrics::counter!(counters::BATCHES_RECEIVED).increment(1);
                 }
@@ -499,8 +504,7 @@ impl Incoming<'_> {
         let held = self.account.acquire(bytes, self.cancel).ok_or(LaneError::Interrupted)?;
         // What is stored is put together where it is.
         let room = if encoding.is_compressed() { 0 } else { raw_len };
-        let mut body = Vec::with_capacity(room.max(body_len - table_len));
-        body.resize(body_len - table_len, 0);
+        let mut body = self.resources.buffers().filled(body_len - table_len, room);
         lane::fill(lane, &mut body, until)?;
         let unpacked = self.resources.run(move |codec| match recipe {
             Some((recipe, cache)) => assemble(codec, &batch, recipe, body, &cache),

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::budget::{Account, Budget, Limits, Reserve};
+use super::buffers::Buffers;
 use super::codec::Codec;
 use super::dedup::{CREDITS, Dedup};
 use crate::frame::MAX_BATCH_RAW;
@@ -52,6 +53,7 @@ pub struct Resources {
     sending: Arc<Budget>,
     receiving: Arc<Budget>,
     giants: Arc<Budget>,
+    buffers: Arc<Buffers>,
     dedup: Arc<Dedup>,
     send_slots: Arc<Semaphore>,
     receive_slots: Arc<Semaphore>,
@@ -65,9 +67,10 @@ impl Resources {
     pub fn start() -> io::Result<Arc<Self>> {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         // One job waiting for each worker: enough that none idles, and no more held than needed.
+        let buffers = Arc::new(Buffers::default());
         let (jobs, queue) = crossbeam_channel::bounded::<Job>(workers);
         for number in 0..workers {
-            let (codec, queue) = (Codec::new()?, queue.clone());
+            let (codec, queue) = (Codec::sharing(Arc::clone(&buffers))?, queue.clone());
             thread::Builder::new()
                 .name(format!("flocker-zip-{number}"))
                 .spawn(move || work(codec, &queue))?;
@@ -77,6 +80,7 @@ impl Resources {
             sending: Budget::new(BATCHES, Some("send")),
             receiving: Budget::new(RECEIVED, Some("receive")),
             giants: Budget::new(GIANTS, None),
+            buffers,
             dedup: Arc::default(),
             send_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             receive_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
@@ -101,6 +105,10 @@ impl Resources {
         CREDITS
             .into_iter()
             .find_map(|credit| Some((account.reserve(credit, RESERVE_FLOOR)?, credit)))
+    }
+
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     pub(crate) fn giants(&self) -> Account {

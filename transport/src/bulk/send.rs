@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, select};
-use zfs_stream::{Features, Reader, Record, StreamError};
+use zfs_stream::StreamError;
 
 use super::answer::{Answer, AnswerError, start_listening};
 use super::budget::{Account, Held};
 use super::codec::Encoded;
-use super::cut::{Batch, Packer};
+use super::cut::{Batch, Cutter};
 use super::dedup::DedupError;
 use super::dedup::sending::Referring;
-use super::level::{Adaptive, Compression, Content, Limit, Rung, Sent, level_of};
+use super::level::{Adaptive, Compression, Limit, Rung, Sent, level_of};
 use super::resources::{GIANT_BYTES, Resources};
 use super::{BulkSender, Progress};
 use crate::cancel::Cancel;
@@ -34,9 +34,6 @@ use crate::frame::dedup::BLOCKS_HEADER_LEN;
 use crate::frame::{FrameError, FrameType, HEADER_LEN, Header};
 use crate::lane::choice::LaneKind;
 use crate::lane::{self, LaneError, LaneFrameError, LaneSend, Until};
-
-/// Bytes asked of the reader at once: what a pipe holds when it is made as large as it may be.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// Batches between reader and lane: one for each worker, one going out, one ready.
 const IN_ORDER: usize = 6;
@@ -259,6 +256,12 @@ enum Stop {
     Failed(SendError),
 }
 
+impl From<StreamError> for Stop {
+    fn from(source: StreamError) -> Self {
+        Self::Failed(SendError::Damaged { source })
+    }
+}
+
 impl From<Abandoned> for Stop {
     fn from(_: Abandoned) -> Self {
         Self::Abandoned
@@ -280,58 +283,49 @@ impl Source {
         mut read: R,
         finish: impl FnOnce(R) -> Result<(), BoxError>,
     ) -> Result<SourceEnd, Stop> {
-        let damaged = |source| Stop::Failed(SendError::Damaged { source });
         let (account, giants) = (self.resources.sending(), self.resources.giants());
-        let (mut records, mut packer) = (Reader::new(), Packer::default());
-        let mut piece = vec![0; PIECE_BYTES];
-        let (mut giant, mut raw_bytes) = (None, 0);
-        // Ciphertext never comes twice, and never shrinks.
-        let mut encrypted = false;
-        loop {
-            let len = self.read_piece(&mut read, &mut piece)?;
-            if len == 0 {
-                break;
-            }
+        let mut cutter = Cutter::new(Arc::clone(self.resources.buffers()));
+        let (mut giant, mut raw_bytes, mut ended) = (None, 0, false);
+        while !ended {
+            let len = self.fill(&mut read, &mut cutter)?;
             raw_bytes += len as u64;
-            let mut input = &piece[..len];
-            while let Some(item) = records.next(&mut input).map_err(damaged)? {
-                if let Record::Begin(begin) = &item.record {
-                    encrypted = begin.features.contains(Features::RAW);
-                }
-                let content = Content::of(&item.record, encrypted);
-                packer.add(item.bytes(), content, !encrypted, |b| self.submit(b, &account))?;
-            }
-            if records.buffered_capacity() <= READER_BYTES {
+            ended = !cutter.room().is_empty();
+            cutter.cut(ended, |batch| Ok::<_, Stop>(self.submit(batch, &account)?))?;
+            if cutter.records().buffered_capacity() <= READER_BYTES {
                 giant = None;
             } else if giant.is_none() {
                 giant = Some(giants.acquire(GIANT_BYTES, &self.cancel).ok_or(Abandoned)?);
             }
         }
+        let records = cutter.records();
         let complete = records.finish();
-        if let Some(batch) = packer.rest() {
-            self.submit(batch, &account)?;
-        }
         // Asked first: what the sender says explains a stream that was cut short.
         finish(read).map_err(|source| Stop::Failed(SendError::Source { source }))?;
-        complete.map_err(damaged)?;
+        complete?;
         Ok(SourceEnd::Complete { raw_bytes, records: records.records() })
     }
 
-    /// Reads until the piece is full or the input ends, since a pipe yields 64 KiB at a time.
-    fn read_piece(&self, read: &mut impl Read, piece: &mut [u8]) -> Result<usize, Stop> {
-        let mut len = 0;
-        while len < piece.len() {
+    /// Reads until the cutter is full or the input ends, since a pipe yields 64 KiB at a time.
+    fn fill(&self, read: &mut impl Read, cutter: &mut Cutter) -> Result<usize, Stop> {
+        let mut filled = 0;
+        loop {
             if self.cancel.is_cancelled() {
                 return Err(Stop::Abandoned);
             }
-            match read.read(&mut piece[len..]) {
-                Ok(0) => break,
-                Ok(more) => len += more,
+            let room = cutter.room();
+            if room.is_empty() {
+                return Ok(filled);
+            }
+            match read.read(room) {
+                Ok(0) => return Ok(filled),
+                Ok(more) => {
+                    cutter.filled(more);
+                    filled += more;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(Stop::Failed(SendError::Read { source })),
             }
         }
-        Ok(len)
     }
 
     fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {

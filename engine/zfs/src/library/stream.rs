@@ -13,8 +13,8 @@ use flocker_store::store::Result;
 use flocker_store::{DatasetName, SendStream, StoreError};
 
 use super::explain;
-use crate::child::PIPE_BYTES;
 use crate::errors::About;
+use crate::pipe::widen;
 use crate::send::FINISH_LIMIT;
 
 /// A call that runs on a thread.
@@ -64,9 +64,7 @@ pub(crate) fn left_behind(what: &str, dataset: &DatasetName) -> StoreError {
 fn pipe() -> Result<(File, File)> {
     let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (from, into) = pipe.map_err(|e| StoreError::io("making a pipe", e.into()))?;
-    if let Err(error) = rustix::pipe::fcntl_setpipe_size(&into, PIPE_BYTES) {
-        tracing::debug!(%error, "the pipe stays at its default size");
-    }
+    widen(&into, "libzfs_core");
     Ok((File::from(from), File::from(into)))
 }
 
@@ -151,4 +149,18 @@ pub(crate) fn receive(
         Ok(())
     })?;
     Ok((call, into))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pipe_of_a_call_is_wide_and_blocks() {
+        let (from, into) = pipe().unwrap();
+        let size = rustix::pipe::fcntl_getpipe_size(&from).unwrap();
+        assert_eq!(size, crate::pipe::granted_here());
+        let flags = rustix::fs::fcntl_getfl(&into).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
 }
