@@ -33,6 +33,7 @@ pub mod tcp;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
+mod udp;
 mod wake;
 pub mod words;
 
@@ -52,4 +53,5 @@ pub use pairing::{
 };
 pub use peers::{ControlError, DownReason, OpenBulkError, PeerEvent, PeerManager, PeerStatus};
 pub use trust::{Trust, TrustSet};
+pub use tuning::UdpMode;
 pub use words::words;
