@@ -247,7 +247,7 @@ impl Endpoint {
         let tls = tls::server_config(&identity, &[ALPN_PEER, ALPN_PAIR])?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|_| BindError::NoInitialCipher)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let (socket, listener) = sockets(listen, local.lane).map_err(failed)?;
+        let (socket, listener) = sockets(listen, &local).map_err(failed)?;
         local.tls = listener.is_some();
         local.udp_room_kib = tuning::room_kib(&socket);
         let max_packet = local.udp.max_packet_bytes;
@@ -341,6 +341,12 @@ impl Endpoint {
         }
     }
 
+    /// Datagrams that are sent there in one call.
+    #[cfg(test)]
+    pub(crate) fn most_at_once(&self, to: SocketAddr) -> usize {
+        self.0.gathering.as_ref().map_or(1, |gathering| gathering.most_at_once(to))
+    }
+
     /// Dials for pairing, where the key is not known yet; returns it proven.
     ///
     /// # Errors
@@ -405,12 +411,12 @@ pub(crate) fn close(quic: &quinn::Connection, code: CloseCode, reason: &str) {
 /// has the TCP port this node goes on without: then its peers send to it over QUIC.
 fn sockets(
     listen: SocketAddr,
-    lane: LaneMode,
+    local: &LocalNode,
 ) -> std::io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
     let mut tried = 0;
     loop {
-        let socket = tuning::socket(listen)?;
-        if lane == LaneMode::Quic {
+        let socket = tuning::socket(listen, local.udp.socket_bytes)?;
+        if local.lane == LaneMode::Quic {
             return Ok((socket, None));
         }
         tried += 1;

@@ -56,17 +56,36 @@ pub struct UdpMode {
     pub gather: bool,
     /// Largest packet looked for, in bytes.
     pub max_packet_bytes: u16,
+    /// What its socket is asked to hold each way, in bytes.
+    pub socket_bytes: usize,
 }
 
 impl Default for UdpMode {
     fn default() -> Self {
-        Self { gather: true, max_packet_bytes: MAX_PACKET_BYTES }
+        Self::GATHER
     }
 }
 
 impl UdpMode {
+    /// The usual one.
+    pub const GATHER: Self = Self {
+        gather: true,
+        max_packet_bytes: MAX_PACKET_BYTES,
+        socket_bytes: SOCKET_BUFFER_BYTES,
+    };
+
     /// As quinn does it.
-    pub const PLAIN: Self = Self { gather: false, max_packet_bytes: MAX_PLAIN_PACKET_BYTES };
+    pub const PLAIN: Self = Self {
+        gather: false,
+        max_packet_bytes: MAX_PLAIN_PACKET_BYTES,
+        socket_bytes: SOCKET_BUFFER_BYTES,
+    };
+
+    /// The same, but for this largest packet, in bytes.
+    #[must_use]
+    pub const fn up_to(self, max_packet_bytes: u16) -> Self {
+        Self { max_packet_bytes, ..self }
+    }
 }
 
 /// Connection attempts that wait for our handshake; each costs a packet or two of memory.
@@ -133,19 +152,19 @@ pub(crate) fn endpoint(max_packet_bytes: u16) -> quinn::EndpointConfig {
     config
 }
 
-/// The UDP socket at `listen`, with large buffers where the kernel grants them.
+/// The UDP socket at `listen`, with buffers of so many bytes each way where the kernel grants them.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
+pub(crate) fn socket(listen: SocketAddr, bytes: usize) -> std::io::Result<UdpSocket> {
     let socket = UdpSocket::bind(listen)?;
     // Smaller buffers cost speed, never correctness: what the kernel refuses is let be. Root may ask for
     // more than `net.core.rmem_max`, which most systems leave at 208 KiB.
-    if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).is_err() {
-        let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    if sockopt::set_socket_recv_buffer_size_force(&socket, bytes).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(&socket, bytes);
     }
-    if sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).is_err() {
-        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    if sockopt::set_socket_send_buffer_size_force(&socket, bytes).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
     }
     Ok(socket)
 }

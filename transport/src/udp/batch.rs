@@ -52,7 +52,11 @@ impl Batch {
     ///
     /// # Errors
     /// `WouldBlock`; nothing of it was taken.
-    pub(crate) fn offer(&mut self, socket: &Arc<Shared>, transmit: &Transmit<'_>) -> io::Result<()> {
+    pub(crate) fn offer(
+        &mut self,
+        socket: &Arc<Shared>,
+        transmit: &Transmit<'_>,
+    ) -> io::Result<()> {
         if self.blocked {
             self.flush()?;
         }

@@ -80,7 +80,10 @@ impl Runtime for GatherRuntime {
 ///
 /// # Errors
 /// What the system says.
-pub(crate) fn socket(socket: std::net::UdpSocket, max_datagram: u16) -> io::Result<Arc<GatherSocket>> {
+pub(crate) fn socket(
+    socket: std::net::UdpSocket,
+    max_datagram: u16,
+) -> io::Result<Arc<GatherSocket>> {
     let port = Arc::new(KernelPort::new(socket)?);
     Ok(Arc::new(GatherSocket::over(port, max_datagram)))
 }

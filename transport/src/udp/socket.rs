@@ -82,6 +82,12 @@ impl GatherSocket {
     pub(crate) fn is_roomy(&self, to: SocketAddr) {
         self.shared.paths.is_roomy(to);
     }
+
+    /// Datagrams that go to `to` in one call.
+    #[cfg(test)]
+    pub(crate) fn most_at_once(&self, to: SocketAddr) -> usize {
+        self.shared.paths.segments(to, 1200)
+    }
 }
 
 impl AsyncUdpSocket for GatherSocket {
