@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use quinn::AsyncUdpSocket;
@@ -198,7 +198,7 @@ fn a_batch_that_finds_no_room_is_kept_and_leaves_once_and_whole() {
     let sent = Arc::new(std::sync::Mutex::new(Vec::new()));
     let (told, through) = (sent.clone(), socket.clone());
     let mut poller = socket.clone().create_io_poller();
-    let mut number = 0u8;
+    let (mut number, full) = (0u8, port.clone());
     // As quinn does it: it looks for room, and offers again what was not taken.
     let mut driver = Driver::new(Box::pin(poll_fn(move |cx| {
         while number < 10 {
@@ -211,12 +211,13 @@ fn a_batch_that_finds_no_room_is_kept_and_leaves_once_and_whole() {
                 number += 1;
             }
             if number == 5 {
+                // Others have filled it meanwhile.
+                full.set_full(true);
                 return Poll::Pending;
             }
         }
         Poll::Ready(())
     })));
-    port.set_full(true);
     assert_eq!(poll(&mut driver), Poll::Pending);
     assert_eq!(poll(&mut driver), Poll::Pending, "there is still no room");
     assert_eq!(port.take(), []);
@@ -281,12 +282,18 @@ fn the_last_words_of_a_driver_that_has_ended_are_sent_when_there_is_room() {
     assert_eq!(port.take_lengths(), [[1452, 1452, 60]]);
 }
 
-/// Refuses what is longer than `mtu`, together or alone.
-fn narrow(port: &TestPort, mtu: usize) {
+/// Refuses what is longer than `mtu`, together or alone; counts the refusals.
+fn narrow(port: &TestPort, mtu: usize) -> Arc<AtomicUsize> {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = refused.clone();
     port.fails(move |transmit| {
         let longest = transmit.segment_size.unwrap_or(transmit.contents.len());
-        (longest > mtu).then_some(Errno::MSGSIZE)
+        (longest > mtu).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Errno::MSGSIZE
+        })
     });
+    refused
 }
 
 #[test]
@@ -294,12 +301,13 @@ fn when_the_mtu_drops_what_still_fits_gets_through_and_what_does_not_goes_alone(
     let port = TestPort::keeping();
     let socket = socket(&port);
     let (long, short) = ([0; 3 * 8952], [1; 1200]);
-    narrow(&port, 1472);
+    let refused = narrow(&port, 1472);
     // What lets QUIC notice, a short probe of loss, is at the end of a batch of what is lost.
     assert_eq!(send(&socket, &[run(&long, 8952), run(&short, 1200)]), [true, true]);
     assert_eq!(port.take_lengths(), [[1200]]);
+    assert_eq!(refused.load(Ordering::SeqCst), 4, "together, and each alone");
     send(&socket, &[run(&long, 8952)]);
-    assert_eq!(port.take_lengths(), [[0; 0]; 0], "each was tried, none fits");
+    assert_eq!(refused.load(Ordering::SeqCst), 7, "not together any more");
     // What is short enough is gathered as before.
     let bytes = [0; 12000];
     send(&socket, &[run(&bytes, 1200), run(&bytes, 1200)]);
@@ -315,7 +323,7 @@ fn where_datagrams_cannot_go_together_they_all_arrive_one_by_one() {
     for errno in [Errno::IO, Errno::INVAL, Errno::MSGSIZE] {
         let port = TestPort::keeping();
         let socket = socket(&port);
-        let tries = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let tries = Arc::new(AtomicUsize::new(0));
         let counted = tries.clone();
         port.fails(move |transmit| {
             transmit.segment_size?;
@@ -338,7 +346,7 @@ fn where_datagrams_cannot_go_together_they_all_arrive_one_by_one() {
 fn datagrams_that_go_one_by_one_go_on_where_there_was_no_room() {
     let port = TestPort::keeping();
     let socket = socket(&port);
-    let left = std::sync::atomic::AtomicUsize::new(3);
+    let left = AtomicUsize::new(3);
     port.fails(move |transmit| match transmit.segment_size {
         Some(_) => Some(Errno::IO),
         None if left.fetch_sub(1, Ordering::SeqCst) == 0 => {

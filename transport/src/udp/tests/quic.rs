@@ -211,17 +211,27 @@ fn endpoint_socket(port: &Arc<TestPort>) -> Moved {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_close_is_told_although_there_was_no_room_for_it() {
     let Pair { ends, connections: [a, b], ports, .. } = pair().await;
+    // Two refusals: one for what is on its way, one for the batch that the close frame is in.
+    let left = AtomicUsize::new(2);
     let (mut send, _recv) = a.open_bi().await.unwrap();
     send.write_all(&vec![0; MIB]).await.unwrap();
-    ports[0].set_full(true);
+    ports[0].fails(move |_| {
+        let refuse = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        refuse.ok().map(|_| Errno::AGAIN)
+    });
     a.close(7u32.into(), b"it is over");
     drop((send, a));
-    let port = ports[0].clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        port.set_full(false);
+    let (port, over) = (ports[0].clone(), Arc::new(AtomicBool::new(false)));
+    let ended = over.clone();
+    let kernel = std::thread::spawn(move || {
+        while !ended.load(Ordering::SeqCst) {
+            port.set_full(false);
+            std::thread::sleep(Duration::from_micros(100));
+        }
     });
     let closed = tokio::time::timeout(PATIENCE, b.closed()).await.unwrap();
+    over.store(true, Ordering::SeqCst);
+    kernel.join().unwrap();
     assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed}");
     drop(ends);
 }
