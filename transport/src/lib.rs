@@ -18,6 +18,7 @@
 
 pub mod bulk;
 pub mod cancel;
+mod congestion;
 pub mod counters;
 pub mod endpoint;
 pub mod error;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rustix::net::sockopt;
 
+use crate::congestion::ShortQueues;
+
 /// A peer that says nothing for this long is lost. Short, because a lag promised in seconds cannot
 /// wait for the half minute that is usual.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,13 +98,14 @@ const INCOMING_BUFFER_BYTES: u64 = 64 << 10;
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 1 << 20;
 
 /// An acknowledgement for this many packets, or after [`MAX_ACK_DELAY`]: fewer packets back, less
-/// CPU on both ends.
-const ACK_THRESHOLD: u32 = 32;
-const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
+/// CPU on both ends. The delay is what counts on slow links, where what is in flight is less than that many
+/// packets: it must be well below what a queue may hold (`congestion`), or the link runs dry meanwhile.
+const ACK_THRESHOLD: u32 = 128;
+const MAX_ACK_DELAY: Duration = Duration::from_millis(2);
 
 /// Congestion window at the start: more than [`ACK_THRESHOLD`] packets, or the first rounds would
 /// each wait for [`MAX_ACK_DELAY`].
-const INITIAL_WINDOW_BYTES: u64 = 128 << 10;
+const INITIAL_WINDOW_BYTES: u64 = 256 << 10;
 
 /// The transport configuration of every connection, before a peer is trusted: one stream, for Hello.
 pub(crate) fn transport(max_packet_bytes: u16) -> Arc<TransportConfig> {
@@ -126,7 +129,7 @@ pub(crate) fn transport(max_packet_bytes: u16) -> Arc<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(ack))
-        .congestion_controller_factory(Arc::new(cubic));
+        .congestion_controller_factory(Arc::new(ShortQueues::over(cubic)));
     Arc::new(config)
 }
 

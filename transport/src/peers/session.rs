@@ -29,8 +29,8 @@ use crate::tuning::MAX_BULK_STREAMS;
 /// Control payloads that wait to be written to one peer, in bytes.
 const QUEUED_CONTROL_BYTES: usize = 8 << 20;
 
-/// Control goes before bulk on the same connection.
-const CONTROL_PRIORITY: i32 = 1;
+/// Control goes before every transfer on the same connection, and small transfers before large ones.
+const CONTROL_PRIORITY: i32 = 2;
 
 /// Why a control payload was not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
