@@ -5,7 +5,7 @@
 //!
 //! | the system says | then |
 //! | --- | --- |
-//! | `EAGAIN` | the batch is kept and the driver blocked, until it is gone |
+//! | `EAGAIN` | the batch is kept and the driver blocked, until it is gone; at most 64 KiB |
 //! | `EMSGSIZE`, `EIO`, `EINVAL` for several at once | the same bytes again, one datagram a call |
 //! | ... and alone they are refused too | so long ones go alone from now on: the MTU has dropped |
 //! | ... and alone they are taken | all go alone from now on: the system or the device cannot cut them |
@@ -51,7 +51,7 @@ impl Batch {
     /// Takes what quinn sends through `socket`.
     ///
     /// # Errors
-    /// `WouldBlock`; nothing of it was taken.
+    /// `WouldBlock` while something else is kept; nothing of it was taken.
     pub(crate) fn offer(
         &mut self,
         socket: &Arc<Shared>,
@@ -79,14 +79,20 @@ impl Batch {
                     self.datagrams += count(transmit);
                     return Ok(());
                 }
-                Err(NotSent::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
-                Err(NotSent::Together) => Queued::alone(socket, transmit),
+                // It is kept rather than left to quinn, which forgets it when the connection ends before
+                // there is room: then the peer would not hear that it was closed.
+                Err(NotSent::WouldBlock) => Queued::complete(socket, transmit),
+                Err(NotSent::Together) => {
+                    let alone = Some(Alone::Refused { taken: false });
+                    Queued { alone, ..Queued::complete(socket, transmit) }
+                }
             },
         };
         self.datagrams += count(transmit);
-        let alone = queued.alone.is_some();
+        let closed = queued.closed;
         self.queued = Some(queued);
-        if alone {
+        if closed {
+            // Blocked or not, it is taken.
             let _ = self.flush();
         }
         Ok(())
@@ -180,18 +186,18 @@ impl Queued {
         let segment = transmit.segment_size?;
         let most = socket.paths.segments(transmit.destination, segment);
         if most == 1 {
-            return Some(Self { alone: Some(Alone::Known), ..Self::alone(socket, transmit) });
+            return Some(Self { alone: Some(Alone::Known), ..Self::complete(socket, transmit) });
         }
         let limit = (most * segment).min(MAX_BATCH_BYTES);
         let len = transmit.contents.len();
         if !len.is_multiple_of(segment) || len + segment > limit {
             return None;
         }
-        Some(Self { limit, alone: None, closed: false, ..Self::alone(socket, transmit) })
+        Some(Self { limit, closed: false, ..Self::complete(socket, transmit) })
     }
 
-    /// Datagrams that just did not go together.
-    fn alone(socket: &Arc<Shared>, transmit: &Transmit<'_>) -> Self {
+    /// A batch to which nothing is added.
+    fn complete(socket: &Arc<Shared>, transmit: &Transmit<'_>) -> Self {
         let mut bytes = buffer();
         bytes.extend_from_slice(transmit.contents);
         Self {
@@ -203,7 +209,7 @@ impl Queued {
             limit: bytes.len(),
             closed: true,
             bytes,
-            alone: Some(Alone::Refused { taken: false }),
+            alone: None,
             sent: 0,
         }
     }

@@ -211,29 +211,28 @@ fn endpoint_socket(port: &Arc<TestPort>) -> Moved {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_close_is_told_although_there_was_no_room_for_it() {
     let Pair { ends, connections: [a, b], ports, .. } = pair().await;
-    // Two refusals: one for what is on its way, one for the batch that the close frame is in.
-    let left = AtomicUsize::new(2);
-    let (mut send, _recv) = a.open_bi().await.unwrap();
-    send.write_all(&vec![0; MIB]).await.unwrap();
-    ports[0].fails(move |_| {
-        let refuse = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-        refuse.ok().map(|_| Errno::AGAIN)
-    });
-    a.close(7u32.into(), b"it is over");
-    drop((send, a));
-    let (port, over) = (ports[0].clone(), Arc::new(AtomicBool::new(false)));
-    let ended = over.clone();
-    let kernel = std::thread::spawn(move || {
-        while !ended.load(Ordering::SeqCst) {
-            port.set_full(false);
-            std::thread::sleep(Duration::from_micros(100));
+    transfer(&a, &b, MIB, |_| {}).await;
+    // Until the other side has nothing more to say: what it says to a connection that is gone is answered
+    // by a reset.
+    let said = || [&a, &b].map(|end| end.stats().udp_tx.datagrams);
+    let quiet = async {
+        let mut before = said();
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if said() == std::mem::replace(&mut before, said()) {
+                break;
+            }
         }
-    });
+    };
+    tokio::time::timeout(PATIENCE, quiet).await.unwrap();
+    ports[0].set_full(true);
+    a.close(7u32.into(), b"it is over");
+    drop(a);
+    // quinn has done with the connection, and its driver has ended.
+    tokio::time::timeout(PATIENCE, ends[0].wait_idle()).await.unwrap();
+    ports[0].set_full(false);
     let closed = tokio::time::timeout(PATIENCE, b.closed()).await.unwrap();
-    over.store(true, Ordering::SeqCst);
-    kernel.join().unwrap();
     assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed}");
-    drop(ends);
 }
 
 #[tokio::test(flavor = "multi_thread")]
