@@ -139,11 +139,13 @@ struct GatherPoller(Pin<Box<dyn UdpPoller>>);
 
 impl UdpPoller for GatherPoller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What is kept goes first: until then there is no room for this driver, whatever this socket says.
-        // The driver waits for the socket that it is kept for.
-        if driver::with_batch(|batch| batch.has_room()) == Some(false) {
-            return Poll::Pending;
+        match driver::with_batch(|batch| batch.has_room()) {
+            // The batch takes it, whatever the socket says: a close frame that quinn itself had to hold back
+            // would be forgotten with the connection.
+            Some(true) => Poll::Ready(Ok(())),
+            // What is kept goes first. The driver waits for the socket that it is kept for.
+            Some(false) => Poll::Pending,
+            None => self.0.as_mut().poll_writable(cx),
         }
-        self.0.as_mut().poll_writable(cx)
     }
 }

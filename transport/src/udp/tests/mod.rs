@@ -35,6 +35,8 @@ struct TestPort {
     calls: Mutex<Vec<Call>>,
     keeps_bytes: bool,
     full: AtomicBool,
+    /// Nothing that comes is heard.
+    deaf: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
 }
 
@@ -64,6 +66,7 @@ impl TestPort {
             calls: Mutex::default(),
             keeps_bytes,
             full: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             waiting: Mutex::default(),
         }
     }
@@ -126,7 +129,13 @@ impl Port for TestPort {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.kernel.as_ref().map_or(Poll::Pending, |kernel| kernel.poll_recv(cx, bufs, meta))
+        let Some(kernel) = &self.kernel else { return Poll::Pending };
+        loop {
+            let received = kernel.poll_recv(cx, bufs, meta);
+            if received.is_pending() || !self.deaf.load(Ordering::SeqCst) {
+                return received;
+            }
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
