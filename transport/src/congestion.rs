@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 
-/// How long a packet may wait in a queue that we fill: as long as a difference of 64 KiB takes on 100
-/// Mbit/s, and several times what acknowledgements and timers vary by.
-const QUEUE: Duration = Duration::from_millis(5);
+/// How long a packet may wait in a queue that we fill, be it a link's or that of a receiver whose processor
+/// is the limit: half of what a difference of 64 KiB takes on 250 Mbit/s, and as much as an acknowledgement
+/// may be late.
+const QUEUE: Duration = Duration::from_millis(2);
 
 /// Cuts in a row without an effect after which the queue is not ours: each is a round trip, and they cut to
 /// a tenth and less.
@@ -30,8 +31,9 @@ const CUTS: u32 = 16;
 /// How long CUBIC then decides alone.
 const REST: Duration = Duration::from_secs(10);
 
-/// Never fewer packets than this: enough that an acknowledgement is always under way.
-const LEAST_PACKETS: u64 = 16;
+/// Never fewer packets than this, which is what 100 Mbit/s carry until the next acknowledgement: a slower
+/// link stays full, and its queue takes a few milliseconds more.
+const LEAST_PACKETS: u64 = 24;
 
 /// Makes one for each path.
 #[derive(Debug)]
@@ -248,9 +250,9 @@ mod tests {
         let start = Instant::now();
         let mut it = controller(MIB, start);
         it.look(start, ms(60), ms(1));
-        assert_eq!(it.window(), MIB / 10);
+        assert_eq!(it.window(), MIB / 20);
         let mut now = start + ms(60);
-        for _ in 0..12 {
+        for _ in 0..20 {
             it.look(now, ms(1), ms(1));
             now += ms(1);
         }

@@ -99,7 +99,7 @@ const INCOMING_BUFFER_TOTAL_BYTES: u64 = 1 << 20;
 
 /// An acknowledgement for this many packets, or after [`MAX_ACK_DELAY`]: fewer packets back, less
 /// CPU on both ends. The delay is what counts on slow links, where what is in flight is less than that many
-/// packets: it must be well below what a queue may hold (`congestion`), or the link runs dry meanwhile.
+/// packets: it must not be above what a queue may hold (`congestion`), or the link runs dry meanwhile.
 const ACK_THRESHOLD: u32 = 128;
 const MAX_ACK_DELAY: Duration = Duration::from_millis(2);
 

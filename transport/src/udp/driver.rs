@@ -58,13 +58,16 @@ impl Drop for Lent<'_> {
 
 type Inner = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// A socket, and what waits for room in it.
+type Waiting = (Arc<Shared>, Pin<Box<dyn UdpPoller>>);
+
 /// A driver of quinn's. Done when the driver is, and all that it sent has left.
 pub(super) struct Driver {
     /// `None` when it has ended.
     inner: Option<Inner>,
     batch: Batch,
     /// Waits for room in the socket that the batch is for.
-    waiting: Option<(Arc<Shared>, Pin<Box<dyn UdpPoller>>)>,
+    waiting: Option<Waiting>,
 }
 
 impl Driver {

@@ -11,7 +11,7 @@
 //! quinn. It also caps what quinn sends at once to what one call takes, without which datagrams beyond 6550
 //! bytes fail without a word.
 //!
-//! Owns: the runtime that wraps quinn's drivers ([`driver`]), the socket ([`socket`]), what goes together
+//! Owns: the runtime that wraps quinn's drivers ([`driver`]), the socket ([`mod@socket`]), what goes together
 //! ([`batch`]), what is known of destinations ([`paths`]), the seam to the kernel ([`port`]). Leaves to
 //! others: QUIC. It knows nothing of frames, peers, or what a datagram holds.
 
