@@ -10,7 +10,8 @@
 //!
 //! A queue that does not get shorter although the window has been cut many times is not ours: other
 //! senders fill it, or the path has become longer. To give way for ever would be to get nothing, so for
-//! [`REST`] CUBIC alone decides.
+//! [`REST`] CUBIC alone decides. One that got much shorter, and no shorter than it is, is ours on a slow
+//! link, where the fewest packets take that long.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -64,8 +65,9 @@ impl ControllerFactory for ShortQueues {
 enum State {
     /// Nothing; `since` then or later.
     Free { since: Instant },
-    /// At most so many bytes, after so many cuts in a row.
-    Capped { bytes: u64, cuts: u32 },
+    /// At most so many bytes, after so many cuts in a row, the first of which found a queue of `first`. It is
+    /// cut when the queue exceeds `limit`.
+    Capped { bytes: u64, cuts: u32, first: Duration, limit: Duration },
 }
 
 struct ShortQueue {
@@ -92,28 +94,35 @@ impl ShortQueue {
         self.state = match self.state {
             State::Free { since } if now < since || queue <= QUEUE => State::Free { since },
             State::Free { .. } => {
-                State::Capped { bytes: self.cut(window, trip, shortest), cuts: 1 }
+                let bytes = self.cut(window, trip, shortest + QUEUE);
+                State::Capped { bytes, cuts: 1, first: queue, limit: QUEUE }
+            }
+            State::Capped { bytes, cuts: CUTS.., first, .. } if queue <= first / 2 => {
+                // Ours, and as short as it gets: this link takes so long for the fewest packets.
+                State::Capped { bytes, cuts: 0, first, limit: 2 * queue.max(QUEUE) }
             }
             State::Capped { cuts: CUTS.., .. } => State::Free { since: now + REST },
-            State::Capped { cuts, .. } if queue > QUEUE => {
-                State::Capped { bytes: self.cut(window, trip, shortest), cuts: cuts + 1 }
+            State::Capped { cuts, first, limit, .. } if queue > limit => {
+                let bytes = self.cut(window, trip, shortest + limit);
+                let first = if cuts == 0 { queue } else { first };
+                State::Capped { bytes, cuts: cuts + 1, first, limit }
             }
-            State::Capped { bytes, .. } => {
+            State::Capped { bytes, first, limit, .. } => {
                 // Quickly where there is hardly a queue, for there the link may be idle.
-                let more = if queue < QUEUE / 2 { bytes / 4 } else { 2 * self.mtu };
+                let more = if queue < limit / 2 { bytes / 4 } else { 2 * self.mtu };
                 let bytes = bytes + more;
                 if bytes >= self.cubic.window() {
                     State::Free { since: now }
                 } else {
-                    State::Capped { bytes, cuts: 0 }
+                    State::Capped { bytes, cuts: 0, first, limit }
                 }
             }
         };
     }
 
-    /// What of the window was in flight for the shortest round trip and [`QUEUE`].
-    fn cut(&self, window: u64, trip: Duration, shortest: Duration) -> u64 {
-        let share = (shortest + QUEUE).as_secs_f64() / trip.as_secs_f64();
+    /// What of the window, in flight for `trip`, was so for `allowed`.
+    fn cut(&self, window: u64, trip: Duration, allowed: Duration) -> u64 {
+        let share = allowed.as_secs_f64() / trip.as_secs_f64();
         ((window as f64 * share.min(1.0)) as u64).max(self.least())
     }
 }
@@ -211,18 +220,23 @@ mod tests {
 
     #[test]
     fn a_queue_of_ours_is_kept_short_and_the_link_full() {
-        let start = Instant::now();
-        let mut it = controller(MIB, start);
-        // A link of 10 MB/s and 1 ms: what is in flight beyond 10 kB is its queue.
-        let (rate, shortest) = (10e6, ms(1));
-        let mut now = start;
-        for round in 0..200 {
-            let trip = Duration::from_secs_f64((it.window() as f64 / rate).max(1e-3));
-            it.look(now, trip, shortest);
-            now += trip;
-            if round > 20 {
-                assert!(it.window() >= 20_000, "the link is idle: {}", it.window());
-                assert!(trip <= shortest + QUEUE * 3 / 2, "{trip:?} in round {round}");
+        // Links of these bytes a second and 1 ms: what is in flight beyond that is their queue.
+        for rate in [1e6, 5e6, 50e6, 1e9] {
+            let start = Instant::now();
+            let mut it = controller(8 * MIB, start);
+            let shortest = ms(1);
+            // What the fewest packets take is as short as it gets.
+            let least = Duration::from_secs_f64(it.least() as f64 / rate).saturating_sub(shortest);
+            let allowed = 3 * least.max(QUEUE);
+            let mut now = start;
+            for round in 0..5000 {
+                let trip = Duration::from_secs_f64((it.window() as f64 / rate).max(1e-3));
+                it.look(now, trip, shortest);
+                now += trip;
+                if round > 40 {
+                    assert!(it.window() as f64 >= rate * 1e-3, "idle at {rate}: {}", it.window());
+                    assert!(trip <= shortest + allowed, "{trip:?} at {rate} in round {round}");
+                }
             }
         }
     }
