@@ -6,16 +6,14 @@
 
 mod common;
 
-use std::io::{self, Read};
+use std::io;
 use std::time::Instant;
 
-use common::{BLOCK, Failure, cpu_time, nodes, open};
+use common::{Failure, cpu_time, nodes, open, stream};
 use flocker_transport::{
     BulkReceiver, BulkSender, LaneMode, Progress, Resources, SendOptions, lane, receive_stream,
     send_stream,
 };
-use zfs_stream::record::{Begin, End, Object, Write};
-use zfs_stream::{Record, Seal, Writer};
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -99,57 +97,6 @@ async fn small(stream: Vec<u8>) -> Result<(), Failure> {
     took.sort();
     println!("one step: p50 {:?}, p90 {:?}, p99 {:?}", took[150], took[270], took[297]);
     Ok(())
-}
-
-/// A sound stream of `blocks` blocks.
-fn stream(blocks: usize, noise: bool) -> Result<Vec<u8>, Failure> {
-    let mut out = Vec::with_capacity(blocks * (BLOCK + 312) + 936);
-    let mut writer = Writer::new(Seal::PerRecord);
-    let begin =
-        Begin { objset_type: 3, to_guid: 7, to_name: b"p/v@s".to_vec(), ..Begin::default() };
-    writer.record(&Record::Begin(begin), &[], &mut out)?;
-    let object = Object {
-        object: 1,
-        object_type: 23,
-        block_size: BLOCK as u32,
-        dn_slots: 1,
-        to_guid: 7,
-        ..Object::default()
-    };
-    writer.record(&Record::Object(object), &[], &mut out)?;
-    let text = text();
-    let mut block = vec![0; BLOCK];
-    for number in 0..blocks {
-        if noise {
-            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
-        } else {
-            let from = (number * 40_009) % text.len();
-            block.iter_mut().zip(text.iter().cycle().skip(from)).for_each(|(to, b)| *to = *b);
-        }
-        let write = Write {
-            object: 1,
-            object_type: 23,
-            offset: (number * BLOCK) as u64,
-            logical_size: BLOCK as u64,
-            to_guid: 7,
-            checksum_type: 7,
-            ..Write::default()
-        };
-        writer.record(&Record::Write(write), &block, &mut out)?;
-    }
-    writer.record(&Record::End(End { to_guid: 7, ..End::default() }), &[], &mut out)?;
-    Ok(out)
-}
-
-/// Something that compresses as programs do: this very program.
-fn text() -> Vec<u8> {
-    let mut out = Vec::new();
-    let read =
-        std::fs::File::open("/proc/self/exe").and_then(|f| f.take(8 << 20).read_to_end(&mut out));
-    if read.is_err() || out.is_empty() {
-        out = include_bytes!("lane_speed.rs").to_vec();
-    }
-    out
 }
 
 fn peak_memory() -> io::Result<String> {

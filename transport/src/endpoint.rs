@@ -27,7 +27,8 @@ use crate::pairing::InviterSlot;
 use crate::tcp::{self, LaneArrival};
 use crate::tls::{self, ALPN_PAIR, ALPN_PEER};
 use crate::trust::Trust;
-use crate::tuning;
+use crate::tuning::{self, UdpMode};
+use crate::udp::{self, GatherRuntime, GatherSocket};
 
 /// Strangers whose handshake is under way at once; more are turned away.
 const MAX_HANDSHAKES: usize = 64;
@@ -106,8 +107,12 @@ pub struct LocalNode {
     pub incarnation: u64,
     /// Which lanes it uses for bulk.
     pub lane: LaneMode,
+    /// How its UDP socket sends.
+    pub udp: UdpMode,
     /// Whether it listens for bulk over TLS: the endpoint finds out when it binds.
     pub(crate) tls: bool,
+    /// What its UDP socket was granted to hold unread, in KiB; found out in the same way.
+    pub(crate) udp_room_kib: u32,
 }
 
 impl LocalNode {
@@ -119,7 +124,9 @@ impl LocalNode {
             protocol: PROTOCOL_VERSION,
             incarnation: random_u64(),
             lane: LaneMode::default(),
+            udp: UdpMode::default(),
             tls: false,
+            udp_room_kib: 0,
         }
     }
 
@@ -129,6 +136,12 @@ impl LocalNode {
         Self { lane, ..self }
     }
 
+    /// The same, with another way to send over UDP: for measuring one against the other.
+    #[must_use]
+    pub fn with_udp(self, udp: UdpMode) -> Self {
+        Self { udp, ..self }
+    }
+
     pub(crate) fn hello(&self) -> Hello {
         Hello {
             protocol: self.protocol,
@@ -136,6 +149,7 @@ impl LocalNode {
             name: self.name.clone(),
             software: self.software.clone(),
             tls: self.tls,
+            udp_room_kib: self.udp_room_kib,
         }
     }
 }
@@ -163,6 +177,8 @@ pub struct PeerInfo {
     pub address: SocketAddr,
     /// Whether it listens for bulk over TLS, on the TCP port of the number that it listens on.
     pub tls: bool,
+    /// What its UDP socket may hold unread, in KiB; 0: it does not say.
+    pub udp_room_kib: u32,
 }
 
 /// A greeted connection with a trusted peer.
@@ -207,6 +223,8 @@ pub struct Endpoint(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     quic: quinn::Endpoint,
+    /// `None` where quinn's own socket is used.
+    gathering: Option<Arc<GatherSocket>>,
     identity: Arc<Identity>,
     local: LocalNode,
     inviter: InviterSlot,
@@ -229,11 +247,21 @@ impl Endpoint {
         let tls = tls::server_config(&identity, &[ALPN_PEER, ALPN_PAIR])?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|_| BindError::NoInitialCipher)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let (socket, listener) = sockets(listen, local.lane).map_err(failed)?;
+        let (socket, listener) = sockets(listen, &local).map_err(failed)?;
         local.tls = listener.is_some();
-        let quic =
-            quinn::Endpoint::new(tuning::endpoint(), Some(tuning::server(crypto)), socket, runtime)
-                .map_err(failed)?;
+        local.udp_room_kib = tuning::room_kib(&socket);
+        let max_packet = local.udp.max_packet_bytes;
+        let (config, server) =
+            (tuning::endpoint(max_packet), Some(tuning::server(crypto, max_packet)));
+        let (quic, gathering) = if local.udp.gather {
+            let gathering = udp::socket(socket, max_packet).map_err(failed)?;
+            let (socket, runtime) = (gathering.clone(), Arc::new(GatherRuntime));
+            let quic = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime);
+            (quic, Some(gathering))
+        } else {
+            (quinn::Endpoint::new(config, server, socket, runtime), None)
+        };
+        let quic = quic.map_err(failed)?;
         let inviter = InviterSlot::default();
         let (arrivals, taken) = mpsc::channel(ARRIVALS);
         let (closed, closing) = watch::channel(false);
@@ -247,7 +275,7 @@ impl Endpoint {
                 closed: closing,
             }));
         }
-        let endpoint = Self(Arc::new(Inner { quic, identity, local, inviter, closed }));
+        let endpoint = Self(Arc::new(Inner { quic, gathering, identity, local, inviter, closed }));
         tokio::spawn(listen_loop(endpoint.clone(), trust, arrivals));
         Ok((endpoint, taken))
     }
@@ -295,11 +323,28 @@ impl Endpoint {
             let (quic, found) = self.dial(address, ALPN_PEER, Some(expected)).await?;
             greeting::as_dialler(&quic, self.local(), self.fingerprint(), found)
                 .await
+                .inspect(|connection| self.learn_room(connection))
                 .inspect_err(|e| close(&quic, e.close_code(), &e.to_string()))
         });
         greeted.await.unwrap_or_else(|_| {
             Err(ConnectError::Unreachable { address, reason: "no answer in time".into() })
         })
+    }
+
+    /// Sends to a peer whose socket holds a lot in larger bursts.
+    fn learn_room(&self, connection: &Connection) {
+        let PeerInfo { address, udp_room_kib, .. } = connection.peer;
+        if let Some(gathering) = &self.0.gathering
+            && udp_room_kib >= tuning::ROOMY_KIB
+        {
+            gathering.is_roomy(address);
+        }
+    }
+
+    /// Datagrams that are sent there in one call.
+    #[cfg(test)]
+    pub(crate) fn most_at_once(&self, to: SocketAddr) -> usize {
+        self.0.gathering.as_ref().map_or(1, |gathering| gathering.most_at_once(to))
     }
 
     /// Dials for pairing, where the key is not known yet; returns it proven.
@@ -325,7 +370,7 @@ impl Endpoint {
         let tls = tls::client_config(&self.0.identity, alpn, expected, Arc::clone(&seen))?;
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::NoInitialCipher)?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(tuning::transport());
+        config.transport_config(tuning::transport(self.local().udp.max_packet_bytes));
         let connecting = self
             .0
             .quic
@@ -366,12 +411,12 @@ pub(crate) fn close(quic: &quinn::Connection, code: CloseCode, reason: &str) {
 /// has the TCP port this node goes on without: then its peers send to it over QUIC.
 fn sockets(
     listen: SocketAddr,
-    lane: LaneMode,
+    local: &LocalNode,
 ) -> std::io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
     let mut tried = 0;
     loop {
-        let socket = tuning::socket(listen)?;
-        if lane == LaneMode::Quic {
+        let socket = tuning::socket(listen, local.udp.socket_bytes)?;
+        if local.lane == LaneMode::Quic {
             return Ok((socket, None));
         }
         tried += 1;
@@ -459,7 +504,10 @@ async fn welcome(
         greeting::as_acceptor(&quic, endpoint.local(), endpoint.fingerprint(), peer, trust),
     );
     let arrival = match greeted.await {
-        Ok(Ok(connection)) => Arrival::Connected(connection),
+        Ok(Ok(connection)) => {
+            endpoint.learn_room(&connection);
+            Arrival::Connected(connection)
+        }
         Ok(Err(error)) => {
             refused(error.label());
             close(&quic, error.close_code(), &error.to_string());

@@ -147,6 +147,7 @@ pub(crate) async fn reject(
 }
 
 fn peer_info(quic: &quinn::Connection, fingerprint: Fingerprint, hello: Hello) -> PeerInfo {
-    let Hello { incarnation, name, software, tls, .. } = hello;
-    PeerInfo { fingerprint, name, software, incarnation, address: quic.remote_address(), tls }
+    let Hello { incarnation, name, software, tls, udp_room_kib, .. } = hello;
+    let address = quic.remote_address();
+    PeerInfo { fingerprint, name, software, incarnation, address, tls, udp_room_kib }
 }

@@ -18,6 +18,7 @@
 
 pub mod bulk;
 pub mod cancel;
+mod congestion;
 pub mod counters;
 pub mod endpoint;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod tcp;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
+mod udp;
 mod wake;
 pub mod words;
 
@@ -52,4 +54,5 @@ pub use pairing::{
 };
 pub use peers::{ControlError, DownReason, OpenBulkError, PeerEvent, PeerManager, PeerStatus};
 pub use trust::{Trust, TrustSet};
+pub use tuning::UdpMode;
 pub use words::words;

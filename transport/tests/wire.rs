@@ -47,6 +47,7 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
         name: "alpha".into(),
         software: "0.1.0".into(),
         tls: true,
+        udp_room_kib: 8192,
     };
     let reject = Reject {
         code: RejectCode::NotPaired,
@@ -348,7 +349,7 @@ proptest! {
         reason in "\\PC{0,100}",
     ) {
         let (tls, software) = (incarnation % 2 == 0, "1".into());
-        let hello = Hello { protocol, incarnation, name: name.clone(), software, tls };
+        let hello = Hello { protocol, incarnation, name: name.clone(), software, tls, udp_room_kib: 0 };
         prop_assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
         let failed = Failed { code: 1, reason };
         let heard = Failed::decode(&failed.encode()).unwrap();

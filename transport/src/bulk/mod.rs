@@ -158,6 +158,11 @@ impl BulkSender {
         }
     }
 
+    /// The lane alone, without hashing and the rest, to measure it.
+    pub fn into_lane(self) -> Lane {
+        self.lane
+    }
+
     /// Which lane it takes.
     pub fn kind(&self) -> LaneKind {
         self.kind
@@ -194,6 +199,11 @@ impl BulkReceiver {
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
         let cancel = Cancel::default();
         Self { lane, cancel, resources, peer: None, _slot: None, received: None }
+    }
+
+    /// The lane alone, without hashing and the rest, to measure it.
+    pub fn into_lane(self) -> Lane {
+        self.lane
     }
 
     /// The same, as one from this peer: blocks that came from it may be referred to.

@@ -28,6 +28,8 @@ pub struct Hello {
     pub software: String,
     /// Whether it takes bulk over TLS, on the TCP port of the same number.
     pub tls: bool,
+    /// What its UDP socket may hold of what it has not read yet, in KiB; 0: it does not say.
+    pub udp_room_kib: u32,
 }
 
 impl Hello {
@@ -39,6 +41,7 @@ impl Hello {
             .text(&self.name, MAX_NAME)
             .text(&self.software, MAX_SOFTWARE)
             .u8(self.tls.into())
+            .u32(self.udp_room_kib)
             .done()
     }
 
@@ -48,14 +51,15 @@ impl Hello {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::Hello, payload);
-        Ok(Self {
-            protocol: take.u16()?,
-            incarnation: take.u64()?,
-            name: take.text(MAX_NAME)?,
-            software: take.text(MAX_SOFTWARE)?,
-            // A version that does not say so has no such lane; the two part over their versions anyway.
-            tls: take.rest().first() == Some(&1),
-        })
+        let (protocol, incarnation) = (take.u16()?, take.u64()?);
+        let (name, software) = (take.text(MAX_NAME)?, take.text(MAX_SOFTWARE)?);
+        // A version that does not say so has no such lane, and no such room; the two part over their
+        // versions anyway.
+        let rest = take.rest();
+        let tls = rest.first() == Some(&1);
+        let room = rest.get(1..5).and_then(|bytes| bytes.try_into().ok());
+        let udp_room_kib = room.map_or(0, u32::from_le_bytes);
+        Ok(Self { protocol, incarnation, name, software, tls, udp_room_kib })
     }
 }
 

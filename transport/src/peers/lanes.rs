@@ -22,11 +22,15 @@ use crate::endpoint::{Endpoint, PeerInfo};
 use crate::frame::FrameType;
 use crate::frame::lane::LaneOpen;
 use crate::framed;
-use crate::lane::choice::{Choice, LaneKind};
+use crate::lane::choice::{Choice, LaneKind, SMALL_BYTES};
 use crate::lane::probe::{self, Figures};
 use crate::lane::tls::Hangup;
 use crate::lane::{self, Lane};
 use crate::tcp::{self, LaneArrival};
+
+/// Small transfers go before large ones on the same connection: they are what somebody waits for, and of
+/// the large ones' time they take little.
+const SMALL_PRIORITY: i32 = 1;
 
 /// A peer that opens a stream says at once what for.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,7 +95,9 @@ impl Lanes<'_> {
         {
             return Ok((lane, LaneKind::Tls));
         }
-        Ok((self.quic(FrameType::BulkOpen, header).await?, LaneKind::Quic))
+        let priority =
+            if bytes.is_some_and(|bytes| bytes < SMALL_BYTES) { SMALL_PRIORITY } else { 0 };
+        Ok((self.quic(FrameType::BulkOpen, header, priority).await?, LaneKind::Quic))
     }
 
     async fn measure(&self, bytes: Option<u64>) {
@@ -104,7 +110,7 @@ impl Lanes<'_> {
             Some(lane) => probed(lane).await,
             None => return,
         };
-        let quic = match self.quic(FrameType::Probe, &[]).await {
+        let quic = match self.quic(FrameType::Probe, &[], 0).await {
             Ok(lane) => probed(lane).await,
             Err(_) => return,
         };
@@ -125,8 +131,10 @@ impl Lanes<'_> {
         );
     }
 
-    async fn quic(&self, first: FrameType, payload: &[u8]) -> Result<Lane, String> {
+    async fn quic(&self, first: FrameType, payload: &[u8], priority: i32) -> Result<Lane, String> {
         let (mut send, recv) = self.quic.open_bi().await.map_err(|e| e.to_string())?;
+        // A failure means that the stream is gone, which writing says.
+        let _ = send.set_priority(priority);
         framed::write(&mut send, first, payload).await.map_err(|e| e.to_string())?;
         Ok(lane::quic::lane(&Handle::current(), send, recv))
     }

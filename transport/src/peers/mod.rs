@@ -127,6 +127,13 @@ pub enum DownReason {
         /// How.
         reason: String,
     },
+    /// QUIC itself came to its limits on this path, such as too many gaps in what had arrived. Nobody is to
+    /// blame; it is dialled again, and transfers resume.
+    #[error("the connection failed: {reason}")]
+    Failed {
+        /// How.
+        reason: String,
+    },
     /// This node stops.
     #[error("this node stops")]
     Shutdown,

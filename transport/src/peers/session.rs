@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flocker_core::ids::Fingerprint;
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{RecvStream, SendStream, TransportErrorCode, VarInt};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 use tokio::task::JoinSet;
@@ -29,8 +29,8 @@ use crate::tuning::MAX_BULK_STREAMS;
 /// Control payloads that wait to be written to one peer, in bytes.
 const QUEUED_CONTROL_BYTES: usize = 8 << 20;
 
-/// Control goes before bulk on the same connection.
-const CONTROL_PRIORITY: i32 = 1;
+/// Control goes before every transfer on the same connection, and small transfers before large ones.
+const CONTROL_PRIORITY: i32 = 2;
 
 /// Why a control payload was not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -303,10 +303,19 @@ fn from_quic(error: &quinn::ConnectionError) -> DownReason {
                 _ => DownReason::ClosedByPeer { reason },
             }
         }
+        E::TransportError(e) if is_internal(e.code) => DownReason::Failed { reason: e.to_string() },
+        E::ConnectionClosed(e) if is_internal(e.error_code) => {
+            DownReason::Failed { reason: e.to_string() }
+        }
         E::VersionMismatch | E::TransportError(_) | E::ConnectionClosed(_) | E::CidsExhausted => {
             DownReason::Protocol { reason: error.to_string() }
         }
     }
+}
+
+/// Whether this is how QUIC gives up on a connection without a fault of the other side.
+fn is_internal(code: TransportErrorCode) -> bool {
+    code == TransportErrorCode::INTERNAL_ERROR
 }
 
 fn from_framed(error: &FramedError) -> DownReason {
@@ -381,5 +390,24 @@ impl Incoming<'_> {
                 Some(_) = opening.join_next() => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_quic_gave_up_on_is_nobodys_fault() {
+        let closed = |error_code| {
+            let reason = Bytes::from_static(b"too many gaps in stream buffer");
+            let close = quinn::ConnectionClose { error_code, frame_type: None, reason };
+            from_quic(&quinn::ConnectionError::ConnectionClosed(close))
+        };
+        let failed = closed(TransportErrorCode::INTERNAL_ERROR);
+        assert!(matches!(&failed, DownReason::Failed { .. }), "{failed:?}");
+        assert!(failed.to_string().contains("too many gaps"), "{failed}");
+        let broken = closed(TransportErrorCode::FLOW_CONTROL_ERROR);
+        assert!(matches!(broken, DownReason::Protocol { .. }), "{broken:?}");
     }
 }
