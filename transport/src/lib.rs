@@ -27,6 +27,7 @@ pub mod fuzzing;
 mod greeting;
 pub mod identity;
 pub mod lane;
+mod link;
 pub mod pairing;
 pub mod peers;
 pub mod tcp;
@@ -47,6 +48,7 @@ pub use flocker_core::ids::Fingerprint;
 pub use identity::{Identity, IdentityError};
 pub use lane::choice::{LaneKind, LaneMode, LaneStatus};
 pub use lane::probe::Figures;
+pub use link::{Gone, LinkStatus};
 pub use pairing::{
     CodeError, CountTries, Invitation, InvitationEvent, NoTry, PairError, Paired, PairingCode,
 };
