@@ -2,7 +2,7 @@
 //!
 //! Moves bytes between two nodes that trust each other: opaque control payloads and ZFS send streams.
 //!
-//! Owns: identities and pinned keys, the QUIC endpoint, frames, warm connections and their redialling,
+//! Owns: identities and pinned keys, the endpoint (QUIC, and TLS over TCP), frames, warm connections and their redialling,
 //! the bulk pipeline, pairing by a one-time code. Leaves to others: what control payloads say, what a
 //! peer may do (grants), where streams come from and go to, what is kept durably.
 //!
@@ -38,7 +38,7 @@ mod wake;
 pub mod words;
 
 pub use bulk::{
-    BulkReceiver, BulkSender, Progress, ReceiveError, ReceiveReport, Refusal, Resources, SendError,
+    Bucket, BulkReceiver, BulkSender, Pace, Progress, ReceiveError, ReceiveReport, Refusal, Resources, SendError,
     SendOptions, SendReport, receive_stream, send_stream,
 };
 pub use cancel::Cancel;

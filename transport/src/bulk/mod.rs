@@ -36,6 +36,7 @@ pub mod budget;
 pub mod codec;
 pub mod cut;
 pub mod dedup;
+pub mod pace;
 pub mod receive;
 pub mod resources;
 pub mod send;
@@ -49,6 +50,7 @@ use crate::cancel::Cancel;
 use crate::lane::Lane;
 use crate::lane::choice::{Choice, LaneKind};
 
+pub use pace::{Bucket, Pace};
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
 pub use send::{SendError, SendOptions, SendReport, send_stream};
@@ -123,6 +125,8 @@ pub struct BulkSender {
     /// Told when the lane fails, where there was a choice.
     pub(crate) choice: Option<Arc<Choice>>,
     pub(crate) kind: LaneKind,
+    /// How fast it may go.
+    pub(crate) pace: Pace,
 }
 
 impl BulkSender {
@@ -137,7 +141,14 @@ impl BulkSender {
             _slot: None,
             choice: None,
             kind: LaneKind::Quic,
+            pace: Pace::default(),
         }
+    }
+
+    /// The same, within these limits.
+    #[must_use]
+    pub fn at_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// Which lane it takes.

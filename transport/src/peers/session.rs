@@ -20,7 +20,7 @@ use super::lanes::{Hangups, Lanes, Taking};
 use super::moving::{self, Crossing};
 use super::spares::{self, Begun, SPARES, Spares};
 use super::{DownReason, PeerEvent};
-use crate::bulk::{BulkSender, Resources};
+use crate::bulk::{BulkSender, Pace, Resources};
 use crate::cancel::Cancel;
 use crate::counters;
 use crate::endpoint::{CloseCode, Connection, Endpoint, LocalNode, PeerInfo};
@@ -227,6 +227,7 @@ impl SessionHandle {
             _slot: Some(slot),
             choice: Some(Arc::clone(&self.choice)),
             kind,
+            pace: Pace::default(),
         })
     }
 
