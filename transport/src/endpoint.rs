@@ -331,7 +331,8 @@ impl Endpoint {
         address: SocketAddr,
         expected: Fingerprint,
     ) -> Result<Connection, ConnectError> {
-        self.greet_dialled(address, dial::dial(self, address, ALPN_PEER, Some(expected)).await?).await
+        self.greet_dialled(address, dial::dial(self, address, ALPN_PEER, Some(expected)).await?)
+            .await
     }
 
     /// Dials a peer over QUIC, to carry on the session that the two have over TLS.
@@ -418,8 +419,7 @@ impl Endpoint {
     ) -> Result<(TlsLink, Fingerprint), TcpError> {
         let (stream, found) = tcp::connect(&self.0.identity, alpn, expected, address).await?;
         let link = self.tls_link(stream);
-        let link =
-            link.map_err(|e| TcpError::Unreachable { address, reason: e.to_string() })?;
+        let link = link.map_err(|e| TcpError::Unreachable { address, reason: e.to_string() })?;
         Ok((link, found))
     }
 
@@ -503,7 +503,8 @@ fn sockets(
 ) -> Result<(Option<std::net::UdpSocket>, Option<TcpListener>), BindError> {
     if lane == LaneMode::Tls {
         let listener = tcp::bind(listen);
-        let listener = listener.map_err(|source| BindError::Listener { address: listen, source })?;
+        let listener =
+            listener.map_err(|source| BindError::Listener { address: listen, source })?;
         return Ok((None, Some(listener)));
     }
     let failed = |source| BindError::Socket { address: listen, source };

@@ -38,8 +38,8 @@ mod wake;
 pub mod words;
 
 pub use bulk::{
-    Bucket, BulkReceiver, BulkSender, Pace, Progress, ReceiveError, ReceiveReport, Refusal, Resources, SendError,
-    SendOptions, SendReport, receive_stream, send_stream,
+    Bucket, BulkReceiver, BulkSender, Pace, Progress, ReceiveError, ReceiveReport, Refusal,
+    Resources, SendError, SendOptions, SendReport, receive_stream, send_stream,
 };
 pub use cancel::Cancel;
 pub use endpoint::{Arrival, CloseCode, Connection, Endpoint, LocalNode, PeerInfo};

@@ -144,7 +144,8 @@ impl Opened {
 
     /// Waits for the sender's first frame, for as long as it takes: how many wait is bounded by the session.
     pub(crate) async fn first(&mut self) -> Result<(FrameType, Vec<u8>), FramedError> {
-        framed::read(&mut self.0, &[FrameType::BulkOpen, FrameType::Probe], "BulkOpen or Probe").await
+        framed::read(&mut self.0, &[FrameType::BulkOpen, FrameType::Probe], "BulkOpen or Probe")
+            .await
     }
 
     /// The lane, after the first frame.
@@ -178,7 +179,10 @@ pub(crate) struct Listening {
 /// # Errors
 /// What rustls finds wrong with our own key.
 pub(crate) fn acceptor(identity: &Identity) -> Result<TlsAcceptor, rustls::Error> {
-    Ok(TlsAcceptor::from(Arc::new(tls::server_config(identity, &[ALPN_BULK, ALPN_PEER, ALPN_PAIR])?)))
+    Ok(TlsAcceptor::from(Arc::new(tls::server_config(
+        identity,
+        &[ALPN_BULK, ALPN_PEER, ALPN_PAIR],
+    )?)))
 }
 
 /// Accepts until the endpoint is closed.
@@ -357,15 +361,11 @@ fn into_lane(stream: TlsStream<TcpStream>) -> io::Result<(Lane, lane::Hangup)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trust::TrustSet;
     use crate::frame;
+    use crate::trust::TrustSet;
 
-    const OPEN: LaneOpen = LaneOpen {
-        protocol: frame::PROTOCOL_VERSION,
-        dialler: 1,
-        acceptor: 2,
-        reverse: false,
-    };
+    const OPEN: LaneOpen =
+        LaneOpen { protocol: frame::PROTOCOL_VERSION, dialler: 1, acceptor: 2, reverse: false };
 
     fn node(trust: TrustSet) -> (Endpoint, mpsc::Receiver<Arrival>) {
         let identity = Arc::new(Identity::ephemeral().unwrap());

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use common::{LOOPBACK, Node, PATIENCE, Synthetic, paired, paired_over, paired_through_wire};
 use flocker_transport::{
-    BulkReceiver, BulkSender, DownReason, Fingerprint, Identity, LaneKind, LaneMode,
-    LaneStatus, LocalNode, Progress, ReceiveError, SendError, SendOptions,
-    receive_stream, send_stream,
+    BulkReceiver, BulkSender, DownReason, Fingerprint, Identity, LaneKind, LaneMode, LaneStatus,
+    LocalNode, Progress, ReceiveError, SendError, SendOptions, receive_stream, send_stream,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 

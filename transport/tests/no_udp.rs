@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{LOOPBACK, Node, PATIENCE, Synthetic, Wall, paired_over, paired_through_wall};
 use flocker_transport::{
-    BulkReceiver, BulkSender, ConnectError, ControlError, CountTries, DownReason, Fingerprint, Identity,
-    Invitation, InvitationEvent, LaneKind, LaneMode, LinkStatus, LocalNode, NoTry, PairError, PairingCode, PeerEvent,
-    Progress, ReceiveError, SendError, SendOptions, receive_stream, send_stream,
+    BulkReceiver, BulkSender, ConnectError, ControlError, CountTries, DownReason, Fingerprint,
+    Identity, Invitation, InvitationEvent, LaneKind, LaneMode, LinkStatus, LocalNode, NoTry,
+    PairError, PairingCode, PeerEvent, Progress, ReceiveError, SendError, SendOptions,
+    receive_stream, send_stream,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -72,7 +73,9 @@ async fn failed_dial(node: &mut Node) -> ConnectError {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_goes_over_tls_both_ways_through_a_wall_that_passes_tcp_one_way() {
     let (mut a, mut b, _wall) = paired_through_wall().await;
-    for (node, peer, why) in [(&a, b.key(), "nothing answered over UDP"), (&b, a.key(), "got no answer")] {
+    for (node, peer, why) in
+        [(&a, b.key(), "nothing answered over UDP"), (&b, a.key(), "got no answer")]
+    {
         let link = link(node, &peer);
         assert_eq!((link.kind, link.udp_blocked), (LaneKind::Tls, true));
         assert!(link.why.as_ref().unwrap().contains(why), "{link:?}");
@@ -113,7 +116,8 @@ async fn more_transfers_than_are_kept_ready_run_at_once_from_either_side() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_udp_passes_again_the_session_goes_on_over_quic_with_nothing_lost_and_transfers_unbroken() {
+async fn when_udp_passes_again_the_session_goes_on_over_quic_with_nothing_lost_and_transfers_unbroken()
+ {
     let (a, mut b, wall) = paired_through_wall().await;
     let mut a = a;
     // One in each direction that lasts beyond the change.
@@ -125,7 +129,8 @@ async fn when_udp_passes_again_the_session_goes_on_over_quic_with_nothing_lost_a
     wall.let_udp_through();
     let (keys, started) = ([a.key(), b.key()], Instant::now());
     let mut said = 0u32;
-    while [(&a, keys[1]), (&b, keys[0])].iter().any(|(n, peer)| link(n, peer).kind == LaneKind::Tls) {
+    while [(&a, keys[1]), (&b, keys[0])].iter().any(|(n, peer)| link(n, peer).kind == LaneKind::Tls)
+    {
         for _ in 0..20 {
             let payload = Bytes::from(said.to_le_bytes().to_vec());
             a.manager.send_control(&keys[1], payload.clone()).await.unwrap();
@@ -259,7 +264,10 @@ async fn a_node_that_stops_tells_its_peer_over_tls_too() {
     let (a, mut b) = paired_over(LaneMode::Tls).await;
     a.manager.close().await;
     let down = b.down().await;
-    assert!(matches!(&down, DownReason::ClosedByPeer { reason } if reason == "this node stops"), "{down}");
+    assert!(
+        matches!(&down, DownReason::ClosedByPeer { reason } if reason == "this node stops"),
+        "{down}"
+    );
 }
 
 /// A peer that is trusted and does as it likes: its end of a link, greeted.
@@ -294,7 +302,8 @@ mod rogue {
         }
 
         pub(super) async fn dialled(node: &Node, identity: &Identity) -> Self {
-            let config = tls::client_config(identity, tls::ALPN_PEER, Some(node.key()), Arc::default());
+            let config =
+                tls::client_config(identity, tls::ALPN_PEER, Some(node.key()), Arc::default());
             let tcp = tokio::net::TcpStream::connect(&node.address).await.unwrap();
             let connector = tokio_rustls::TlsConnector::from(Arc::new(config.unwrap()));
             let name = std::net::IpAddr::from([0, 0, 0, 0]).into();
@@ -313,7 +322,8 @@ mod rogue {
 
         /// Whether the node ends the connection.
         pub(super) async fn is_dropped(&mut self) -> bool {
-            let end = async { while self.stream.read(&mut [0; 4096]).await.is_ok_and(|len| len > 0) {} };
+            let end =
+                async { while self.stream.read(&mut [0; 4096]).await.is_ok_and(|len| len > 0) {} };
             tokio::time::timeout(PATIENCE, end).await.is_ok()
         }
     }
@@ -402,7 +412,8 @@ async fn many_that_shake_hands_and_do_not_greet_are_dropped_and_the_pair_goes_on
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_of_tls_alone_whose_port_is_taken_says_so() {
     let taken = std::net::TcpListener::bind(LOOPBACK).unwrap();
-    let (identity, local) = (Identity::ephemeral().unwrap(), LocalNode::new("a").with_lane(LaneMode::Tls));
+    let (identity, local) =
+        (Identity::ephemeral().unwrap(), LocalNode::new("a").with_lane(LaneMode::Tls));
     let trust = Arc::new(flocker_transport::TrustSet::new([]));
     let listen = taken.local_addr().unwrap();
     let error = flocker_transport::PeerManager::start(listen, Arc::new(identity), local, trust);

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input, Remedy};
 use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
-use flocker_transport::{BulkReceiver, BulkSender, Cancel, PeerManager, Progress, Refusal};
+use flocker_transport::{BulkReceiver, BulkSender, Cancel, Pace, PeerManager, Progress, Refusal};
 
 use crate::api::{Direction, Progress as Shown};
 use crate::clock::millis;
@@ -123,6 +123,8 @@ pub(crate) struct Parts {
     pub(crate) report: Report,
     /// Names of units, for people.
     pub(crate) names: Arc<dyn Fn(UnitId) -> Option<String> + Send + Sync>,
+    /// The limits of what is sent to a peer, of a unit; whether it is the last step of a move.
+    pub(crate) pace: Arc<dyn Fn(Fingerprint, UnitId, bool) -> Pace + Send + Sync>,
     pub(crate) compression_level: i32,
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -141,19 +143,20 @@ impl Transfers {
         Self(Arc::new(Inner { parts, state: Mutex::default() }))
     }
 
-    /// Begins to send; the peer has accepted.
+    /// Begins to send; the peer has accepted. `last`: a workload stands still for it.
     pub(crate) fn start_send(
         &self,
         transfer: TransferId,
         peer: Fingerprint,
         unit: UnitId,
         spec: SendSpec,
+        last: bool,
     ) {
         let full = spec.from.is_none();
         let live = Live::new(transfer, unit, peer, Direction::Send, spec.to.to_string(), full);
         let live = self.0.enter(live);
         let inner = Arc::clone(&self.0);
-        self.0.spawn(&live, "send", move |live| send::run(&inner, live, &spec));
+        self.0.spawn(&live, "send", move |live| send::run(&inner, live, &spec, last));
     }
 
     /// Expects a transfer from this peer. Registered when this returns.

@@ -67,6 +67,7 @@ fn side(runtime: &tokio::runtime::Runtime) -> Side {
             let _ = tell.lock().unwrap().send(input);
         }),
         names: Arc::new(|_| Some("db".into())),
+        pace: Arc::new(|_, _, _| Pace::default()),
         compression_level: 1,
         runtime: runtime.handle().clone(),
     });
@@ -133,7 +134,7 @@ impl World {
             raw: false,
             resume: None,
         };
-        self.a.transfers.start_send(transfer(id), B, UNIT, spec);
+        self.a.transfers.start_send(transfer(id), B, UNIT, spec, false);
     }
 
     fn snapshots_of_b(&self) -> Vec<String> {

@@ -156,7 +156,7 @@ mod tests {
 
     fn about(found: Duration, seconds: f64) {
         let found = found.as_secs_f64();
-        assert!((found - seconds).abs() < 0.1, "{found} s, not {seconds} s");
+        assert!((found - seconds).abs() < 0.2, "{found} s, not {seconds} s");
     }
 
     #[test]
@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_change_holds_at_once_and_the_last_step_of_a_move_is_counted_and_not_held_back() {
-        let (now, pace) = (Instant::now(), Pace { peer: bucket(Some(64 << 10)), ..Pace::default() });
+        let (now, pace) =
+            (Instant::now(), Pace { peer: bucket(Some(64 << 10)), ..Pace::default() });
         pace.pass(pace.piece(), now).unwrap();
         while pace.pass(pace.piece(), now).is_ok() {}
         pace.peer.set(None);

@@ -407,7 +407,8 @@ impl Hearer {
         drop(pipe);
         if shared.gone() == Gone::Here {
             // A socket that is closed with something unread is reset, and the last words with it.
-            let _ = timeout(LAST_WORDS, tokio::io::copy(&mut self.tls, &mut tokio::io::sink())).await;
+            let _ =
+                timeout(LAST_WORDS, tokio::io::copy(&mut self.tls, &mut tokio::io::sink())).await;
         }
     }
 

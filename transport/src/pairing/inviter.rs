@@ -97,12 +97,7 @@ impl InviterSlot {
     }
 
     /// Serves one pairing connection to its end.
-    pub(crate) async fn answer(
-        &self,
-        endpoint: &Endpoint,
-        link: Link,
-        joiner: Fingerprint,
-    ) {
+    pub(crate) async fn answer(&self, endpoint: &Endpoint, link: Link, joiner: Fingerprint) {
         if let Err(error) = self.serve(endpoint, &link, joiner).await {
             tracing::warn!(%joiner, %error, "a pairing connection was refused");
         }

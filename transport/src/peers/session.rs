@@ -362,7 +362,8 @@ impl Session {
         let _ = events.send(PeerEvent::Up { peer: peer.clone(), session }).await;
         let mut opening = JoinSet::new();
         let (crossing, moves) = Crossing::new();
-        let incoming = Incoming { peer: fingerprint, session, events: &events, crossing: &crossing };
+        let incoming =
+            Incoming { peer: fingerprint, session, events: &events, crossing: &crossing };
         let taking = Taking {
             peer: fingerprint,
             session,
@@ -405,7 +406,13 @@ impl Session {
             spares: &spares,
             crossing: &crossing,
         };
-        let coming = Coming { links: link.subscribe(), arriving, begun, spares: &spares, endpoint: &endpoint };
+        let coming = Coming {
+            links: link.subscribe(),
+            arriving,
+            begun,
+            spares: &spares,
+            endpoint: &endpoint,
+        };
         let ended = tokio::select! {
             ended = write_control(send, queue, moves) => ended,
             ended = incoming.read_control(recv) => ended,
@@ -627,13 +634,7 @@ impl Coming<'_> {
         }
     }
 
-    fn arrived(
-        &self,
-        lane: LaneArrival,
-        link: &Link,
-        taking: &Taking,
-        opening: &mut JoinSet<()>,
-    ) {
+    fn arrived(&self, lane: LaneArrival, link: &Link, taking: &Taking, opening: &mut JoinSet<()>) {
         let over_tls = link.kind() == LaneKind::Tls;
         if !lane.open.reverse {
             drop(opening.spawn(taking.clone().arrival(lane, over_tls)));
