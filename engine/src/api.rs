@@ -529,8 +529,33 @@ pub struct NodeView {
     /// Ports behind which workloads are found wherever they run.
     #[serde(default)]
     pub forwards: Vec<ForwardView>,
+    /// How fast bytes may go.
+    #[serde(default)]
+    pub rates: RatesView,
     /// Where the live data of datasets is reachable now, by dataset.
     pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// The limits on what is sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RatesView {
+    /// For each peer that has one.
+    pub peers: Vec<RateView>,
+    /// For each unit that has one.
+    pub units: Vec<RateView>,
+    /// Why a change of the configuration was not taken.
+    pub trouble: Option<String>,
+}
+
+/// One limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateView {
+    /// Of the peer or the unit.
+    pub name: String,
+    /// On the wire, now; `None`: none at this time.
+    pub bytes_per_second: Option<u64>,
+    /// The rule that holds now, as it is configured.
+    pub rule: Option<String>,
 }
 
 /// A port of this node behind which a workload is found wherever it runs.
@@ -564,11 +589,27 @@ pub struct LinkView {
     pub software: Option<String>,
     /// Round-trip time while it is connected, microseconds.
     pub round_trip_us: Option<u64>,
+    /// Which way control takes, while it is connected.
+    #[serde(default)]
+    pub control: Option<ControlView>,
     /// Which lane large transfers to it take, while it is connected.
     #[serde(default)]
     pub lane: Option<LaneView>,
     /// Why it is not, if it was tried: another protocol version, not paired, unreachable.
     pub last_error: Option<String>,
+}
+
+/// The way that control takes to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlView {
+    /// `quic` or `tls`.
+    pub over: String,
+    /// Why, where it is not the usual one.
+    pub why: Option<String>,
+    /// Whether that is because nothing answers over UDP.
+    pub udp_blocked: bool,
+    /// For how long, milliseconds.
+    pub for_ms: u64,
 }
 
 /// The lane that large transfers to a peer take.

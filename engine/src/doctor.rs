@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use flocker_core::record::Policy;
 use flocker_core::status::UnitStatus;
@@ -14,7 +15,7 @@ use flocker_transport::identity::KEY_FILE;
 use flocker_zfs::ZfsOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{HoldsView, LaneView, NodeView};
+use crate::api::{ControlView, HoldsView, LaneView, LinkView, NodeView};
 use crate::config::{Config, StoreUri};
 use crate::store;
 
@@ -174,7 +175,7 @@ fn of_links(view: &NodeView) -> Vec<Finding> {
                 format!("peer {name} runs {software}, this node {}", view.version),
                 "bring both to one version",
             )),
-            (Some(_), _) => found.push(of_lane(&name, link.lane.as_ref())),
+            (Some(_), _) => found.push(of_connection(&name, link)),
             (None, error) => {
                 let why = error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
                 found.push(Finding::bad(
@@ -183,6 +184,12 @@ fn of_links(view: &NodeView) -> Vec<Finding> {
                 ));
             }
         }
+    }
+    if let Some(trouble) = &view.rates.trouble {
+        found.push(Finding::bad(
+            format!("a change of the configuration was not taken: {trouble}"),
+            "correct it; the rates stay as they were until then, and the next start fails",
+        ));
     }
     for dataset in &view.node.orphans {
         found.push(Finding::warning(
@@ -193,7 +200,25 @@ fn of_links(view: &NodeView) -> Vec<Finding> {
     found
 }
 
-/// Of a connected peer: what it is sent over.
+/// Of a connected peer: which way control takes, then what it is sent over.
+fn of_connection(name: &str, link: &LinkView) -> Finding {
+    let Some(ControlView { over, why: Some(why), udp_blocked, for_ms }) = &link.control else {
+        return of_lane(name, link.lane.as_ref());
+    };
+    let since = Duration::from_secs(for_ms / 1000);
+    let what =
+        format!("peer {name} is connected, and everything goes over {over} since {since:?}: {why}");
+    if !udp_blocked {
+        return Finding::good(what);
+    }
+    Finding::warning(
+        format!("{what}. UDP is blocked on the way"),
+        "let UDP through to the port that the peer listens on, both ways, and it goes back to QUIC by itself; \
+         or set `[transport] lane = \"tls\"` if it is to stay so",
+    )
+}
+
+/// What a connected peer is sent over.
 fn of_lane(name: &str, lane: Option<&LaneView>) -> Finding {
     match lane {
         Some(LaneView { failed: Some(failed), .. }) => Finding::warning(
@@ -306,6 +331,34 @@ mod tests {
         let finding = of_lane("b", Some(&lane(None)));
         assert_eq!(finding.level, Level::Good);
         assert!(finding.what.contains("take quic: it is faster"), "{}", finding.what);
+    }
+
+    #[test]
+    fn control_over_tls_is_said_with_why_and_since_and_is_wrong_only_where_udp_is_blocked() {
+        let mut link = LinkView {
+            peer: flocker_core::ids::Fingerprint([1; 32]),
+            name: "b".into(),
+            words: String::new(),
+            software: Some(env!("CARGO_PKG_VERSION").into()),
+            round_trip_us: None,
+            control: Some(ControlView {
+                over: "tls".into(),
+                why: Some("nothing answered over UDP at 10.0.0.2:7001".into()),
+                udp_blocked: true,
+                for_ms: 65_000,
+            }),
+            lane: None,
+            last_error: None,
+        };
+        let finding = of_connection("b", &link);
+        assert_eq!(finding.level, Level::Warning);
+        for word in ["over tls since 65s", "10.0.0.2:7001", "UDP is blocked"] {
+            assert!(finding.what.contains(word), "{}", finding.what);
+        }
+        assert!(finding.todo.unwrap().contains("let UDP through"));
+        let control = link.control.as_mut().unwrap();
+        (control.udp_blocked, control.why) = (false, Some("this node is configured so".into()));
+        assert_eq!(of_connection("b", &link).level, Level::Good);
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod metrics;
 mod mirror;
 mod network;
 mod ops;
+mod rates;
 pub mod serve;
 mod server;
 mod store;

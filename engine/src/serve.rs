@@ -32,6 +32,7 @@ use crate::hub::Hub;
 use crate::journal::{Contents, Journal, JournalError, LockError, StateLock};
 use crate::network::forward::Forwards;
 use crate::ops::{Ops, Report, Tools, drill};
+use crate::rates::Rates;
 use crate::server::{self, Api, SocketFile};
 use crate::transfer::{Parts, PeerLanes, Transfers};
 use crate::turn::{Loop, Peers, Turn, Turns};
@@ -248,6 +249,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
     let hub = api.hub.clone();
     let forwards = api.forwards.clone();
     let metrics = api.metrics.clone();
+    let pacing = tokio::spawn(api.rates.clone().watch());
     let serving = tokio::spawn(server::serve(listener, api));
     let forwarding = tokio::spawn(links::forward(events, turns.clone(), transfers.clone()));
     let telling = tokio::spawn(server::tell_progress(hub, transfers.clone()));
@@ -261,7 +263,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
     tracing::info!(%bound, socket = %socket_path.display(), "node up");
     let outcome = until_end(&shutdown, loop_ended).await;
     // From here on nobody is answered any more.
-    for task in [serving, forwarding, telling, upkeep] {
+    for task in [serving, forwarding, telling, upkeep, pacing] {
         task.abort();
     }
     forwards.close();
@@ -314,12 +316,19 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
     keep_caches(&manager, &base.config);
     let runtime = tokio::runtime::Handle::current();
     let names = base.hub.clone();
+    let rates = Rates::new(&base.config);
+    let (paces, pace_names) = (rates.clone(), base.hub.clone());
     let transfers = Transfers::new(Parts {
         store: Arc::clone(&base.store),
         lanes: Arc::new(PeerLanes { manager: manager.clone(), runtime: runtime.clone() }),
         report: Arc::clone(&report),
         names: Arc::new(move |unit| names.name(unit)),
         compression: base.config.transport.compression.into(),
+        pace: Arc::new(move |peer, unit, last| {
+            let known = pace_names.peers();
+            let name = known.into_iter().find(|p| p.fingerprint == peer).map(|p| p.name);
+            paces.pace(name, pace_names.name(unit), last)
+        }),
         runtime,
     });
     let ops = Ops::new(Arc::clone(&tools), base.config.limits.operations, report);
@@ -351,6 +360,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         turns: turns.clone(),
         hub: base.hub,
         forwards,
+        rates,
         transfers: transfers.clone(),
         tools: Arc::clone(&tools),
         manager: manager.clone(),

@@ -200,8 +200,8 @@ impl Loop {
                 self.forwards.note_action(op, unit, &action);
                 self.ops.run(op, unit, action);
             }
-            Effect::StartSend { transfer, peer, unit, spec } => {
-                self.transfers.start_send(transfer, peer, unit, spec)
+            Effect::StartSend { transfer, peer, unit, spec, last } => {
+                self.transfers.start_send(transfer, peer, unit, spec, last)
             }
             Effect::StartReceive { transfer, peer, unit, spec, limit_bytes } => {
                 self.transfers.expect(transfer, peer, unit, spec, limit_bytes)

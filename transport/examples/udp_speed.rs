@@ -13,8 +13,8 @@ use bytes::Bytes;
 use common::{BLOCK, Failure, cpu_time, nodes_over, open, stream};
 use flocker_transport::lane::Until;
 use flocker_transport::{
-    BulkReceiver, BulkSender, Cancel, Fingerprint, LaneMode, PeerEvent, PeerManager, Progress,
-    SendOptions, UdpMode, receive_stream, send_stream,
+    BulkReceiver, BulkSender, Cancel, Compression, Fingerprint, LaneMode, PeerEvent, PeerManager,
+    Progress, SendOptions, UdpMode, receive_stream, send_stream,
 };
 use tokio::sync::mpsc;
 
@@ -118,7 +118,8 @@ const PIECE: usize = 1 << 20;
 
 fn send(sender: BulkSender, stream: Bytes, bare: bool) -> Result<(), Failure> {
     if !bare {
-        let (options, progress) = (SendOptions { level: None }, Progress::default());
+        let (options, progress) =
+            (SendOptions { compression: Compression::Off }, Progress::default());
         send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &progress)?;
         return Ok(());
     }

@@ -1,30 +1,34 @@
-//! The QUIC endpoint: one socket, through which a node dials and is dialled.
+//! The endpoint: one port, of UDP and of TCP, through which a node dials and is dialled.
 //!
-//! Owns: binding, also the TCP port of the same number ([`crate::tcp`]), dialling a pinned key, the limits on what unknown callers may cost, and the greeting
-//! that makes a QUIC connection a [`Connection`] with a peer (`greeting`). Leaves to others:
-//! redialling and keeping one connection per peer ([`crate::peers`]), pairing ([`crate::pairing`]).
+//! Owns: binding, dialling a pinned key, the limits on what unknown callers may cost over QUIC (those over TCP are
+//! [`crate::tcp`]'s), and the greeting that makes a [`Link`] a [`Connection`] with a peer (`greeting`). Leaves to
+//! others: the order of QUIC and TLS (`link::dial`), redialling and keeping one connection per peer
+//! ([`crate::peers`]), pairing ([`crate::pairing`]).
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use flocker_core::ids::Fingerprint;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
+use tokio_rustls::TlsStream;
 
 use crate::counters;
 use crate::error::{BindError, ConnectError, RefusedPeer};
 use crate::frame::PROTOCOL_VERSION;
-use crate::frame::hello::Hello;
+use crate::frame::hello::{Call, Hello};
 use crate::greeting;
 use crate::identity::{Identity, fingerprint_of};
 use crate::lane::choice::LaneMode;
+use crate::link::dial::{self, Dialled};
+use crate::link::tls::TlsLink;
+use crate::link::{Link, Receiving, Sending};
 use crate::pairing::InviterSlot;
-use crate::tcp::{self, LaneArrival};
+use crate::tcp::{self, LaneArrival, TcpError};
 use crate::tls::{self, ALPN_PAIR, ALPN_PEER};
 use crate::trust::Trust;
 use crate::tuning::{self, UdpMode};
@@ -41,6 +45,9 @@ const MAX_PAIRINGS: usize = 8;
 
 /// TLS and greeting together, of either side.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a node that stops may take to tell its peers.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Ports that are tried for one that is free for UDP and TCP, when any will do.
 const PORTS_TRIED: usize = 32;
@@ -109,7 +116,7 @@ pub struct LocalNode {
     pub lane: LaneMode,
     /// How its UDP socket sends.
     pub udp: UdpMode,
-    /// Whether it listens for bulk over TLS: the endpoint finds out when it binds.
+    /// Whether it listens for TLS: the endpoint finds out when it binds.
     pub(crate) tls: bool,
     /// What its UDP socket was granted to hold unread, in KiB; found out in the same way.
     pub(crate) udp_room_kib: u32,
@@ -142,13 +149,15 @@ impl LocalNode {
         Self { udp, ..self }
     }
 
-    pub(crate) fn hello(&self) -> Hello {
+    pub(crate) fn hello(&self, call: Call) -> Hello {
         Hello {
             protocol: self.protocol,
             incarnation: self.incarnation,
             name: self.name.clone(),
             software: self.software.clone(),
             tls: self.tls,
+            quic: self.lane != LaneMode::Tls,
+            call,
             udp_room_kib: self.udp_room_kib,
         }
     }
@@ -175,8 +184,10 @@ pub struct PeerInfo {
     pub incarnation: u64,
     /// Where its packets come from.
     pub address: SocketAddr,
-    /// Whether it listens for bulk over TLS, on the TCP port of the number that it listens on.
+    /// Whether it listens for TLS, on the TCP port of the number that it listens on.
     pub tls: bool,
+    /// Whether it listens for QUIC, on the UDP port of that number.
+    pub quic: bool,
     /// What its UDP socket may hold unread, in KiB; 0: it does not say.
     pub udp_room_kib: u32,
 }
@@ -188,20 +199,22 @@ pub struct Connection {
     pub peer: PeerInfo,
     /// Whether this side dialled.
     pub dialled: bool,
-    pub(crate) quic: quinn::Connection,
-    pub(crate) send: SendStream,
-    pub(crate) recv: RecvStream,
+    /// How the one who dialled came to it.
+    pub(crate) call: Call,
+    pub(crate) link: Link,
+    pub(crate) send: Sending,
+    pub(crate) recv: Receiving,
 }
 
 impl Connection {
     /// Closes it at once, telling the peer.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        close(&self.quic, code, reason);
+        self.link.close(code, reason);
     }
 
     /// Completes when it is closed or lost, with the reason in words.
     pub async fn closed(&self) -> String {
-        self.quic.closed().await.to_string()
+        self.link.closed().await.to_string()
     }
 }
 
@@ -222,14 +235,22 @@ pub struct Endpoint(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    quic: quinn::Endpoint,
-    /// `None` where quinn's own socket is used.
+    /// `None` where TLS alone is used.
+    quic: Option<quinn::Endpoint>,
+    /// `None` where quinn's own socket is used, or none.
     gathering: Option<Arc<GatherSocket>>,
+    address: SocketAddr,
     identity: Arc<Identity>,
     local: LocalNode,
     inviter: InviterSlot,
+    /// Pairing connections that are served.
+    pairings: Arc<Semaphore>,
     /// Tells the TCP listener to end.
     closed: watch::Sender<bool>,
+    /// Held by every link over TLS; let go when the endpoint is closed.
+    alive: Mutex<Option<mpsc::Sender<()>>>,
+    /// Ends when the last of them has.
+    all_over: tokio::sync::Mutex<mpsc::Receiver<()>>,
 }
 
 impl Endpoint {
@@ -247,49 +268,67 @@ impl Endpoint {
         let tls = tls::server_config(&identity, &[ALPN_PEER, ALPN_PAIR])?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|_| BindError::NoInitialCipher)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let (socket, listener) = sockets(listen, &local).map_err(failed)?;
+        let (socket, listener) = sockets(listen, &local)?;
         local.tls = listener.is_some();
-        local.udp_room_kib = tuning::room_kib(&socket);
+        let bound = match (&socket, &listener) {
+            (Some(socket), _) => socket.local_addr(),
+            (None, Some(listener)) => listener.local_addr(),
+            (None, None) => Ok(listen),
+        };
+        let address = bound.map_err(failed)?;
+        local.udp_room_kib = socket.as_ref().map_or(0, tuning::room_kib);
         let max_packet = local.udp.max_packet_bytes;
         let (config, server) =
             (tuning::endpoint(max_packet), Some(tuning::server(crypto, max_packet)));
-        let (quic, gathering) = if local.udp.gather {
-            let gathering = udp::socket(socket, max_packet).map_err(failed)?;
-            let (socket, runtime) = (gathering.clone(), Arc::new(GatherRuntime));
-            let quic = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime);
-            (quic, Some(gathering))
-        } else {
-            (quinn::Endpoint::new(config, server, socket, runtime), None)
+        let (quic, gathering) = match socket {
+            None => (None, None),
+            Some(socket) if local.udp.gather => {
+                let gathering = udp::socket(socket, max_packet).map_err(failed)?;
+                let (socket, runtime) = (gathering.clone(), Arc::new(GatherRuntime));
+                let quic =
+                    quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime);
+                (Some(quic), Some(gathering))
+            }
+            Some(socket) => (Some(quinn::Endpoint::new(config, server, socket, runtime)), None),
         };
-        let quic = quic.map_err(failed)?;
-        let inviter = InviterSlot::default();
+        let quic = quic.transpose().map_err(failed)?;
         let (arrivals, taken) = mpsc::channel(ARRIVALS);
         let (closed, closing) = watch::channel(false);
+        let (alive, all_over) = mpsc::channel(1);
+        let endpoint = Self(Arc::new(Inner {
+            quic: quic.clone(),
+            gathering,
+            address,
+            identity,
+            local,
+            inviter: InviterSlot::default(),
+            pairings: Arc::new(Semaphore::new(MAX_PAIRINGS)),
+            closed,
+            alive: Mutex::new(Some(alive)),
+            all_over: tokio::sync::Mutex::new(all_over),
+        }));
         if let Some(listener) = listener {
             tokio::spawn(tcp::listen(tcp::Listening {
                 listener,
-                acceptor: tcp::acceptor(&identity)?,
-                local: local.clone(),
+                acceptor: tcp::acceptor(&endpoint.0.identity)?,
+                endpoint: endpoint.clone(),
                 trust: Arc::clone(&trust),
                 arrivals: arrivals.clone(),
                 closed: closing,
             }));
         }
-        let endpoint = Self(Arc::new(Inner { quic, gathering, identity, local, inviter, closed }));
-        tokio::spawn(listen_loop(endpoint.clone(), trust, arrivals));
+        if let Some(quic) = quic {
+            tokio::spawn(listen_loop(quic, endpoint.clone(), trust, arrivals));
+        }
         Ok((endpoint, taken))
     }
 
     /// The address that is bound; with port 0 asked, the port that was given.
     ///
     /// # Errors
-    /// [`BindError::Socket`].
+    /// None today.
     pub fn local_addr(&self) -> Result<SocketAddr, BindError> {
-        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.0
-            .quic
-            .local_addr()
-            .map_err(|source| BindError::Socket { address: unspecified, source })
+        Ok(self.0.address)
     }
 
     /// This node's key.
@@ -319,22 +358,43 @@ impl Endpoint {
         address: SocketAddr,
         expected: Fingerprint,
     ) -> Result<Connection, ConnectError> {
-        let greeted = timeout(HANDSHAKE_TIMEOUT, async {
-            let (quic, found) = self.dial(address, ALPN_PEER, Some(expected)).await?;
-            greeting::as_dialler(&quic, self.local(), self.fingerprint(), found)
-                .await
-                .inspect(|connection| self.learn_room(connection))
-                .inspect_err(|e| close(&quic, e.close_code(), &e.to_string()))
-        });
-        greeted.await.unwrap_or_else(|_| {
-            Err(ConnectError::Unreachable { address, reason: "no answer in time".into() })
-        })
+        self.greet_dialled(address, dial::dial(self, address, ALPN_PEER, Some(expected)).await?)
+            .await
+    }
+
+    /// Dials a peer over QUIC, to carry on the session that the two have over TLS.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub(crate) async fn connect_to_continue(
+        &self,
+        address: SocketAddr,
+        expected: Fingerprint,
+    ) -> Result<Connection, ConnectError> {
+        let (link, found) = dial::quic(self, address, ALPN_PEER, Some(expected)).await?;
+        self.greet_dialled(address, Dialled { link, found, call: Call::Continues }).await
+    }
+
+    async fn greet_dialled(
+        &self,
+        address: SocketAddr,
+        dialled: Dialled,
+    ) -> Result<Connection, ConnectError> {
+        let greeting = greeting::as_dialler(&dialled, self.local(), self.fingerprint());
+        timeout(HANDSHAKE_TIMEOUT, greeting)
+            .await
+            .unwrap_or_else(|_| {
+                let reason = "it does not greet in time".into();
+                Err(ConnectError::Unreachable { address, reason })
+            })
+            .inspect(|connection| self.learn_room(connection))
+            .inspect_err(|e| dialled.link.close(e.close_code(), &e.to_string()))
     }
 
     /// Sends to a peer whose socket holds a lot in larger bursts.
     fn learn_room(&self, connection: &Connection) {
         let PeerInfo { address, udp_room_kib, .. } = connection.peer;
-        if let Some(gathering) = &self.0.gathering
+        if let (Some(gathering), Link::Quic(_)) = (&self.0.gathering, &connection.link)
             && udp_room_kib >= tuning::ROOMY_KIB
         {
             gathering.is_roomy(address);
@@ -347,33 +407,37 @@ impl Endpoint {
         self.0.gathering.as_ref().map_or(1, |gathering| gathering.most_at_once(to))
     }
 
-    /// Dials for pairing, where the key is not known yet; returns it proven.
+    /// Dials for pairing, where the key is not known yet; it is proven.
     ///
     /// # Errors
     /// [`ConnectError`].
     pub(crate) async fn dial_for_pairing(
         &self,
         address: SocketAddr,
-    ) -> Result<(quinn::Connection, Fingerprint), ConnectError> {
-        timeout(HANDSHAKE_TIMEOUT, self.dial(address, ALPN_PAIR, None)).await.unwrap_or_else(|_| {
-            Err(ConnectError::Unreachable { address, reason: "no answer in time".into() })
-        })
+    ) -> Result<Dialled, ConnectError> {
+        dial::dial(self, address, ALPN_PAIR, None).await
     }
 
-    async fn dial(
+    /// A handshake over QUIC, for as long as it takes.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub(crate) async fn dial_quic(
         &self,
         address: SocketAddr,
         alpn: &[u8],
         expected: Option<Fingerprint>,
     ) -> Result<(quinn::Connection, Fingerprint), ConnectError> {
+        let Some(endpoint) = &self.0.quic else {
+            let reason = "this node uses TLS alone".into();
+            return Err(ConnectError::Unreachable { address, reason });
+        };
         let seen = Arc::new(OnceLock::new());
         let tls = tls::client_config(&self.0.identity, alpn, expected, Arc::clone(&seen))?;
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::NoInitialCipher)?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(tuning::transport(self.local().udp.max_packet_bytes));
-        let connecting = self
-            .0
-            .quic
+        let connecting = endpoint
             .connect_with(config, address, SERVER_NAME)
             .map_err(|e| ConnectError::Unreachable { address, reason: e.to_string() })?;
         let connected = connecting.await;
@@ -387,54 +451,136 @@ impl Endpoint {
         }
     }
 
-    /// Closes every connection and takes no more.
+    /// A link over TLS.
+    ///
+    /// # Errors
+    /// [`TcpError`].
+    pub(crate) async fn dial_tls(
+        &self,
+        address: SocketAddr,
+        alpn: &[u8],
+        expected: Option<Fingerprint>,
+    ) -> Result<(TlsLink, Fingerprint), TcpError> {
+        let (stream, found) = tcp::connect(&self.0.identity, alpn, expected, address).await?;
+        let link = self.tls_link(stream);
+        let link = link.map_err(|e| TcpError::Unreachable { address, reason: e.to_string() })?;
+        Ok((link, found))
+    }
+
+    /// A link over this connection, which closing the endpoint waits for.
+    ///
+    /// # Errors
+    /// Of the socket; or the endpoint is closed.
+    pub(crate) fn tls_link(&self, stream: TlsStream<TcpStream>) -> std::io::Result<TlsLink> {
+        let alive = self.0.alive.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let alive = alive.ok_or_else(|| std::io::Error::other("this node stops"))?;
+        TlsLink::start(stream, alive)
+    }
+
+    /// Closes every connection over QUIC and takes no more; those over TLS are their owners' to close.
     pub(crate) fn shut(&self, reason: &str) {
         self.0.closed.send_replace(true);
-        self.0.quic.close(CloseCode::Shutdown.code().into(), reason.as_bytes());
+        self.0.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(quic) = &self.0.quic {
+            quic.close(CloseCode::Shutdown.code().into(), reason.as_bytes());
+        }
     }
 
     /// Closes every connection and the socket; waits until peers were told.
     pub async fn close(&self, reason: &str) {
         self.shut(reason);
+        let over_quic = async {
+            if let Some(quic) = &self.0.quic {
+                quic.wait_idle().await;
+            }
+        };
+        let over_tls = async { while self.0.all_over.lock().await.recv().await.is_some() {} };
         // Told or not, a stopping node does not wait longer than it takes to be told.
-        let _ = timeout(Duration::from_secs(1), self.0.quic.wait_idle()).await;
+        let _ = timeout(LAST_WORDS, async { tokio::join!(over_quic, over_tls) }).await;
+    }
+
+    /// Greets whoever dialled, with the key `peer`; `None` when it does not greet in time.
+    pub(crate) async fn greet(
+        &self,
+        trust: &dyn Trust,
+        link: Link,
+        peer: Fingerprint,
+    ) -> Option<Arrival> {
+        let (local, ours) = (self.local(), self.fingerprint());
+        let greeted =
+            timeout(HANDSHAKE_TIMEOUT, greeting::as_acceptor(&link, local, ours, peer, trust));
+        match greeted.await {
+            Ok(Ok(connection)) => {
+                self.learn_room(&connection);
+                Some(Arrival::Connected(connection))
+            }
+            Ok(Err(error)) => {
+                refused(error.label());
+                link.close(error.close_code(), &error.to_string());
+                let address = link.remote_address();
+                Some(Arrival::Refused(RefusedPeer { fingerprint: peer, address, error }))
+            }
+            Err(_) => {
+                refused("timeout");
+                link.close(CloseCode::Protocol, "no greeting in time");
+                None
+            }
+        }
+    }
+
+    /// Serves a pairing connection, if there is a place.
+    pub(crate) fn pair(&self, link: Link, joiner: Fingerprint) {
+        let Ok(place) = Arc::clone(&self.0.pairings).try_acquire_owned() else {
+            refused("busy");
+            return link.close(CloseCode::Busy, "too many nodes try to pair at once");
+        };
+        let endpoint = self.clone();
+        tokio::spawn(async move {
+            endpoint.inviter().answer(&endpoint, link, joiner).await;
+            drop(place);
+        });
     }
 }
 
-pub(crate) fn close(quic: &quinn::Connection, code: CloseCode, reason: &str) {
-    // A close frame must fit one packet.
-    let reason = crate::frame::cursor::presentable(reason, 512);
-    quic.close(code.code().into(), reason.as_bytes());
-}
-
-/// The UDP socket, and the TCP listener of the same port unless QUIC alone is used. Where another program
-/// has the TCP port this node goes on without: then its peers send to it over QUIC.
+/// The UDP socket, unless TLS alone is used; and the TCP listener of the same port, unless QUIC alone is. Where
+/// another program has the TCP port this node goes on without, if it may.
 fn sockets(
     listen: SocketAddr,
     local: &LocalNode,
-) -> std::io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
+) -> Result<(Option<std::net::UdpSocket>, Option<TcpListener>), BindError> {
+    if local.lane == LaneMode::Tls {
+        let listener = tcp::bind(listen);
+        let listener =
+            listener.map_err(|source| BindError::Listener { address: listen, source })?;
+        return Ok((None, Some(listener)));
+    }
+    let failed = |source| BindError::Socket { address: listen, source };
     let mut tried = 0;
     loop {
-        let socket = tuning::socket(listen, local.udp.socket_bytes)?;
+        let socket = tuning::socket(listen, local.udp.socket_bytes).map_err(failed)?;
         if local.lane == LaneMode::Quic {
-            return Ok((socket, None));
+            return Ok((Some(socket), None));
         }
         tried += 1;
-        match tcp::bind(socket.local_addr()?) {
-            Ok(listener) => return Ok((socket, Some(listener))),
+        match tcp::bind(socket.local_addr().map_err(failed)?) {
+            Ok(listener) => return Ok((Some(socket), Some(listener))),
             Err(_) if listen.port() == 0 && tried < PORTS_TRIED => {}
             Err(error) => {
-                tracing::warn!(%listen, %error, "no bulk over TLS: the TCP port cannot be listened on");
-                return Ok((socket, None));
+                tracing::warn!(%listen, %error, "nothing over TLS: the TCP port cannot be listened on");
+                return Ok((Some(socket), None));
             }
         }
     }
 }
 
-async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::Sender<Arrival>) {
+async fn listen_loop(
+    quic: quinn::Endpoint,
+    endpoint: Endpoint,
+    trust: Arc<dyn Trust>,
+    arrivals: mpsc::Sender<Arrival>,
+) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let pairings = Arc::new(Semaphore::new(MAX_PAIRINGS));
-    while let Some(incoming) = endpoint.0.quic.accept().await {
+    while let Some(incoming) = quic.accept().await {
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             refused("busy");
             incoming.refuse();
@@ -450,17 +596,12 @@ async fn listen_loop(endpoint: Endpoint, trust: Arc<dyn Trust>, arrivals: mpsc::
             continue;
         }
         let (endpoint, trust, arrivals) = (endpoint.clone(), Arc::clone(&trust), arrivals.clone());
-        let pairings = Arc::clone(&pairings);
         tokio::spawn(async move {
-            let welcomed = welcome(&endpoint, trust.as_ref(), &arrivals, incoming).await;
+            let welcomed = welcome(&endpoint, trust.as_ref(), incoming).await;
             drop(place);
-            let Some((quic, joiner)) = welcomed else { return };
-            match pairings.try_acquire() {
-                Ok(_place) => endpoint.inviter().answer(&endpoint, quic, joiner).await,
-                Err(_) => {
-                    refused("busy");
-                    close(&quic, CloseCode::Busy, "too many nodes try to pair at once");
-                }
+            if let Some(arrival) = welcomed {
+                // The node is stopping when nobody takes it; dropping the connection then closes it.
+                let _ = arrivals.send(arrival).await;
             }
         });
     }
@@ -470,14 +611,13 @@ pub(crate) fn refused(reason: &'static str) {
     metrics::counter!(counters::CONNECTIONS_REFUSED, "reason" => reason).increment(1);
 }
 
-/// One incoming connection, from its first packet to its arrival; one that is for pairing is handed
-/// back, with the key it proved.
+/// One incoming connection, from its first packet to its arrival; `None` when it comes to nothing, or is for
+/// pairing.
 async fn welcome(
     endpoint: &Endpoint,
     trust: &dyn Trust,
-    arrivals: &mpsc::Sender<Arrival>,
     incoming: quinn::Incoming,
-) -> Option<(quinn::Connection, Fingerprint)> {
+) -> Option<Arrival> {
     let address = incoming.remote_address();
     let quic = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
         Ok(Ok(quic)) => quic,
@@ -491,37 +631,18 @@ async fn welcome(
             return None;
         }
     };
-    let Some(peer) = proven_key(&quic) else {
+    let (key, for_pairing) = (proven_key(&quic), alpn(&quic).as_deref() == Some(ALPN_PAIR));
+    let link = Link::Quic(quic);
+    let Some(peer) = key else {
         refused("no key");
-        close(&quic, CloseCode::Protocol, "no key was shown");
+        link.close(CloseCode::Protocol, "no key was shown");
         return None;
     };
-    if alpn(&quic).as_deref() == Some(ALPN_PAIR) {
-        return Some((quic, peer));
+    if for_pairing {
+        endpoint.pair(link, peer);
+        return None;
     }
-    let greeted = timeout(
-        HANDSHAKE_TIMEOUT,
-        greeting::as_acceptor(&quic, endpoint.local(), endpoint.fingerprint(), peer, trust),
-    );
-    let arrival = match greeted.await {
-        Ok(Ok(connection)) => {
-            endpoint.learn_room(&connection);
-            Arrival::Connected(connection)
-        }
-        Ok(Err(error)) => {
-            refused(error.label());
-            close(&quic, error.close_code(), &error.to_string());
-            Arrival::Refused(RefusedPeer { fingerprint: peer, address, error })
-        }
-        Err(_) => {
-            refused("timeout");
-            close(&quic, CloseCode::Protocol, "no greeting in time");
-            return None;
-        }
-    };
-    // The node is stopping when nobody takes it; dropping the connection then closes it.
-    let _ = arrivals.send(arrival).await;
-    None
+    endpoint.greet(trust, link, peer).await
 }
 
 /// The key that the other side proved in its handshake.

@@ -10,6 +10,7 @@ use flocker_core::ids::Fingerprint;
 use crate::endpoint::CloseCode;
 use crate::frame::hello::{Reject, RejectCode};
 use crate::framed::FramedError;
+use crate::link::Gone;
 
 /// Why a node cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,17 @@ pub enum BindError {
     /// The address cannot be bound.
     #[error("cannot listen on {address} (UDP): {source}")]
     Socket {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address cannot be bound over TCP, and this node uses nothing else.
+    #[error(
+        "cannot listen on {address} (TCP), and `[transport] lane = \"tls\"` allows nothing else: {source}"
+    )]
+    Listener {
         /// The address.
         address: SocketAddr,
         /// What the system said.
@@ -48,10 +60,11 @@ pub enum ConnectError {
         /// What went wrong.
         reason: String,
     },
-    /// Nothing answers over UDP, while over TCP the expected node does.
+    /// Nothing answers over UDP, while over TCP the expected node does, and this node uses QUIC alone.
     #[error(
         "{address} does not answer over UDP, though over TCP the expected node does: UDP is blocked on the \
-         way; open UDP port {} between the two", address.port()
+         way, or that node takes TLS alone; open UDP port {} between the two, or set `[transport] lane = \
+         \"auto\"` here, which goes over TLS then", address.port()
     )]
     UdpBlocked {
         /// Where it was tried.
@@ -165,6 +178,16 @@ impl ConnectError {
         }
     }
 
+    pub(crate) fn from_gone(address: SocketAddr, gone: &Gone) -> Self {
+        match gone {
+            Gone::Closed { reason, .. } => Self::Closed { reason: reason.clone() },
+            Gone::Broken { reason } => Self::Protocol { reason: reason.clone() },
+            Gone::Silent | Gone::Here | Gone::Lost { .. } | Gone::Failed { .. } => {
+                Self::Unreachable { address, reason: gone.to_string() }
+            }
+        }
+    }
+
     pub(crate) fn from_quic(address: SocketAddr, error: &quinn::ConnectionError) -> Self {
         use quinn::ConnectionError as E;
         match error {
@@ -195,15 +218,12 @@ impl ConnectError {
     /// From what broke the greeting off. A close can overtake the Reject frame that explains it, so its
     /// code is understood too.
     pub(crate) fn from_framed(error: &FramedError, ours: Fingerprint) -> Self {
-        match error.connection() {
-            Some(quinn::ConnectionError::ApplicationClosed(close)) => {
-                let reason = String::from_utf8_lossy(&close.reason).into_owned();
-                match CloseCode::from_code(close.error_code.into_inner()) {
-                    Some(CloseCode::NotPaired) => Self::NotPaired { name: String::new(), ours },
-                    _ => Self::Closed { reason },
-                }
+        match error.gone() {
+            Some(Gone::Closed { code: Some(CloseCode::NotPaired), .. }) => {
+                Self::NotPaired { name: String::new(), ours }
             }
-            Some(error) => Self::Closed { reason: error.to_string() },
+            Some(Gone::Closed { reason, .. }) => Self::Closed { reason: reason.clone() },
+            Some(gone) => Self::Closed { reason: gone.to_string() },
             None => Self::Protocol { reason: error.to_string() },
         }
     }

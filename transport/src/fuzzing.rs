@@ -68,6 +68,7 @@ fn check_payload(kind: FrameType, payload: &[u8]) -> Result<(), FrameError> {
         FrameType::Missing => same(Missing::decode(payload)?, |m| Missing::decode(&m.encode())),
         FrameType::PairProof => assert!(payload.len() <= PROOF_LEN, "a proof beyond its limit"),
         FrameType::Accept
+        | FrameType::Moved
         | FrameType::Control
         | FrameType::BulkOpen
         | FrameType::Blocks

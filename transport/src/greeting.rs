@@ -1,4 +1,4 @@
-//! The greeting: from a QUIC connection to a peer, or to a refusal that both sides can print.
+//! The greeting: from a link to a peer, or to a refusal that both sides can print.
 //!
 //! ```text
 //! dialler ── Hello ──▶ acceptor
@@ -12,33 +12,35 @@
 use std::time::Duration;
 
 use flocker_core::ids::Fingerprint;
-use quinn::{RecvStream, SendStream};
 use tokio::time::timeout;
 
 use crate::endpoint::{Connection, LocalNode, PeerInfo};
 use crate::error::ConnectError;
 use crate::frame::FrameType;
-use crate::frame::hello::{Hello, Reject, RejectCode};
+use crate::frame::hello::{Call, Hello, Reject, RejectCode};
 use crate::framed::{self, FramedError};
+use crate::link::dial::Dialled;
+use crate::link::{Link, Receiving, Sending};
 use crate::trust::Trust;
 
 /// How long a refused dialler has to read why, before its connection is closed.
 const REJECT_LINGER: Duration = Duration::from_secs(1);
 
-/// Greets as the side that dialled `peer`.
+/// Greets as the side that dialled.
 pub(crate) async fn as_dialler(
-    quic: &quinn::Connection,
+    dialled: &Dialled,
     local: &LocalNode,
     ours: Fingerprint,
-    peer: Fingerprint,
 ) -> Result<Connection, ConnectError> {
-    if peer == ours {
+    let Dialled { link, found: peer, call } = dialled;
+    if *peer == ours {
         return Err(ConnectError::Myself);
     }
     let broken = |e: &FramedError| ConnectError::from_framed(e, ours);
+    let opened = link.open().await;
     let (mut send, mut recv) =
-        quic.open_bi().await.map_err(|e| ConnectError::from_quic(quic.remote_address(), &e))?;
-    let theirs = say_hello(&mut send, &mut recv, local, ours).await?;
+        opened.map_err(|gone| ConnectError::from_gone(link.remote_address(), &gone))?;
+    let theirs = say_hello(&mut send, &mut recv, local, *call, ours).await?;
     let allowed = [FrameType::Accept, FrameType::Reject];
     let (kind, payload) =
         framed::read(&mut recv, &allowed, "Accept or Reject").await.map_err(|e| broken(&e))?;
@@ -46,19 +48,21 @@ pub(crate) async fn as_dialler(
         let reject = Reject::decode(&payload).map_err(|e| broken(&e.into()))?;
         return Err(ConnectError::from_reject(reject, local.protocol, ours));
     }
-    let peer = peer_info(quic, peer, theirs);
-    Ok(Connection { peer, dialled: true, quic: quic.clone(), send, recv })
+    let peer = peer_info(link, *peer, theirs);
+    Ok(Connection { peer, dialled: true, call: *call, link: link.clone(), send, recv })
 }
 
 /// Sends our Hello and reads theirs; the versions must agree.
 pub(crate) async fn say_hello(
-    send: &mut SendStream,
-    recv: &mut RecvStream,
+    send: &mut Sending,
+    recv: &mut Receiving,
     local: &LocalNode,
+    call: Call,
     ours: Fingerprint,
 ) -> Result<Hello, ConnectError> {
     let broken = |e: &FramedError| ConnectError::from_framed(e, ours);
-    framed::write(send, FrameType::Hello, &local.hello().encode()).await.map_err(|e| broken(&e))?;
+    let hello = local.hello(call).encode();
+    framed::write(send, FrameType::Hello, &hello).await.map_err(|e| broken(&e))?;
     let allowed = [FrameType::Hello, FrameType::Reject];
     let (kind, payload) =
         framed::read(recv, &allowed, "Hello or Reject").await.map_err(|e| broken(&e))?;
@@ -73,13 +77,13 @@ pub(crate) async fn say_hello(
 
 /// Greets as the side that `peer` dialled; refuses it in words when it must.
 pub(crate) async fn as_acceptor(
-    quic: &quinn::Connection,
+    link: &Link,
     local: &LocalNode,
     ours: Fingerprint,
     peer: Fingerprint,
     trust: &dyn Trust,
 ) -> Result<Connection, ConnectError> {
-    let (mut send, recv, theirs) = hear_hello(quic, local, ours).await?;
+    let (mut send, recv, theirs) = hear_hello(link, local, ours).await?;
     let checked = if peer == ours {
         Err(ConnectError::Myself)
     } else if trust.is_trusted(&peer) {
@@ -90,29 +94,31 @@ pub(crate) async fn as_acceptor(
             .and(Err(ConnectError::NotPaired { name: local.name.clone(), ours: peer }))
     };
     if let Err(error) = checked {
-        reject(quic, &mut send, local, &error).await;
+        reject(link, &mut send, local, &error).await;
         return Err(error);
     }
     framed::write(&mut send, FrameType::Accept, &[])
         .await
         .map_err(|e| ConnectError::from_framed(&e, ours))?;
-    let peer = peer_info(quic, peer, theirs);
-    Ok(Connection { peer, dialled: false, quic: quic.clone(), send, recv })
+    let call = theirs.call;
+    let peer = peer_info(link, peer, theirs);
+    Ok(Connection { peer, dialled: false, call, link: link.clone(), send, recv })
 }
 
 /// Waits for the dialler's stream and Hello, and answers with ours.
 pub(crate) async fn hear_hello(
-    quic: &quinn::Connection,
+    link: &Link,
     local: &LocalNode,
     ours: Fingerprint,
-) -> Result<(SendStream, RecvStream, Hello), ConnectError> {
+) -> Result<(Sending, Receiving, Hello), ConnectError> {
     let broken = |e: &FramedError| ConnectError::from_framed(e, ours);
+    let accepted = link.accept().await;
     let (mut send, mut recv) =
-        quic.accept_bi().await.map_err(|e| ConnectError::from_quic(quic.remote_address(), &e))?;
+        accepted.map_err(|gone| ConnectError::from_gone(link.remote_address(), &gone))?;
     let (_, payload) =
         framed::read(&mut recv, &[FrameType::Hello], "Hello").await.map_err(|e| broken(&e))?;
     let theirs = Hello::decode(&payload).map_err(|e| broken(&e.into()))?;
-    let hello = local.hello().encode();
+    let hello = local.hello(Call::First).encode();
     framed::write(&mut send, FrameType::Hello, &hello).await.map_err(|e| broken(&e))?;
     Ok((send, recv, theirs))
 }
@@ -127,8 +133,8 @@ pub(crate) fn same_version(local: &LocalNode, theirs: &Hello) -> Result<(), Conn
 
 /// Says no, and waits a moment so that it is read before the connection is closed.
 pub(crate) async fn reject(
-    quic: &quinn::Connection,
-    send: &mut SendStream,
+    link: &Link,
+    send: &mut Sending,
     local: &LocalNode,
     error: &ConnectError,
 ) {
@@ -140,14 +146,14 @@ pub(crate) async fn reject(
     let (protocol, name) = (local.protocol, local.name.clone());
     let reject = Reject { code, protocol, name, reason: error.to_string() };
     let told = framed::write(send, FrameType::Reject, &reject.encode()).await;
-    if told.is_ok() && send.finish().is_ok() {
+    if told.is_ok() && send.finish() {
         // The dialler closes once it has read it.
-        let _ = timeout(REJECT_LINGER, quic.closed()).await;
+        let _ = timeout(REJECT_LINGER, link.closed()).await;
     }
 }
 
-fn peer_info(quic: &quinn::Connection, fingerprint: Fingerprint, hello: Hello) -> PeerInfo {
-    let Hello { incarnation, name, software, tls, udp_room_kib, .. } = hello;
-    let address = quic.remote_address();
-    PeerInfo { fingerprint, name, software, incarnation, address, tls, udp_room_kib }
+fn peer_info(link: &Link, fingerprint: Fingerprint, hello: Hello) -> PeerInfo {
+    let Hello { incarnation, name, software, tls, quic, udp_room_kib, .. } = hello;
+    let address = link.remote_address();
+    PeerInfo { fingerprint, name, software, incarnation, address, tls, quic, udp_room_kib }
 }

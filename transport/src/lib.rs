@@ -2,7 +2,7 @@
 //!
 //! Moves bytes between two nodes that trust each other: opaque control payloads and ZFS send streams.
 //!
-//! Owns: identities and pinned keys, the QUIC endpoint, frames, warm connections and their redialling,
+//! Owns: identities and pinned keys, the endpoint (QUIC, and TLS over TCP), frames, warm connections and their redialling,
 //! the bulk pipeline, pairing by a one-time code. Leaves to others: what control payloads say, what a
 //! peer may do (grants), where streams come from and go to, what is kept durably.
 //!
@@ -28,6 +28,7 @@ pub mod fuzzing;
 mod greeting;
 pub mod identity;
 pub mod lane;
+mod link;
 pub mod pairing;
 pub mod peers;
 pub mod tcp;
@@ -39,8 +40,9 @@ mod wake;
 pub mod words;
 
 pub use bulk::{
-    BulkReceiver, BulkSender, Compression, Limit, Progress, ReceiveError, ReceiveReport, Refusal,
-    Resources, SendError, SendOptions, SendReport, receive_stream, send_stream,
+    Bucket, BulkReceiver, BulkSender, Compression, Limit, Pace, Progress, ReceiveError,
+    ReceiveReport, Refusal, Resources, SendError, SendOptions, SendReport, receive_stream,
+    send_stream,
 };
 pub use cancel::Cancel;
 pub use endpoint::{Arrival, CloseCode, Connection, Endpoint, LocalNode, PeerInfo};
@@ -49,6 +51,7 @@ pub use flocker_core::ids::Fingerprint;
 pub use identity::{Identity, IdentityError};
 pub use lane::choice::{LaneKind, LaneMode, LaneStatus};
 pub use lane::probe::Figures;
+pub use link::{Gone, LinkStatus};
 pub use pairing::{
     CodeError, CountTries, Invitation, InvitationEvent, NoTry, PairError, Paired, PairingCode,
 };

@@ -75,7 +75,7 @@ pub(crate) fn server_config(
 ///
 /// # Errors
 /// As [`server_config`].
-pub(crate) fn client_config(
+pub fn client_config(
     identity: &Identity,
     alpn: &[u8],
     expected: Option<Fingerprint>,

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{Node, Synthetic, synthetic};
 use flocker_transport::{
-    BulkReceiver, LaneMode, PeerEvent, Progress, SendOptions, receive_stream, send_stream,
+    BulkReceiver, Compression, LaneMode, PeerEvent, Progress, SendOptions, receive_stream,
+    send_stream,
 };
 use link::{Link, Rate};
 use tokio::task::spawn_blocking;
@@ -36,7 +37,7 @@ async fn deltas(a: &Node, to: &Node, many: usize) -> Vec<Duration> {
         let started = Instant::now();
         let sender = a.manager.open_bulk(&to.key(), b"", Some(stream.len() as u64)).await.unwrap();
         let sending = spawn_blocking(move || {
-            let options = SendOptions { level: None };
+            let options = SendOptions { compression: Compression::Off };
             send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &Progress::default())
         });
         sending.await.unwrap().unwrap();
@@ -82,7 +83,7 @@ async fn compare(lane: LaneMode, many: usize) -> Compared {
     let (cancel, progress) = (sender.cancel_handle(), std::sync::Arc::new(Progress::default()));
     let told = progress.clone();
     let sending = spawn_blocking(move || {
-        let options = SendOptions { level: None };
+        let options = SendOptions { compression: Compression::Off };
         send_stream(Synthetic::new(1 << 20, BLOCK, true), |_| Ok(()), sender, options, &told)
     });
     // Until it has found the link's limit.

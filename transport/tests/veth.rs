@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use common::{Node, Synthetic};
 use flocker_transport::{
-    Identity, LaneKind, LaneMode, LocalNode, Progress, SendOptions, receive_stream, send_stream,
+    Compression, Identity, LaneKind, LaneMode, LocalNode, Progress, SendOptions, receive_stream,
+    send_stream,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::spawn_blocking;
@@ -98,7 +99,7 @@ async fn transfer(label: &str, before: &str, after: &str) {
     let progress = Arc::new(Progress::default());
     let told = progress.clone();
     let sending = spawn_blocking(move || {
-        let options = SendOptions { level: None };
+        let options = SendOptions { compression: Compression::Off };
         send_stream(Synthetic::new(BLOCKS, BLOCK, true), |_| Ok(()), sender, options, &told)
     });
     let (_, mut receiver) = b.bulk().await;

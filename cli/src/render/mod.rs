@@ -300,6 +300,7 @@ pub(crate) mod samples {
             transfers: Vec::new(),
             forwards: Vec::new(),
             links: Vec::new(),
+            rates: flocker_engine::api::RatesView::default(),
             paths: [("data/db".to_owned(), "/srv/a/live/data/db".into())].into(),
         }
     }

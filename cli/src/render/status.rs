@@ -2,7 +2,9 @@
 
 use flocker_core::record::{Grant, Policy};
 use flocker_core::status::{PeerStatus, StandbyStatus, UnitStatus};
-use flocker_engine::api::{Direction, FiguresView, LaneView, LinkView, NodeView, Progress};
+use flocker_engine::api::{
+    ControlView, Direction, FiguresView, LaneView, LinkView, NodeView, Progress,
+};
 use serde_json::Value;
 
 use super::rounds::moment;
@@ -74,7 +76,11 @@ fn node(text: &mut String, view: &NodeView, theme: Theme) {
         if let Some(why) = why_not(view, peer) {
             text.push_str(&format!("    {}\n", clean(why)));
         }
-        if let Some(lane) = link(view, peer).and_then(|link| link.lane.as_ref()) {
+        let link = link(view, peer);
+        if let Some(words) = link.and_then(|link| control_words(link.control.as_ref()?)) {
+            text.push_str(&format!("    {} {words}\n", theme.warn("!")));
+        }
+        if let Some(lane) = link.and_then(|link| link.lane.as_ref()) {
             text.push_str(&format!("    {}\n", lane_words(lane)));
         }
     }
@@ -84,6 +90,7 @@ fn node(text: &mut String, view: &NodeView, theme: Theme) {
             theme.accent("flocker-repl pair --invite")
         ));
     }
+    limits(text, view, theme);
     for orphan in &view.node.orphans {
         text.push_str(&format!(
             "  {} {orphan} says it belongs to a unit that this node's journal does not know; it is left alone\n",
@@ -337,6 +344,34 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
     )
 }
 
+/// `control rides on tls for 5.00 s: nothing answered over UDP at 10.0.0.2:7001`; nothing where it is as usual.
+fn control_words(control: &ControlView) -> Option<String> {
+    let why = control.why.as_deref()?;
+    Some(format!(
+        "control rides on {} for {}: {}",
+        control.over,
+        millis(control.for_ms),
+        clean(why)
+    ))
+}
+
+/// `limit    peer b 20.0 MiB/s now (08:00-18:00 mon-fri 20MiB/s)`
+fn limits(text: &mut String, view: &NodeView, theme: Theme) {
+    let named = [("peer", &view.rates.peers), ("unit", &view.rates.units)];
+    for (kind, rates) in named {
+        for limit in rates {
+            let now = limit.bytes_per_second.map_or_else(|| "none".to_owned(), rate);
+            let rule = limit.rule.as_ref().map_or_else(String::new, |r| format!(" ({})", clean(r)));
+            let name = theme.strong(&limit.name);
+            text.push_str(&format!("  limit  {kind} {name}  {now} now{rule}\n"));
+        }
+    }
+    if let Some(trouble) = &view.rates.trouble {
+        let trouble = clean(trouble);
+        text.push_str(&format!("  {} limits are not changed: {trouble}\n", theme.bad("✗")));
+    }
+}
+
 /// `large transfers take tls: it is faster (quic 1.0 GiB/s, 1.72 CPU s/GB; tls 2.5 GiB/s, 0.50 CPU s/GB)`
 fn lane_words(lane: &LaneView) -> String {
     let named = [("quic", lane.quic), ("tls", lane.tls)];
@@ -373,6 +408,9 @@ pub(crate) fn peers_for_people(view: &NodeView, theme: Theme) -> String {
                 text.push_str(&format!(" · version {}", clean(software)));
             }
             text.push('\n');
+            if let Some(words) = link.control.as_ref().and_then(control_words) {
+                text.push_str(&format!("  {words}\n"));
+            }
             if let Some(lane) = &link.lane {
                 text.push_str(&format!("  {}\n", lane_words(lane)));
             }
@@ -496,6 +534,32 @@ mod tests {
         );
         (lane.quic, lane.tls) = (None, None);
         assert_eq!(lane_words(&lane), "large transfers take tls: it is faster");
+    }
+
+    #[test]
+    fn control_over_tls_says_why_and_for_how_long_and_limits_say_which_rule_holds() {
+        let mut control = ControlView {
+            over: "tls".into(),
+            why: Some("nothing answered over UDP at 10.0.0.2:7001".into()),
+            udp_blocked: true,
+            for_ms: 5000,
+        };
+        assert_eq!(
+            control_words(&control).unwrap(),
+            "control rides on tls for 5.00 s: nothing answered over UDP at 10.0.0.2:7001"
+        );
+        control.why = None;
+        assert_eq!(control_words(&control), None);
+        let mut view = samples::view();
+        view.rates.peers.push(flocker_engine::api::RateView {
+            name: "b".into(),
+            bytes_per_second: Some(20 << 20),
+            rule: Some("08:00-18:00 mon-fri 20MiB/s".into()),
+        });
+        view.rates.trouble = Some("line 7".into());
+        let text = for_people(&view, false, Theme::PLAIN);
+        let line = "limit  peer b  20.0 MiB/s now (08:00-18:00 mon-fri 20MiB/s)\n";
+        assert!(text.contains(line) && text.contains("not changed: line 7"), "{text}");
     }
 
     #[test]

@@ -163,6 +163,7 @@ pub(crate) fn view() -> NodeView {
         transfers: Vec::new(),
         forwards: Vec::new(),
         links: Vec::new(),
+        rates: flocker_engine::api::RatesView::default(),
         paths: [("vault/data/db".to_owned(), "/v/live/data/db".into())].into(),
     }
 }

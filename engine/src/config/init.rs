@@ -15,8 +15,8 @@ use crate::journal::{Journal, JournalError};
 use crate::store;
 
 use super::{
-    Config, ConfigError, DedupSection, LimitsSection, NodeName, NodeSection, StoreUri,
-    TransportSection, ZfsSection,
+    Config, ConfigError, DedupSection, LimitsSection, NodeName, NodeSection, RatesSection,
+    StoreUri, TransportSection, ZfsSection,
 };
 
 /// What a new node is made of.
@@ -133,6 +133,7 @@ impl Config {
             },
             limits: LimitsSection::default(),
             transport: TransportSection::default(),
+            rates: RatesSection::default(),
             fencing: None,
             zfs: ZfsSection::default(),
             dedup: DedupSection::default(),

@@ -16,8 +16,16 @@
 //! operations = 32
 //!
 //! [transport]                        # optional: how bytes travel
-//! lane = "auto"                      # what is large: the better of QUIC and TLS as measured; or "quic", or "tls"
+//! lane = "auto"                      # QUIC, and TLS where UDP does not pass; what is large takes the better one
+//!                                    # as measured. Or "quic", or "tls": that alone
 //! compression = "auto"               # as hard as pays; or "off", or a level of zstd from -7 to 19
+//!
+//! [rates]                            # optional, and read again when the file is changed: bytes a second on the wire
+//! last_step = false                  # whether the last step of a move is held back too
+//! [rates.peers]
+//! b = ["08:00-18:00 mon-fri 20MiB/s", "100MiB/s"]    # the first that fits, in local time
+//! [rates.units]
+//! db = "50MiB/s"
 //!
 //! [fencing]                          # optional: a command that makes sure that a peer is off
 //! command = ["/usr/local/sbin/power-off-peer"]
@@ -32,6 +40,7 @@
 
 mod init;
 mod paths;
+mod rates;
 mod value;
 
 use std::fmt;
@@ -45,6 +54,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use init::make_private_dir;
 pub use init::{InitError, InitOptions};
 pub use paths::{default_config_path, default_config_path_for_init, default_state_dir};
+pub use rates::{RateError, RatesSection, Schedule};
 pub(crate) use value::check_address;
 pub use value::{NodeName, StoreUri, ValueError};
 
@@ -58,6 +68,8 @@ pub struct Config {
     pub limits: LimitsSection,
     /// `[transport]`
     pub transport: TransportSection,
+    /// `[rates]`
+    pub rates: RatesSection,
     /// `[fencing]`
     pub fencing: Option<FencingSection>,
     /// `[zfs]`
@@ -117,7 +129,7 @@ impl Default for LimitsSection {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransportSection {
-    /// Which lane large transfers take. Small ones and control always ride the QUIC connection.
+    /// Which ways are used.
     pub lane: Lane,
     /// How hard what is sent is compressed.
     pub compression: Compression,
@@ -177,16 +189,17 @@ impl From<Compression> for flocker_transport::Compression {
     }
 }
 
-/// Which lane large transfers take.
+/// Which ways a node uses to its peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lane {
-    /// The better one, as measured for each peer.
+    /// QUIC, and TLS over TCP where UDP does not pass; large transfers take the better one, as measured for each
+    /// peer.
     #[default]
     Auto,
-    /// QUIC; the node does not listen on TCP.
+    /// QUIC alone; the node does not listen on TCP.
     Quic,
-    /// TLS over TCP, where the peer listens for it.
+    /// TLS over TCP alone, for control too; the node does not listen on UDP.
     Tls,
 }
 
@@ -261,6 +274,8 @@ struct File {
     limits: LimitsSection,
     #[serde(default)]
     transport: TransportSection,
+    #[serde(default)]
+    rates: RatesSection,
     #[serde(default)]
     fencing: Option<FencingSection>,
     #[serde(default)]
@@ -343,13 +358,14 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits, transport, fencing, zfs, dedup } =
+        let File { mut node, limits, transport, rates, fencing, zfs, dedup } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
-        let config = Self { path: full.clone(), node, limits, transport, fencing, zfs, dedup };
+        let path = full.clone();
+        let config = Self { path, node, limits, transport, rates, fencing, zfs, dedup };
         config.check(text)?;
         Ok(config)
     }

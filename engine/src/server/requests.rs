@@ -15,13 +15,14 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
 use super::{End, Lines, browse, ending, holds, pairing, refused};
-use crate::api::{Answer, FiguresView, LaneView, LinkView, NodeView, Request};
+use crate::api::{Answer, ControlView, FiguresView, LaneView, LinkView, NodeView, Request};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::journal::Journal;
 use crate::network::forward::Forwards;
 use crate::ops::Tools;
+use crate::rates::Rates;
 use crate::transfer::Transfers;
 use crate::turn::{Turn, Turns};
 
@@ -32,6 +33,7 @@ pub(crate) struct Api {
     pub(crate) turns: Turns,
     pub(crate) hub: Hub,
     pub(crate) forwards: Forwards,
+    pub(crate) rates: Rates,
     pub(crate) transfers: Transfers,
     pub(crate) tools: Arc<Tools>,
     pub(crate) manager: PeerManager,
@@ -186,6 +188,12 @@ async fn status(api: &Api, name: Option<String>) -> End {
                 .up
                 .as_ref()
                 .map(|(_, rtt)| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            control: link.link.map(|link| ControlView {
+                over: link.kind.to_string(),
+                why: link.why,
+                udp_blocked: link.udp_blocked,
+                for_ms: crate::clock::millis(link.lasts),
+            }),
             lane: link.lane.map(lane_view),
             last_error: link.last_error.map(|error| error.to_string()),
         }
@@ -203,6 +211,7 @@ async fn status(api: &Api, name: Option<String>) -> End {
         transfers: api.transfers.running(),
         links: links.collect(),
         forwards: api.forwards.views(),
+        rates: api.rates.view(),
         paths: api.tools.paths(),
     })))
 }

@@ -25,7 +25,7 @@ use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input, Remedy};
 use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
 use flocker_transport::{
-    BulkReceiver, BulkSender, Cancel, Compression, PeerManager, Progress, Refusal,
+    BulkReceiver, BulkSender, Cancel, Compression, Pace, PeerManager, Progress, Refusal,
 };
 
 use crate::api::{CompressionView, Direction, Progress as Shown};
@@ -126,6 +126,8 @@ pub(crate) struct Parts {
     /// Names of units, for people.
     pub(crate) names: Arc<dyn Fn(UnitId) -> Option<String> + Send + Sync>,
     pub(crate) compression: Compression,
+    /// The limits of what is sent to a peer, of a unit; whether it is the last step of a move.
+    pub(crate) pace: Arc<dyn Fn(Fingerprint, UnitId, bool) -> Pace + Send + Sync>,
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
@@ -143,19 +145,20 @@ impl Transfers {
         Self(Arc::new(Inner { parts, state: Mutex::default() }))
     }
 
-    /// Begins to send; the peer has accepted.
+    /// Begins to send; the peer has accepted. `last`: a workload stands still for it.
     pub(crate) fn start_send(
         &self,
         transfer: TransferId,
         peer: Fingerprint,
         unit: UnitId,
         spec: SendSpec,
+        last: bool,
     ) {
         let full = spec.from.is_none();
         let live = Live::new(transfer, unit, peer, Direction::Send, spec.to.to_string(), full);
         let live = self.0.enter(live);
         let inner = Arc::clone(&self.0);
-        self.0.spawn(&live, "send", move |live| send::run(&inner, live, &spec));
+        self.0.spawn(&live, "send", move |live| send::run(&inner, live, &spec, last));
     }
 
     /// Expects a transfer from this peer. Registered when this returns.

@@ -12,6 +12,7 @@ pub(super) fn run(
     inner: &Inner,
     live: &Live,
     spec: &SendSpec,
+    last: bool,
 ) -> Result<Option<Snapshot>, Failure> {
     let store = inner.parts.store.as_ref();
     let stream = store.send(spec).map_err(|error| Failure::from(&error))?;
@@ -33,6 +34,7 @@ pub(super) fn run(
         false => inner.lock().last_wire_bytes.get(&dataset).copied(),
     };
     let sink = inner.parts.lanes.open(&live.peer, &header, expected, &live.cancel)?;
+    let sink = sink.at_pace((inner.parts.pace)(live.peer, live.unit, last));
     let lane = sink.kind();
     live.link(sink.cancel_handle());
     let options = SendOptions { compression: inner.parts.compression };

@@ -68,6 +68,7 @@ fn side(runtime: &tokio::runtime::Runtime) -> Side {
         }),
         names: Arc::new(|_| Some("db".into())),
         compression: Compression::default(),
+        pace: Arc::new(|_, _, _| Pace::default()),
         runtime: runtime.handle().clone(),
     });
     Side { _dir: dir, store, transfers, inputs, lanes }
@@ -133,7 +134,7 @@ impl World {
             raw: false,
             resume: None,
         };
-        self.a.transfers.start_send(transfer(id), B, UNIT, spec);
+        self.a.transfers.start_send(transfer(id), B, UNIT, spec, false);
     }
 
     fn snapshots_of_b(&self) -> Vec<String> {

@@ -44,6 +44,18 @@ impl Wire {
         }
         Ok(wire)
     }
+
+    /// Lets no UDP leave either namespace, or lets it through again. TCP passes.
+    ///
+    /// # Panics
+    /// When `ip` does not do it.
+    pub fn block_udp(&self, blocked: bool) {
+        let what = if blocked { "add" } else { "del" };
+        for name in &self.names {
+            let done = ip(&["-n", name, "rule", what, "ipproto", "udp", "prohibit"]);
+            done.unwrap_or_else(|why| panic!("{why}"));
+        }
+    }
 }
 
 /// The interface of every host of a [`Lan`].

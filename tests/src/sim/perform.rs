@@ -102,7 +102,7 @@ impl World {
                 }
             }
             Effect::Run { op, unit, action } => self.begin_action(node, op, unit, action),
-            Effect::StartSend { transfer, peer, unit, spec } => {
+            Effect::StartSend { transfer, peer, unit, spec, last: _ } => {
                 self.claim_transfer(node, transfer);
                 self.start_send(node, transfer, peer, unit, spec);
             }

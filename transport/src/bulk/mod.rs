@@ -39,6 +39,7 @@ pub mod codec;
 pub mod cut;
 pub mod dedup;
 pub mod level;
+pub mod pace;
 pub mod receive;
 pub mod resources;
 pub mod send;
@@ -54,6 +55,7 @@ use crate::lane::choice::{Choice, LaneKind};
 
 use level::Rung;
 pub use level::{Compression, Limit};
+pub use pace::{Bucket, Pace};
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
 pub use send::{SendError, SendOptions, SendReport, send_stream};
@@ -141,6 +143,8 @@ pub struct BulkSender {
     /// Told when the lane fails, where there was a choice.
     pub(crate) choice: Option<Arc<Choice>>,
     pub(crate) kind: LaneKind,
+    /// How fast it may go.
+    pub(crate) pace: Pace,
 }
 
 impl BulkSender {
@@ -155,12 +159,19 @@ impl BulkSender {
             _slot: None,
             choice: None,
             kind: LaneKind::Quic,
+            pace: Pace::default(),
         }
     }
 
     /// The lane alone, without hashing and the rest, to measure it.
     pub fn into_lane(self) -> Lane {
         self.lane
+    }
+
+    /// The same, within these limits.
+    #[must_use]
+    pub fn at_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// Which lane it takes.

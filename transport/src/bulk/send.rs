@@ -26,7 +26,7 @@ use super::dedup::DedupError;
 use super::dedup::sending::Referring;
 use super::level::{Adaptive, Compression, Limit, Rung, Sent, level_of};
 use super::resources::{GIANT_BYTES, Resources};
-use super::{BulkSender, Progress};
+use super::{BulkSender, Pace, Progress};
 use crate::cancel::Cancel;
 use crate::counters;
 use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
@@ -186,7 +186,7 @@ pub fn send_stream<R>(
 where
     R: Read + Send + 'static,
 {
-    let BulkSender { lane, cancel, resources, peer, _slot, choice, kind } = sink;
+    let BulkSender { lane, cancel, resources, peer, _slot, choice, kind, pace } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
     let referring = peer.map(|p| Arc::new(Referring::new(Arc::clone(resources.dedup()), p)));
     let (reading, hearing) = (referring.clone(), referring.clone());
@@ -217,6 +217,7 @@ where
         referring,
         bell,
         adaptive: Adaptive::default(),
+        pace,
         report: SendReport::default(),
     };
     let result = outgoing.run(&queue);
@@ -359,6 +360,7 @@ struct Outgoing<'a> {
     referring: Option<Arc<Referring>>,
     bell: Receiver<()>,
     adaptive: Adaptive,
+    pace: Pace,
     report: SendReport,
 }
 
@@ -457,7 +459,7 @@ impl Outgoing<'_> {
     fn put(&mut self, encoded: Encoded) -> Result<(), Halt> {
         let Encoded { head, body, header, referenced } = encoded;
         let wire = head.len() + body.len();
-        self.lane.send(&mut [head, body], Until::Cancelled(&self.cancel))?;
+        self.emit(&mut [head, body])?;
         let (raw, stored) = (header.raw_len, !header.encoding.is_compressed());
         let report = &mut self.report;
         report.raw_bytes += raw as u64;
@@ -477,6 +479,33 @@ impl Outgoing<'_> {
         Ok(())
     }
 
+    /// Puts bytes on the lane, no faster than they may go.
+    fn emit(&mut self, parts: &mut [Bytes]) -> Result<(), Halt> {
+        loop {
+            let left: usize = parts.iter().map(Bytes::len).sum();
+            let piece = self.pace.piece().min(left);
+            if let Err(wait) = self.pace.pass(piece, Instant::now()) {
+                select! {
+                    recv(self.answers) -> answer => return Err(answered(answer)),
+                    recv(self.cancel.channel()) -> _ => return Err(Halt::Cancelled),
+                    default(wait) => continue,
+                }
+            }
+            let until = Until::Cancelled(&self.cancel);
+            if piece == left {
+                return Ok(self.lane.send(parts, until)?);
+            }
+            let mut wanted = piece;
+            let mut cut: Vec<Bytes> = Vec::with_capacity(parts.len());
+            for part in parts.iter_mut() {
+                let most = part.len().min(wanted);
+                cut.push(part.split_to(most));
+                wanted -= most;
+            }
+            self.lane.send(&mut cut, until)?;
+        }
+    }
+
     /// Sends the blocks that the receiver asked for.
     fn supply(&mut self) -> Result<(), Halt> {
         let Some(referring) = self.referring.clone() else { return Ok(()) };
@@ -487,7 +516,7 @@ impl Outgoing<'_> {
             let mut parts = vec![Bytes::from([&header[..], &owed.seq.to_le_bytes()].concat())];
             parts.extend(owed.blocks);
             let wire = HEADER_LEN + BLOCKS_HEADER_LEN + len;
-            self.lane.send(&mut parts, Until::Cancelled(&self.cancel))?;
+            self.emit(&mut parts)?;
             self.report.wire_bytes += wire as u64;
             self.report.saved_bytes -= len as u64;
             self.progress.supply(len, wire);

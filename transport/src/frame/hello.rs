@@ -26,11 +26,47 @@ pub struct Hello {
     pub name: String,
     /// Its software version, for people.
     pub software: String,
-    /// Whether it takes bulk over TLS, on the TCP port of the same number.
+    /// Whether it takes connections over TLS, on the TCP port of the same number.
     pub tls: bool,
+    /// Whether it takes connections over QUIC, on the UDP port of that number.
+    pub quic: bool,
+    /// How its dialler came to this connection; of the one who is dialled always [`Call::First`].
+    pub call: Call,
     /// What its UDP socket may hold of what it has not read yet, in KiB; 0: it does not say.
     pub udp_room_kib: u32,
 }
+
+/// How a dialler came to its connection. The numbers are the wire's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    /// By the way that it tries first.
+    #[default]
+    First = 0,
+    /// It carries on the session that the two have, over a better way.
+    Continues = 1,
+    /// Over TLS, because nothing answered over QUIC.
+    NoUdp = 2,
+}
+
+impl Call {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::First, Self::Continues, Self::NoUdp];
+
+    /// The number on the wire.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The meaning of a number; one this version does not know is [`Call::First`].
+    pub fn from_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|c| c.code() == code).unwrap_or_default()
+    }
+}
+
+/// Bits of what a node takes.
+const TAKES_TLS: u8 = 1;
+const TAKES_QUIC: u8 = 2;
 
 impl Hello {
     /// The payload.
@@ -40,7 +76,8 @@ impl Hello {
             .u64(self.incarnation)
             .text(&self.name, MAX_NAME)
             .text(&self.software, MAX_SOFTWARE)
-            .u8(self.tls.into())
+            .u8(if self.tls { TAKES_TLS } else { 0 } | if self.quic { TAKES_QUIC } else { 0 })
+            .u8(self.call.code())
             .u32(self.udp_room_kib)
             .done()
     }
@@ -53,13 +90,14 @@ impl Hello {
         let mut take = Take::new(FrameType::Hello, payload);
         let (protocol, incarnation) = (take.u16()?, take.u64()?);
         let (name, software) = (take.text(MAX_NAME)?, take.text(MAX_SOFTWARE)?);
-        // A version that does not say so has no such lane, and no such room; the two part over their
-        // versions anyway.
+        // A version that says nothing of these parts over its version anyway.
         let rest = take.rest();
-        let tls = rest.first() == Some(&1);
-        let room = rest.get(1..5).and_then(|bytes| bytes.try_into().ok());
+        let takes = rest.first().copied().unwrap_or_default();
+        let call = Call::from_code(rest.get(1).copied().unwrap_or_default());
+        let (tls, quic) = (takes & TAKES_TLS != 0, takes & TAKES_QUIC != 0);
+        let room = rest.get(2..6).and_then(|bytes| bytes.try_into().ok());
         let udp_room_kib = room.map_or(0, u32::from_le_bytes);
-        Ok(Self { protocol, incarnation, name, software, tls, udp_room_kib })
+        Ok(Self { protocol, incarnation, name, software, tls, quic, call, udp_room_kib })
     }
 }
 

@@ -10,7 +10,7 @@ use super::{FrameError, FrameType};
 pub const MAX_FILLER: usize = 64 << 10;
 
 /// Length of a LaneOpen payload, in bytes.
-pub const LANE_OPEN_LEN: usize = 18;
+pub const LANE_OPEN_LEN: usize = 19;
 
 /// Length of a Probed payload, in bytes.
 pub const PROBED_LEN: usize = 24;
@@ -24,12 +24,15 @@ pub struct LaneOpen {
     pub dialler: u64,
     /// Incarnation of the one who is dialled, as the dialler knows it: another one has restarted since.
     pub acceptor: u64,
+    /// Whether the one who is dialled will send on it: then it is kept until that is so.
+    pub reverse: bool,
 }
 
 impl LaneOpen {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Put::default().u16(self.protocol).u64(self.dialler).u64(self.acceptor).done()
+        let put = Put::default().u16(self.protocol).u64(self.dialler).u64(self.acceptor);
+        put.u8(self.reverse.into()).done()
     }
 
     /// From a payload.
@@ -38,9 +41,17 @@ impl LaneOpen {
     /// [`FrameError::Payload`].
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
         let mut take = Take::new(FrameType::LaneOpen, payload);
-        let open = Self { protocol: take.u16()?, dialler: take.u64()?, acceptor: take.u64()? };
+        let (protocol, dialler, acceptor) = (take.u16()?, take.u64()?, take.u64()?);
+        let reverse = match take.u8()? {
+            0 => false,
+            1 => true,
+            _ => {
+                let what = "who sends on it is neither of the two";
+                return Err(FrameError::Payload { kind: FrameType::LaneOpen, what });
+            }
+        };
         take.end()?;
-        Ok(open)
+        Ok(Self { protocol, dialler, acceptor, reverse })
     }
 }
 

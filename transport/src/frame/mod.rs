@@ -51,6 +51,8 @@ pub enum FrameType {
     Accept = 3,
     /// An opaque control payload.
     Control = 4,
+    /// The last frame of this direction here: it goes on over the connection that carries the session on.
+    Moved = 5,
     /// Opens a bulk transfer with its opaque header.
     BulkOpen = 16,
     /// A hashed, perhaps compressed, run of records.
@@ -91,11 +93,12 @@ pub enum FrameType {
 
 impl FrameType {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Hello,
         Self::Reject,
         Self::Accept,
         Self::Control,
+        Self::Moved,
         Self::BulkOpen,
         Self::Batch,
         Self::End,
@@ -131,6 +134,7 @@ impl FrameType {
         match self {
             Self::Hello | Self::Reject => 4 << 10,
             Self::Accept | Self::PairConfirm => 64,
+            Self::Moved => 0,
             Self::Control => MAX_CONTROL,
             Self::BulkOpen => MAX_BULK_HEADER,
             Self::Batch => bulk::BATCH_HEADER_LEN + dedup::MAX_TABLE + MAX_BATCH_RAW,

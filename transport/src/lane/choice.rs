@@ -13,8 +13,10 @@
 //! * It never measures while other transfers run on the node: that would disturb them and be wrong.
 //! * The faster one is taken; where both are as fast, so that the link or a disk is the limit, the cheaper.
 //! * TLS that cannot be had never stops a transfer: QUIC takes it, and the reason is shown.
+//! * Where control itself rides on TLS there is nothing to choose: everything does.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,15 +38,15 @@ const AVOID_FOR: Duration = Duration::from_secs(60);
 /// Rates that differ by less than this many percent are the same.
 const SAME_PERCENT: u64 = 15;
 
-/// Which lanes a node uses for bulk, and offers to its peers.
+/// Which ways a node uses, and offers to its peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LaneMode {
-    /// Whichever is measured to be better.
+    /// Control over QUIC, or over TLS where UDP does not pass; bulk over whichever is measured to be better.
     #[default]
     Auto,
     /// QUIC alone; the node does not listen on TCP.
     Quic,
-    /// TLS over TCP for whatever is large, where the peer listens for it.
+    /// TLS over TCP alone, for control too; the node does not listen on UDP.
     Tls,
 }
 
@@ -88,6 +90,8 @@ pub(crate) struct Choice {
     /// Whether the peer listens for TLS.
     offered: bool,
     state: Mutex<State>,
+    /// Whether control rides on TLS, so that there is nothing to choose.
+    no_quic: AtomicBool,
     /// Held while measuring, so that it is done once.
     pub(crate) measuring: tokio::sync::Mutex<()>,
 }
@@ -111,7 +115,16 @@ impl State {
 impl Choice {
     pub(crate) fn new(mode: LaneMode, offered: bool) -> Self {
         let (state, measuring) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { mode, offered, state, measuring }
+        Self { mode, offered, state, no_quic: AtomicBool::new(false), measuring }
+    }
+
+    /// From now on control rides on this, and without QUIC there is nothing to choose.
+    pub(crate) fn rides(&self, kind: LaneKind) {
+        self.no_quic.store(kind == LaneKind::Tls, Ordering::Relaxed);
+    }
+
+    fn is_tls_alone(&self) -> bool {
+        self.no_quic.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,6 +141,9 @@ impl Choice {
 
     fn decide(&self, state: &State, now: Instant) -> (LaneKind, String) {
         use LaneKind::{Quic, Tls};
+        if self.is_tls_alone() {
+            return (Tls, "everything does".into());
+        }
         if self.mode == LaneMode::Quic {
             return (Quic, "this node is configured so".into());
         }
@@ -150,6 +166,7 @@ impl Choice {
     /// The lane for a transfer of so many bytes.
     pub(crate) fn lane_for(&self, bytes: Option<u64>, now: Instant) -> LaneKind {
         match bytes {
+            _ if self.is_tls_alone() => LaneKind::Tls,
             Some(bytes) if bytes >= SMALL_BYTES => self.status(now).chosen,
             Some(_) | None => LaneKind::Quic,
         }
@@ -159,6 +176,7 @@ impl Choice {
     pub(crate) fn is_due(&self, bytes: Option<u64>, now: Instant) -> bool {
         let state = self.state();
         self.mode == LaneMode::Auto
+            && !self.is_tls_alone()
             && self.offered
             && bytes.is_some_and(|bytes| bytes >= MEASURE_BYTES)
             && state.avoid(now).is_none()
@@ -216,6 +234,15 @@ mod tests {
                 assert!(!choice.is_due(bytes, now));
             }
         }
+        // But where there is no QUIC.
+        let choice = Choice::new(LaneMode::Auto, true);
+        choice.rides(LaneKind::Tls);
+        for bytes in [None, Some(0), LARGE] {
+            assert_eq!(choice.lane_for(bytes, now), LaneKind::Tls);
+            assert!(!choice.is_due(bytes, now));
+        }
+        choice.rides(LaneKind::Quic);
+        assert_eq!(choice.lane_for(None, now), LaneKind::Quic);
         assert_eq!(Choice::new(LaneMode::Tls, true).lane_for(LARGE, now), LaneKind::Tls);
         assert_eq!(Choice::new(LaneMode::Quic, true).lane_for(LARGE, now), LaneKind::Quic);
     }

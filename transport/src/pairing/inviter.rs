@@ -6,14 +6,13 @@
 use std::sync::Arc;
 
 use flocker_core::ids::Fingerprint;
-use quinn::{RecvStream, SendStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::exchange::{Claim, EXPORTER_LABEL, Exchange, Proof, Proofs, Role, Scene};
+use super::exchange::{Claim, Exchange, Proof, Proofs, Role, Scene};
 use super::{Invitation, InvitationEvent, MAX_TRIES, NoTry, Paired, STEP_TIMEOUT};
 use crate::counters;
-use crate::endpoint::{CloseCode, Endpoint, close};
+use crate::endpoint::{CloseCode, Endpoint};
 use crate::error::ConnectError;
 use crate::frame::FrameType;
 use crate::frame::cursor::presentable;
@@ -21,6 +20,7 @@ use crate::frame::hello::{Hello, MAX_NAME};
 use crate::frame::pair::{MAX_ADDRESS, MAX_ADDRESSES, Opening, PairRefusal, PairRefused};
 use crate::framed::{self, FramedError};
 use crate::greeting;
+use crate::link::{Link, Receiving, Sending};
 
 /// Events of an invitation that may wait to be taken: a few for each try.
 const EVENTS: usize = 16;
@@ -97,37 +97,32 @@ impl InviterSlot {
     }
 
     /// Serves one pairing connection to its end.
-    pub(crate) async fn answer(
-        &self,
-        endpoint: &Endpoint,
-        quic: quinn::Connection,
-        joiner: Fingerprint,
-    ) {
-        if let Err(error) = self.serve(endpoint, &quic, joiner).await {
+    pub(crate) async fn answer(&self, endpoint: &Endpoint, link: Link, joiner: Fingerprint) {
+        if let Err(error) = self.serve(endpoint, &link, joiner).await {
             tracing::warn!(%joiner, %error, "a pairing connection was refused");
         }
-        close(&quic, CloseCode::PairingOver, "pairing is over");
+        link.close(CloseCode::PairingOver, "pairing is over");
     }
 
     async fn serve(
         &self,
         endpoint: &Endpoint,
-        quic: &quinn::Connection,
+        link: &Link,
         joiner: Fingerprint,
     ) -> Result<(), ConnectError> {
         let (local, ours) = (endpoint.local(), endpoint.fingerprint());
         let silent = || ConnectError::Closed { reason: "no greeting in time".into() };
-        let heard = timeout(STEP_TIMEOUT, greeting::hear_hello(quic, local, ours));
+        let heard = timeout(STEP_TIMEOUT, greeting::hear_hello(link, local, ours));
         let (mut send, mut recv, hello) = heard.await.map_err(|_| silent())??;
         if let Err(error) = greeting::same_version(local, &hello) {
-            greeting::reject(quic, &mut send, local, &error).await;
+            greeting::reject(link, &mut send, local, &error).await;
             return Err(error);
         }
         let start = step(&mut recv, FrameType::PairStart, "PairStart").await;
         let Ok(start) = start.and_then(|p| Ok(Opening::decode(FrameType::PairStart, &p)?)) else {
             return Err(silent());
         };
-        let mut call = Call { endpoint, quic, send, recv, joiner, hello, start };
+        let mut call = Joining { endpoint, link, send, recv, joiner, hello, start };
         let mut slot = self.0.lock().await;
         let ended = call.take_try(&mut slot).await;
         if let Err(Unpaired::Refuse(code, reason)) = &ended {
@@ -151,7 +146,7 @@ fn outcome(ended: &Result<(), Unpaired>) -> &'static str {
 }
 
 async fn step(
-    recv: &mut RecvStream,
+    recv: &mut Receiving,
     kind: FrameType,
     name: &'static str,
 ) -> Result<Vec<u8>, Unpaired> {
@@ -194,17 +189,17 @@ impl Open {
 }
 
 /// One joiner's connection, greeted, its first message read.
-struct Call<'a> {
+struct Joining<'a> {
     endpoint: &'a Endpoint,
-    quic: &'a quinn::Connection,
-    send: SendStream,
-    recv: RecvStream,
+    link: &'a Link,
+    send: Sending,
+    recv: Receiving,
     joiner: Fingerprint,
     hello: Hello,
     start: Opening,
 }
 
-impl Call<'_> {
+impl Joining<'_> {
     /// Uses up one try of the open invitation, and ends it when that was the last or paired.
     async fn take_try(&mut self, slot: &mut Option<Open>) -> Result<(), Unpaired> {
         let Some(open) = slot else {
@@ -228,7 +223,7 @@ impl Call<'_> {
             return Err(Unpaired::Refuse(refusal, text));
         }
         let ended = self.prove(open).await;
-        let (from, tries_left) = (self.quic.remote_address(), open.tries_left());
+        let (from, tries_left) = (self.link.remote_address(), open.tries_left());
         match &ended {
             Ok(()) => {
                 open.tell(InvitationEvent::Paired(self.paired()));
@@ -275,8 +270,7 @@ impl Call<'_> {
 
     fn scene(&self, addresses: Vec<String>) -> Option<Scene> {
         let local = self.endpoint.local();
-        let mut exporter = [0; 32];
-        self.quic.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").ok()?;
+        let exporter = self.link.pairing_exporter().ok()?;
         Some(Scene {
             protocol: local.protocol,
             exporter,
@@ -299,16 +293,16 @@ impl Call<'_> {
             name: self.hello.name.clone(),
             software: self.hello.software.clone(),
             addresses: self.start.addresses.clone(),
-            observed: self.quic.remote_address(),
+            observed: self.link.remote_address(),
         }
     }
 
     async fn refuse(&mut self, code: PairRefusal, tries_left: u8, reason: &str) {
         let refused = PairRefused { code, tries_left, reason: reason.to_owned() }.encode();
         let told = framed::write(&mut self.send, FrameType::PairRefused, &refused).await;
-        if told.is_ok() && self.send.finish().is_ok() {
+        if told.is_ok() && self.send.finish() {
             // The joiner closes once it has read it.
-            let _ = timeout(STEP_TIMEOUT, self.quic.closed()).await;
+            let _ = timeout(STEP_TIMEOUT, self.link.closed()).await;
         }
     }
 }

@@ -6,20 +6,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use flocker_core::ids::Fingerprint;
-use quinn::{RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::code::PairingCode;
-use super::exchange::{Claim, EXPORTER_LABEL, Exchange, Proof, Role, Scene};
+use super::exchange::{Claim, Exchange, Proof, Role, Scene};
 use super::inviter::bounded;
 use super::{PairError, Paired, STEP_TIMEOUT};
-use crate::endpoint::{CloseCode, Endpoint, close};
+use crate::endpoint::{CloseCode, Endpoint};
 use crate::frame::cursor::presentable;
-use crate::frame::hello::{Hello, MAX_NAME};
+use crate::frame::hello::{Call, Hello, MAX_NAME};
 use crate::frame::pair::{Opening, PairRefusal, PairRefused};
 use crate::frame::{FrameError, FrameType};
 use crate::framed;
 use crate::greeting;
+use crate::link::dial::Dialled;
+use crate::link::{Link, Receiving, Sending};
 
 /// How long the joiner makes sure that its last message arrived.
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
@@ -37,27 +38,28 @@ pub async fn join(
     code: &PairingCode,
     addresses: &[String],
 ) -> Result<Paired, PairError> {
-    let (quic, inviter) = endpoint.dial_for_pairing(address).await?;
+    let Dialled { link, found: inviter, call } = endpoint.dial_for_pairing(address).await?;
     let joined = if inviter == endpoint.fingerprint() {
         Err(PairError::Myself)
     } else {
-        exchange(endpoint, &quic, inviter, code, addresses).await
+        exchange(endpoint, &link, call, inviter, code, addresses).await
     };
-    close(&quic, CloseCode::PairingOver, "pairing is over");
+    link.close(CloseCode::PairingOver, "pairing is over");
     joined
 }
 
 async fn exchange(
     endpoint: &Endpoint,
-    quic: &quinn::Connection,
+    link: &Link,
+    call: Call,
     inviter: Fingerprint,
     code: &PairingCode,
     addresses: &[String],
 ) -> Result<Paired, PairError> {
     let (local, ours) = (endpoint.local(), endpoint.fingerprint());
-    let lost = |e| framed::FramedError::Write(quinn::WriteError::ConnectionLost(e));
-    let (mut send, mut recv) = quic.open_bi().await.map_err(lost)?;
-    let greeted = timeout(STEP_TIMEOUT, greeting::say_hello(&mut send, &mut recv, local, ours));
+    let (mut send, mut recv) = link.open().await.map_err(framed::FramedError::Gone)?;
+    let hello = greeting::say_hello(&mut send, &mut recv, local, call, ours);
+    let greeted = timeout(STEP_TIMEOUT, hello);
     let hello = greeted.await.map_err(|_| PairError::Silent)??;
 
     let (exchange, message) = Exchange::start(Role::Joiner, code, &ours, &inviter);
@@ -69,7 +71,7 @@ async fn exchange(
 
     let name = presentable(&local.name, MAX_NAME);
     let joiner = Claim { fingerprint: ours, name, addresses };
-    let scene = scene(quic, local.protocol, joiner, inviter, &hello, &answer)?;
+    let scene = scene(link, local.protocol, joiner, inviter, &hello, &answer)?;
     let proofs = exchange.finish(&answer.spake, &scene).map_err(|_| PairError::NotProven)?;
     framed::write(&mut send, FrameType::PairProof, &proofs.show(Proof::Joiner)).await?;
     let found = read(&mut recv, FrameType::PairProof, "PairProof", STEP_TIMEOUT).await?;
@@ -78,31 +80,30 @@ async fn exchange(
     }
     confirm(&mut send, &proofs.show(Proof::Confirm)).await;
     let Hello { name, software, .. } = hello;
-    let observed = quic.remote_address();
+    let observed = link.remote_address();
     Ok(Paired { fingerprint: inviter, name, software, addresses: answer.addresses, observed })
 }
 
 fn scene(
-    quic: &quinn::Connection,
+    link: &Link,
     protocol: u16,
     joiner: Claim,
     inviter: Fingerprint,
     hello: &Hello,
     answer: &Opening,
 ) -> Result<Scene, PairError> {
-    let mut exporter = [0; 32];
-    quic.export_keying_material(&mut exporter, EXPORTER_LABEL, b"")
-        .map_err(|e| PairError::NoExporter { reason: format!("{e:?}") })?;
+    let exporter = link.pairing_exporter();
+    let exporter = exporter.map_err(|reason| PairError::NoExporter { reason })?;
     let (name, addresses) = (hello.name.clone(), answer.addresses.clone());
     let inviter = Claim { fingerprint: inviter, name, addresses };
     Ok(Scene { protocol, exporter, joiner, inviter })
 }
 
 /// Both have verified. Should this be lost, joining again repairs it; so it is worth a warning only.
-async fn confirm(send: &mut SendStream, proof: &[u8]) {
+async fn confirm(send: &mut Sending, proof: &[u8]) {
     let told = framed::write(send, FrameType::PairConfirm, proof).await;
-    let finished = told.is_ok() && send.finish().is_ok();
-    let arrived = finished && matches!(timeout(CONFIRM_TIME, send.stopped()).await, Ok(Ok(None)));
+    let finished = told.is_ok() && send.finish();
+    let arrived = finished && matches!(timeout(CONFIRM_TIME, send.taken()).await, Ok(true));
     if !arrived {
         tracing::warn!(
             "the inviter may not have heard that pairing succeeded; if it did not, join again"
@@ -112,7 +113,7 @@ async fn confirm(send: &mut SendStream, proof: &[u8]) {
 
 /// Reads the frame that is due, or the inviter's refusal.
 async fn read(
-    recv: &mut RecvStream,
+    recv: &mut Receiving,
     kind: FrameType,
     name: &'static str,
     limit: Duration,

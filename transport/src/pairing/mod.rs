@@ -47,6 +47,7 @@ use crate::error::ConnectError;
 use crate::framed::FramedError;
 
 pub use code::{CodeError, PairingCode};
+pub(crate) use exchange::EXPORTER_LABEL;
 pub(crate) use inviter::InviterSlot;
 pub use joiner::join;
 
@@ -116,7 +117,7 @@ pub enum PairError {
     /// The connection has no keying material.
     #[error("the connection cannot be bound to: {reason}")]
     NoExporter {
-        /// What QUIC said.
+        /// What the library said.
         reason: String,
     },
 }

@@ -8,7 +8,9 @@ use tokio::time::timeout;
 
 use crate::endpoint::{Connection, Endpoint, random_u64};
 use crate::error::ConnectError;
+use crate::lane::choice::LaneMode;
 use crate::tcp;
+use crate::tls::ALPN_BULK;
 
 /// Wait after the first failed round; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -67,11 +69,14 @@ pub(super) async fn dial(
     }))
 }
 
-/// Where nobody answers over UDP, whether the peer does over TCP: then it is the way that is closed, and
-/// waiting for the peer is of no use.
+/// Where QUIC alone is used and nobody answers, whether the peer does over TCP: then it is the way that is closed,
+/// and waiting for the peer is of no use.
 async fn look_closer(endpoint: &Endpoint, peer: Fingerprint, error: ConnectError) -> ConnectError {
     let ConnectError::Unreachable { address, .. } = error else { return error };
-    match tcp::connect(endpoint.identity(), peer, address).await {
+    if endpoint.local().lane != LaneMode::Quic {
+        return error;
+    }
+    match tcp::connect(endpoint.identity(), ALPN_BULK, Some(peer), address).await {
         Ok(_) => ConnectError::UdpBlocked { address },
         Err(_) => error,
     }

@@ -17,7 +17,7 @@ use crate::bulk::Resources;
 use crate::counters;
 use crate::endpoint::{Arrival, CloseCode, Connection, Endpoint};
 use crate::error::ConnectError;
-use crate::frame::hello::RejectCode;
+use crate::frame::hello::{Call, RejectCode};
 use crate::tcp::LaneArrival;
 use crate::trust::Trust;
 
@@ -248,6 +248,12 @@ impl Keeper {
         let peer = connection.peer.fingerprint;
         if !self.parts.trust.is_trusted(&peer) {
             return connection.close(CloseCode::NotPaired, "not paired any more");
+        }
+        if connection.call == Call::Continues {
+            return match self.running.get(&peer).filter(|running| running.next.is_none()) {
+                Some(running) => running.handle.go_on(connection),
+                None => connection.close(CloseCode::Duplicate, "there is no session to go on with"),
+            };
         }
         let ours = self.parts.endpoint.fingerprint();
         let Some(running) = self.running.get_mut(&peer) else {

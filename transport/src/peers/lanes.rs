@@ -1,7 +1,8 @@
 //! The lanes of a session: opening one for a transfer, and taking those that the peer opens.
 //!
 //! Owns: acting on the [`Choice`], measuring before it, what becomes of a lane's first frame, and that lanes
-//! over TLS end with the session that they belong to. Leaves to others: the choice itself
+//! over TLS end with the session that they belong to. Where control rides on TLS every lane does, on connections
+//! that are kept ready ([`super::spares`]). Leaves to others: the choice itself
 //! ([`crate::lane::choice`]), the bytes.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::PeerEvent;
+use super::spares::{Begun, Spares};
 use crate::bulk::{BulkReceiver, Resources};
 use crate::cancel::Cancel;
 use crate::endpoint::{Endpoint, PeerInfo};
@@ -26,14 +28,15 @@ use crate::lane::choice::{Choice, LaneKind, SMALL_BYTES};
 use crate::lane::probe::{self, Figures};
 use crate::lane::tls::Hangup;
 use crate::lane::{self, Lane};
-use crate::tcp::{self, LaneArrival};
+use crate::link::Link;
+use crate::tcp::{self, LaneArrival, Opened};
 
 /// Small transfers go before large ones on the same connection: they are what somebody waits for, and of
 /// the large ones' time they take little.
 const SMALL_PRIORITY: i32 = 1;
 
 /// A peer that opens a stream says at once what for.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The session's lanes over TLS; `None` when it is over.
 #[derive(Debug, Clone)]
@@ -69,26 +72,34 @@ impl Hangups {
 /// What opening a lane needs of a session.
 pub(super) struct Lanes<'a> {
     pub(super) session: u64,
-    pub(super) quic: &'a quinn::Connection,
+    /// Whether this side dialled the session.
+    pub(super) dialled: bool,
+    pub(super) link: Link,
     pub(super) peer: &'a PeerInfo,
     pub(super) endpoint: &'a Endpoint,
     pub(super) choice: &'a Choice,
     pub(super) hangups: &'a Hangups,
+    pub(super) spares: &'a Spares,
 }
 
 impl Lanes<'_> {
     /// Opens a lane for a transfer of so many bytes, where that is known.
     ///
     /// # Errors
-    /// Why the QUIC connection is lost; TLS alone fails nothing.
+    /// Why the session's connection is lost. Beside QUIC, TLS fails nothing; where control rides on TLS there is
+    /// nothing else.
     pub(super) async fn open(
         &self,
         header: &[u8],
         bytes: Option<u64>,
         resources: &Resources,
     ) -> Result<(Lane, LaneKind), String> {
+        let quic = match &self.link {
+            Link::Quic(quic) => quic,
+            Link::Tls(_) => return Ok((self.over_tls_alone(header).await?, LaneKind::Tls)),
+        };
         if self.choice.is_due(bytes, Instant::now()) && resources.is_otherwise_idle() {
-            self.measure(bytes).await;
+            self.measure(quic, bytes).await;
         }
         if self.choice.lane_for(bytes, Instant::now()) == LaneKind::Tls
             && let Some(lane) = self.tls(FrameType::BulkOpen, header).await
@@ -97,10 +108,28 @@ impl Lanes<'_> {
         }
         let priority =
             if bytes.is_some_and(|bytes| bytes < SMALL_BYTES) { SMALL_PRIORITY } else { 0 };
-        Ok((self.quic(FrameType::BulkOpen, header, priority).await?, LaneKind::Quic))
+        Ok((over_quic(quic, FrameType::BulkOpen, header, priority).await?, LaneKind::Quic))
     }
 
-    async fn measure(&self, bytes: Option<u64>) {
+    async fn over_tls_alone(&self, header: &[u8]) -> Result<Lane, String> {
+        let opened = match (self.spares.take(), self.dialled) {
+            (Some(opened), _) => opened,
+            (None, true) => {
+                let dialled = self.dial_tls(false, None).await;
+                dialled.ok_or("no further connection over TLS can be had")?
+            }
+            (None, false) => {
+                let lent = self.spares.wait().await;
+                lent.ok_or("the peer, who dialled, lends no connection over TLS to send on")?
+            }
+        };
+        let begun = opened.begin(FrameType::BulkOpen, header).await;
+        let (lane, hangup) = begun.map_err(|e| e.to_string())?;
+        self.hangups.add(hangup);
+        Ok(lane)
+    }
+
+    async fn measure(&self, connection: &quinn::Connection, bytes: Option<u64>) {
         let _once = self.choice.measuring.lock().await;
         if !self.choice.is_due(bytes, Instant::now()) {
             return;
@@ -110,7 +139,7 @@ impl Lanes<'_> {
             Some(lane) => probed(lane).await,
             None => return,
         };
-        let quic = match self.quic(FrameType::Probe, &[], 0).await {
+        let quic = match over_quic(connection, FrameType::Probe, &[], 0).await {
             Ok(lane) => probed(lane).await,
             Err(_) => return,
         };
@@ -131,27 +160,35 @@ impl Lanes<'_> {
         );
     }
 
-    async fn quic(&self, first: FrameType, payload: &[u8], priority: i32) -> Result<Lane, String> {
-        let (mut send, recv) = self.quic.open_bi().await.map_err(|e| e.to_string())?;
-        // A failure means that the stream is gone, which writing says.
-        let _ = send.set_priority(priority);
-        framed::write(&mut send, first, payload).await.map_err(|e| e.to_string())?;
-        Ok(lane::quic::lane(&Handle::current(), send, recv))
-    }
-
     /// `None` when it cannot be had, which the choice then knows.
     async fn tls(&self, first: FrameType, payload: &[u8]) -> Option<Lane> {
-        let local = self.endpoint.local();
-        let (protocol, dialler, acceptor) =
-            (local.protocol, local.incarnation, self.peer.incarnation);
-        let open = LaneOpen { protocol, dialler, acceptor };
-        let (key, address) = (self.peer.fingerprint, self.peer.address);
-        let dialled = tcp::dial(self.endpoint.identity(), key, address, open, first, payload).await;
-        match dialled {
+        let opened = self.dial_tls(false, Some((first, payload))).await?;
+        match opened.into_lane() {
             Ok((lane, hangup)) => {
                 self.hangups.add(hangup);
                 Some(lane)
             }
+            Err(error) => {
+                self.choice.tls_failed(&error.to_string(), Instant::now());
+                None
+            }
+        }
+    }
+
+    /// A connection for a lane; `reverse`: on which the other side will send. `None` when it cannot be had, which
+    /// the choice then knows.
+    pub(super) async fn dial_tls(
+        &self,
+        reverse: bool,
+        first: Option<(FrameType, &[u8])>,
+    ) -> Option<Opened> {
+        let local = self.endpoint.local();
+        let (protocol, dialler, acceptor) =
+            (local.protocol, local.incarnation, self.peer.incarnation);
+        let open = LaneOpen { protocol, dialler, acceptor, reverse };
+        let (key, address) = (self.peer.fingerprint, self.link.remote_address());
+        match tcp::dial(self.endpoint.identity(), key, address, open, first).await {
+            Ok(opened) => Some(opened),
             Err(error) => {
                 tracing::warn!(peer = %key.short(), %error, "no bulk over TLS for now");
                 self.choice.tls_failed(&error.to_string(), Instant::now());
@@ -159,6 +196,19 @@ impl Lanes<'_> {
             }
         }
     }
+}
+
+async fn over_quic(
+    quic: &quinn::Connection,
+    first: FrameType,
+    payload: &[u8],
+    priority: i32,
+) -> Result<Lane, String> {
+    let (mut send, recv) = quic.open_bi().await.map_err(|e| e.to_string())?;
+    // A failure means that the stream is gone, which writing says.
+    let _ = send.set_priority(priority);
+    framed::write(&mut send, first, payload).await.map_err(|e| e.to_string())?;
+    Ok(lane::quic::lane(&Handle::current(), send, recv))
 }
 
 async fn probed(lane: Lane) -> Option<Figures> {
@@ -200,14 +250,29 @@ impl Taking {
         }
     }
 
-    /// A TLS connection that the peer opened.
-    pub(super) async fn arrival(self, mut arrival: LaneArrival) {
-        let (first, payload) = (arrival.first, std::mem::take(&mut arrival.payload));
-        // Accepted before there is a place, as a stream is; what it sends waits in the sockets.
-        let (lane, hangup) = match timeout(OPEN_TIMEOUT, arrival.accept()).await {
-            Ok(Ok(lane)) => lane,
-            Ok(Err(_)) | Err(_) => return,
+    /// A TLS connection that the peer opened, to send on it: now, or `later`, as one that it keeps ready.
+    pub(super) async fn arrival(self, arrival: LaneArrival, later: bool) {
+        let Ok(Ok(mut opened)) = timeout(OPEN_TIMEOUT, arrival.accept()).await else { return };
+        let first = match later {
+            true => opened.first().await,
+            false => match timeout(OPEN_TIMEOUT, opened.first()).await {
+                Ok(first) => first,
+                Err(_) => return,
+            },
         };
+        match first {
+            Ok((first, payload)) => self.begun(Begun { opened, first, payload }).await,
+            Err(error) => {
+                tracing::debug!(%error, "a connection of the peer's came to nothing");
+            }
+        }
+    }
+
+    /// A TLS connection on which the peer has said what for.
+    pub(super) async fn begun(self, begun: Begun) {
+        let Begun { opened, first, payload } = begun;
+        // A lane before there is a place, as a stream is; what it sends waits in the sockets.
+        let Ok((lane, hangup)) = opened.into_lane() else { return };
         self.hangups.add(hangup);
         let slot = self.resources.receive_slot().await;
         self.take(lane, first, payload, slot).await;

@@ -18,6 +18,9 @@
 //!
 //! When both dial at once, the connection dialled by the smaller fingerprint stays on both sides.
 //!
+//! The connection is QUIC; where UDP does not pass it is TLS over TCP, and the session goes over to QUIC when UDP
+//! passes again, without ending.
+//!
 //! # Memory
 //!
 //! Outgoing control: 8 MiB per peer, then `send_control` waits. Incoming: the event channel holds 16
@@ -27,7 +30,9 @@
 mod dial;
 mod keeper;
 mod lanes;
+mod moving;
 mod session;
+mod spares;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,6 +47,7 @@ use crate::endpoint::{Endpoint, LocalNode, PeerInfo};
 use crate::error::{BindError, ConnectError, RefusedPeer};
 use crate::identity::Identity;
 use crate::lane::choice::LaneStatus;
+use crate::link::LinkStatus;
 use crate::pairing::{self, Invitation, InvitationEvent, PairError, Paired, PairingCode};
 use crate::trust::Trust;
 
@@ -109,6 +115,12 @@ pub enum DownReason {
     /// Nothing came any more.
     #[error("the peer went silent")]
     Silent,
+    /// The connection beneath ended without a word.
+    #[error("the connection was lost: {reason}")]
+    Lost {
+        /// What the system said.
+        reason: String,
+    },
     /// The peer closed it.
     #[error("the peer closed the connection: {reason}")]
     ClosedByPeer {
@@ -148,6 +160,8 @@ pub struct PeerStatus {
     pub addresses: Vec<String>,
     /// The peer and the round-trip time, while the connection is up.
     pub up: Option<(PeerInfo, std::time::Duration)>,
+    /// Which way control takes, while the connection is up.
+    pub link: Option<LinkStatus>,
     /// Which lane a large transfer to it takes, while the connection is up.
     pub lane: Option<LaneStatus>,
     /// Why the last dial failed, while it is not up.
@@ -256,7 +270,8 @@ impl PeerManager {
             let session = sessions.get(&fingerprint);
             let up = session.map(SessionHandle::status);
             let lane = session.map(SessionHandle::lane_status);
-            PeerStatus { fingerprint, addresses, up, lane, last_error }
+            let link = session.map(SessionHandle::link_status);
+            PeerStatus { fingerprint, addresses, up, link, lane, last_error }
         };
         known.into_iter().map(status).collect()
     }

@@ -372,3 +372,103 @@ impl Wire {
         self.cut.store(cut, std::sync::atomic::Ordering::SeqCst);
     }
 }
+
+/// A wall between two nodes at one port: TCP passes until it is cut, UDP once it may.
+pub(crate) struct Wall {
+    pub(crate) address: String,
+    udp: Arc<std::sync::atomic::AtomicBool>,
+    tcp: tokio::sync::watch::Sender<bool>,
+}
+
+impl Wall {
+    pub(crate) async fn before(target: &str) -> Self {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let (listener, near) = loop {
+            let listener = tokio::net::TcpListener::bind(LOOPBACK).await.expect("a port");
+            let address = listener.local_addr().expect("bound");
+            if let Ok(near) = tokio::net::UdpSocket::bind(address).await {
+                break (listener, Arc::new(near));
+            }
+        };
+        let address = listener.local_addr().expect("bound").to_string();
+        let far = Arc::new(tokio::net::UdpSocket::bind(LOOPBACK).await.expect("a socket"));
+        far.connect(target).await.expect("the target");
+        let udp = Arc::new(AtomicBool::new(false));
+        let caller = Arc::new(std::sync::Mutex::new(None));
+        let (n, f, open, who) = (near.clone(), far.clone(), udp.clone(), caller.clone());
+        tokio::spawn(async move {
+            let mut buf = vec![0; 65536];
+            while let Ok((len, from)) = n.recv_from(&mut buf).await {
+                *who.lock().expect("unpoisoned") = Some(from);
+                if open.load(Ordering::SeqCst) {
+                    let _ = f.send(&buf[..len]).await;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let mut buf = vec![0; 65536];
+            while let Ok(len) = far.recv(&mut buf).await {
+                let to = *caller.lock().expect("unpoisoned");
+                if let Some(to) = to {
+                    let _ = near.send_to(&buf[..len], to).await;
+                }
+            }
+        });
+        let (tcp, passes) = tokio::sync::watch::channel(true);
+        let target = target.to_owned();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (target, passes) = (target.clone(), passes.clone());
+                tokio::spawn(async move {
+                    let far = tokio::net::TcpStream::connect(&target).await.expect("the target");
+                    let (near_read, near_write) = near.into_split();
+                    let (far_read, far_write) = far.into_split();
+                    tokio::join!(
+                        pass_on(near_read, far_write, passes.clone()),
+                        pass_on(far_read, near_write, passes),
+                    );
+                });
+            }
+        });
+        Self { address, udp, tcp }
+    }
+
+    pub(crate) fn let_udp_through(&self) {
+        self.udp.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// From now on nothing passes, and nobody is told.
+    pub(crate) fn cut(&self, cut: bool) {
+        self.tcp.send_replace(!cut);
+    }
+}
+
+async fn pass_on(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut passes: tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buf = vec![0; 65536];
+    while let Ok(len) = from.read(&mut buf).await {
+        if passes.wait_for(|passes| *passes).await.is_err() {
+            return;
+        }
+        if len == 0 || to.write_all(&buf[..len]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+/// Two nodes with a wall in between through which `a` dials, and which lets TCP through alone.
+pub(crate) async fn paired_through_wall() -> (Node, Node, Wall) {
+    let (mut a, mut b) = (Node::over("a", LaneMode::Auto), Node::over("b", LaneMode::Auto));
+    let wall = Wall::before(&b.address).await;
+    b.trust.insert(a.key());
+    a.trust.insert(b.key());
+    a.manager.set_peer(b.key(), vec![wall.address.clone()]);
+    a.up().await;
+    b.up().await;
+    (a, b, wall)
+}

@@ -237,6 +237,8 @@ pub enum Effect {
         unit: UnitId,
         /// What.
         spec: SendSpec,
+        /// A workload stands still for it: the last step of a move.
+        last: bool,
     },
     /// Expect this transfer from this peer and receive it. Registered before the acceptance,
     /// which is the next effect, can reach the peer.

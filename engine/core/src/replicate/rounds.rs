@@ -170,12 +170,12 @@ impl Unit {
         match answer {
             Ok(()) => {
                 step.accepted = true;
-                let (spec, to) = (step.spec.clone(), step.offer.to);
+                let (spec, to, last) = (step.spec.clone(), step.offer.to, step.offer.last);
                 if let Some(replica) = self.replicas.get_mut(&peer) {
                     replica.candidates.get_or_insert_default().insert(to);
                 }
                 ctx.out.transfers.insert(transfer, unit);
-                ctx.push(Effect::StartSend { transfer, peer, unit, spec });
+                ctx.push(Effect::StartSend { transfer, peer, unit, spec, last });
             }
             Err(failure) if failure.code == FailureCode::NoOrigin => {
                 self.origin_is_missing(ctx, peer);

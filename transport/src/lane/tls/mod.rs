@@ -310,7 +310,15 @@ impl Shared {
                 self.taken.store(true, Ordering::SeqCst);
                 self.send_wake.wake();
             }
-            Some(Chunk::Data(_) | Chunk::End | Chunk::Reset(_)) | None => {
+            Some(
+                Chunk::Data(_)
+                | Chunk::End
+                | Chunk::Reset(_)
+                | Chunk::Ping(_)
+                | Chunk::Pong(_)
+                | Chunk::Close(_),
+            )
+            | None => {
                 self.lose("what it carries is no chunk that may come");
                 return Err(self.lost(""));
             }
