@@ -23,8 +23,9 @@ const BLOCK: usize = 64 << 10;
 fn receive(mut receiver: BulkReceiver) {
     // What becomes of it is the sender's to say; nobody waits for it at the end.
     std::thread::spawn(move || {
-        let _ = receive_stream(&mut receiver, &mut io::sink(), &Progress::default());
-        let _ = receiver.finish(Ok(()));
+        if receive_stream(&mut receiver, &mut io::sink(), &Progress::default()).is_ok() {
+            let _ = receiver.finish(Ok(()));
+        }
     });
 }
 
