@@ -30,7 +30,7 @@ const QUEUE: Duration = Duration::from_millis(2);
 const CUTS: u32 = 16;
 
 /// How long CUBIC then decides alone.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(5);
 
 /// Never fewer packets than this, which is what 100 Mbit/s carry until the next acknowledgement: a slower
 /// link stays full, and its queue takes a few milliseconds more.
@@ -65,9 +65,9 @@ impl ControllerFactory for ShortQueues {
 enum State {
     /// Nothing; `since` then or later.
     Free { since: Instant },
-    /// At most so many bytes, after so many cuts in a row, the first of which found a queue of `first`. It is
-    /// cut when the queue exceeds `limit`.
-    Capped { bytes: u64, cuts: u32, first: Duration, limit: Duration },
+    /// At most so many bytes, after so many cuts in a row, which found a queue of `longest` at most. It
+    /// is cut when the queue exceeds `limit`.
+    Capped { bytes: u64, cuts: u32, longest: Duration, limit: Duration },
 }
 
 struct ShortQueue {
@@ -95,26 +95,27 @@ impl ShortQueue {
             State::Free { since } if now < since || queue <= QUEUE => State::Free { since },
             State::Free { .. } => {
                 let bytes = self.cut(window, trip, shortest + QUEUE);
-                State::Capped { bytes, cuts: 1, first: queue, limit: QUEUE }
+                State::Capped { bytes, cuts: 1, longest: queue, limit: QUEUE }
             }
-            State::Capped { bytes, cuts: CUTS.., first, .. } if queue <= first / 2 => {
+            State::Capped { bytes, cuts: CUTS.., longest, .. } if queue <= longest / 2 => {
                 // Ours, and as short as it gets: this link takes so long for the fewest packets.
-                State::Capped { bytes, cuts: 0, first, limit: 2 * queue.max(QUEUE) }
+                State::Capped { bytes, cuts: 0, longest, limit: 2 * queue.max(QUEUE) }
             }
             State::Capped { cuts: CUTS.., .. } => State::Free { since: now + REST },
-            State::Capped { cuts, first, limit, .. } if queue > limit => {
+            State::Capped { cuts, longest, limit, .. } if queue > limit => {
                 let bytes = self.cut(window, trip, shortest + limit);
-                let first = if cuts == 0 { queue } else { first };
-                State::Capped { bytes, cuts: cuts + 1, first, limit }
+                // While the window grows too fast for the first cuts to be felt, it still gets longer.
+                let longest = if cuts == 0 { queue } else { longest.max(queue) };
+                State::Capped { bytes, cuts: cuts + 1, longest, limit }
             }
-            State::Capped { bytes, first, limit, .. } => {
+            State::Capped { bytes, longest, limit, .. } => {
                 // Quickly where there is hardly a queue, for there the link may be idle.
                 let more = if queue < limit / 2 { bytes / 4 } else { 2 * self.mtu };
                 let bytes = bytes + more;
                 if bytes >= self.cubic.window() {
                     State::Free { since: now }
                 } else {
-                    State::Capped { bytes, cuts: 0, first, limit }
+                    State::Capped { bytes, cuts: 0, longest, limit }
                 }
             }
         };

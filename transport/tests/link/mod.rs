@@ -1,12 +1,12 @@
-//! A narrow link on this machine: one rate and one queue for UDP and TCP together, as at a router.
+//! A narrow link on this machine: UDP at a rate, with a queue before it, as at a router. TCP does not pass:
+//! ended and begun anew here, it would not queue as it does in the kernel.
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 /// What a link carries.
@@ -52,26 +52,15 @@ impl Link {
     pub(crate) async fn to(target: &str, rate: Rate) -> Self {
         let (free_at, dropped) = (Mutex::new(Instant::now()), AtomicU64::new(0));
         let queue = Arc::new(Queue { rate, free_at, dropped });
-        let (near, listener) = ports().await;
+        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = near.local_addr().unwrap().to_string();
         udp(near, target, queue.clone()).await;
-        tcp(listener, target.to_owned(), queue.clone());
         Self { address, queue }
     }
 
     /// Datagrams dropped so far.
     pub(crate) fn dropped(&self) -> u64 {
         self.queue.dropped.load(Ordering::SeqCst)
-    }
-}
-
-/// One port for both.
-async fn ports() -> (UdpSocket, TcpListener) {
-    loop {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
-            return (socket, listener);
-        }
     }
 }
 
@@ -107,34 +96,6 @@ async fn udp(near: UdpSocket, target: &str, queue: Arc<Queue>) {
             if let Some(to) = to {
                 let _ = back.send_to(&buf[..len], to).await;
             }
-        }
-    });
-}
-
-fn tcp(listener: TcpListener, target: String, queue: Arc<Queue>) {
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let (target, queue) = (target.clone(), queue.clone());
-            tokio::spawn(async move {
-                let Ok(far) = TcpStream::connect(target).await else { return };
-                let (mut from, mut back) = near.into_split();
-                let (mut answers, mut to) = far.into_split();
-                tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
-                let mut buf = vec![0; 1448];
-                while let Ok(len @ 1..) = from.read(&mut buf).await {
-                    // TCP never loses here: it waits at the queue's end, which it so keeps full.
-                    let at = loop {
-                        match queue.enter(len) {
-                            Some(at) => break at,
-                            None => tokio::time::sleep(Duration::from_millis(1)).await,
-                        }
-                    };
-                    tokio::time::sleep_until(at.into()).await;
-                    if to.write_all(&buf[..len]).await.is_err() {
-                        break;
-                    }
-                }
-            });
         }
     });
 }
