@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 /// Size that is asked for, in bytes: what an unprivileged user gets by default (`/proc/sys/fs/pipe-max-size`). With the
 /// usual 64 KiB each end wakes the other sixteen times as often; see "Pipes" in `docs/data-path.md`.
-pub const PIPE_BYTES: usize = 1 << 20;
+pub(crate) const PIPE_BYTES: usize = 1 << 20;
 
 /// Size of a pipe that nobody made wider, in bytes.
 const USUAL_BYTES: usize = 64 << 10;
