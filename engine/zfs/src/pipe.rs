@@ -36,6 +36,13 @@ fn widest<T>(mut set: impl FnMut(usize) -> Result<T, Errno>) -> Option<usize> {
     None
 }
 
+/// What [`widen`] yields on this system, for tests.
+#[cfg(test)]
+pub(crate) fn granted_here() -> usize {
+    let (_from, into) = rustix::pipe::pipe().unwrap();
+    widest(|bytes| rustix::pipe::fcntl_setpipe_size(&into, bytes)).unwrap_or(USUAL_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,11 +62,4 @@ mod tests {
         widen(&into, "a test's pipe");
         assert_eq!(rustix::pipe::fcntl_getpipe_size(&from).unwrap(), granted_here());
     }
-}
-
-/// What [`widen`] yields on this system, for tests.
-#[cfg(test)]
-pub(crate) fn granted_here() -> usize {
-    let (_from, into) = rustix::pipe::pipe().unwrap();
-    widest(|bytes| rustix::pipe::fcntl_setpipe_size(&into, bytes)).unwrap_or(USUAL_BYTES)
 }
