@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 /// Size that is asked for, in bytes: what an unprivileged user gets by default (`/proc/sys/fs/pipe-max-size`). With the
 /// usual 64 KiB each end wakes the other sixteen times as often; see "Pipes" in `docs/data-path.md`.
-pub const PIPE_BYTES: usize = 1 << 20;
+pub(crate) const PIPE_BYTES: usize = 1 << 20;
 
 /// Size of a pipe that nobody made wider, in bytes.
 const USUAL_BYTES: usize = 64 << 10;
@@ -36,6 +36,13 @@ fn widest<T>(mut set: impl FnMut(usize) -> Result<T, Errno>) -> Option<usize> {
     None
 }
 
+/// What [`widen`] yields on this system, for tests.
+#[cfg(test)]
+pub(crate) fn granted_here() -> usize {
+    let (_from, into) = rustix::pipe::pipe().unwrap();
+    widest(|bytes| rustix::pipe::fcntl_setpipe_size(&into, bytes)).unwrap_or(USUAL_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,11 +62,4 @@ mod tests {
         widen(&into, "a test's pipe");
         assert_eq!(rustix::pipe::fcntl_getpipe_size(&from).unwrap(), granted_here());
     }
-}
-
-/// What [`widen`] yields on this system, for tests.
-#[cfg(test)]
-pub(crate) fn granted_here() -> usize {
-    let (_from, into) = rustix::pipe::pipe().unwrap();
-    widest(|bytes| rustix::pipe::fcntl_setpipe_size(&into, bytes)).unwrap_or(USUAL_BYTES)
 }

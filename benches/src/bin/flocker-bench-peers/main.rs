@@ -239,6 +239,7 @@ fn machine() -> anyhow::Result<Machine> {
         processors: std::thread::available_parallelism()?.get(),
         memory_gib: kib.div_ceil(1 << 20),
         kernel: says("uname -r")?,
+        load: says("cut -d' ' -f1 /proc/loadavg")?,
         system: says(". /etc/os-release && echo \"$PRETTY_NAME\"").unwrap_or_default(),
         versions,
     })

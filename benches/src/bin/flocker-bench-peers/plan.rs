@@ -21,8 +21,8 @@ pub(crate) struct Part {
     pub(crate) input: &'static str,
     /// As `flocker-bench-pipe make` calls it; `None`: the database.
     pub(crate) kind: Option<&'static str>,
-    /// Its size beside that asked for, in percent.
-    pub(crate) percent: u64,
+    /// Its size at least, in MiB, whatever was asked for.
+    pub(crate) least_mib: u64,
     pub(crate) network: Network,
     pub(crate) contenders: Vec<Contender>,
 }
@@ -37,7 +37,7 @@ pub(crate) fn parts() -> Vec<Part> {
         name,
         input,
         kind,
-        percent: 100,
+        least_mib: 0,
         network,
         contenders,
     };
@@ -82,8 +82,9 @@ pub(crate) fn parts() -> Vec<Part> {
             vec![Cat, Ssh, adaptive(Tls), adaptive(Quic)],
         ),
         Part {
-            // Four times the memory that a node may take, and a little.
-            percent: 125,
+            // Four times the memory that a node may take, and a little: nothing that is in memory can explain what is
+            // found again.
+            least_mib: 5 * 256,
             ..part(
                 "dedup",
                 COPIES,
@@ -109,7 +110,7 @@ pub(crate) fn make(
     };
     let file = site.path(&format!("{kind}.zstream"));
     if !file.exists() {
-        let mib = mib * part.percent / 100;
+        let mib = mib.max(part.least_mib);
         says(&format!("{} make {kind} {} --mib {mib}", site.pipe.display(), file.display()))?;
     }
     Ok(Ok(file))

@@ -56,6 +56,9 @@ pub(crate) fn draw(results: &Results) -> String {
 }
 
 fn bar(svg: &mut String, x: f64, y: f64, value: f64, most: f64, colour: &str) {
+    if value.is_nan() {
+        return text(svg, x, y + 12.0, "none", "normal");
+    }
     let length = if most > 0.0 { value / most * (PANEL - 60.0) } else { 0.0 };
     let _ = writeln!(
         svg,

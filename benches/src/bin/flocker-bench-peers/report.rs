@@ -41,7 +41,7 @@ pub(crate) fn markdown(results: &Results) -> String {
             ![speed and cost of each](benchmarks.svg)\n\n## Figures\n\n\
             Medians. GB is 10^9 bytes of the stream; *CPU* is seconds of processor time for each, of all processes on both\n\
             ends, `cat` at either end included. *Start-up* is the time of an empty stream, keys and handshakes included; it is\n\
-            taken off the others. *Wire* is bytes on the wire for each byte of the stream.\n";
+            taken off the others, and where it was more than half of a round, that round has no rate. *Wire* is bytes on the wire for each byte of the stream.\n";
     for input in &results.inputs {
         figures(&mut out, results, input);
     }
@@ -69,8 +69,8 @@ fn machine(out: &mut String, results: &Results) {
     );
     let _ = writeln!(
         out,
-        "| machine | {} × {}, {} GiB; both ends on it |",
-        m.processors, m.processor, m.memory_gib
+        "| machine | {} × {}, {} GiB; both ends on it; load average {} before it began |",
+        m.processors, m.processor, m.memory_gib, m.load
     );
     let _ = writeln!(out, "| system | {}; Linux {} |", m.system, m.kernel);
     let _ = writeln!(out, "| versions | {} |", m.versions.join("; "));
@@ -103,9 +103,12 @@ fn figures(out: &mut String, results: &Results, input: &str) {
             };
             let _ = writeln!(
                 out,
-                "| {} | {:.2} | {least:.2} to {most:.2} | {cpu} | {wire} | {startup} |",
+                "| {} | {} | {cpu} | {wire} | {startup} |",
                 name.replace('|', "\\|"),
-                series.gb_per_second()
+                match series.gb_per_second() {
+                    none if none.is_nan() => "none | ".to_owned(),
+                    rate => format!("{rate:.2} | {least:.2} to {most:.2}"),
+                }
             );
         }
     }
@@ -137,7 +140,12 @@ fn beside(
     let theirs = results.find(input, network, &theirs.name())?;
     let faster = ratio(&ours.rates(), &theirs.rates());
     let dearer = ratio(&ours.costs(), &theirs.costs());
-    Some((format!("{faster:.2} ×, {dearer:.2} ×"), faster >= speed && dearer <= cost))
+    Some((format!("{}, {dearer:.2} ×", times(faster)), faster >= speed && dearer <= cost))
+}
+
+/// A ratio, or that there is none.
+fn times(ratio: f64) -> String {
+    if ratio.is_nan() { "no rate (see below)".into() } else { format!("{ratio:.2} ×") }
 }
 
 fn targets(results: &Results) -> Vec<Target> {
@@ -207,14 +215,14 @@ fn duplicates(results: &Results) -> Option<(String, bool)> {
     let without = of(Ours::over(LaneMode::Tls, Level(1)))?;
     let wire = with.wire_ratio()? / without.wire_ratio()?;
     let faster = ratio(&with.rates(), &without.rates());
-    Some((format!("{wire:.3} × wire, {faster:.2} × GB/s"), wire <= 0.55 && faster >= 1.0))
+    Some((format!("{wire:.3} × wire, {} GB/s", times(faster)), wire <= 0.55 && faster >= 1.0))
 }
 
 fn fuse(results: &Results) -> Option<(String, bool)> {
     let of = |tool: &str| results.find(crate::fuse::INPUT, Network::Loopback, tool);
     let ours = of(&Ours::over(LaneMode::Tls, Level(1)).name())?;
     let faster = ratio(&ours.rates(), &of(crate::fuse::LOCAL)?.rates());
-    Some((format!("{faster:.2} ×"), faster >= 0.9))
+    Some((times(faster), faster >= 0.9))
 }
 
 fn delta(results: &Results) -> Option<(String, bool)> {
@@ -229,5 +237,5 @@ fn two(results: &Results) -> Option<(String, bool)> {
         results.find(plan::NOISE, Network::Loopback, &tool)
     };
     let faster = ratio(&of(2)?.rates(), &of(1)?.rates());
-    Some((format!("{faster:.2} ×"), faster >= 1.0))
+    Some((times(faster), faster >= 1.0))
 }

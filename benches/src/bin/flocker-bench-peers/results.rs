@@ -38,10 +38,13 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// Without the start-up, round by round.
+    /// Without the start-up, round by round. NaN where the start-up is most of the round: on a busy machine it
+    /// varies by as much as what would be left.
     pub(crate) fn rates(&self) -> Vec<f64> {
         let rate = |round: &Round| {
-            round.bytes as f64 / 1e9 / (round.seconds - self.startup_seconds).max(1e-3)
+            let moving = round.seconds - self.startup_seconds;
+            let told = moving > round.seconds / 2.0;
+            if told { round.bytes as f64 / 1e9 / moving } else { f64::NAN }
         };
         self.rounds.iter().map(rate).collect()
     }
@@ -96,6 +99,9 @@ pub(crate) struct Machine {
     pub(crate) processors: usize,
     pub(crate) memory_gib: u64,
     pub(crate) kernel: String,
+    /// Load average of the minute before: what others do on it.
+    #[serde(default)]
+    pub(crate) load: String,
     pub(crate) system: String,
     pub(crate) versions: Vec<String>,
 }
@@ -126,9 +132,9 @@ impl Results {
     }
 }
 
-/// The middle one, or between the two in the middle; NaN of nothing.
+/// The middle one, or between the two in the middle; NaN of nothing. What is NaN does not count.
 pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
         0 => f64::NAN,
@@ -152,6 +158,7 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0]), 2.5);
         assert!(median(&[]).is_nan());
+        assert_eq!(median(&[f64::NAN, 1.0]), 1.0);
         assert_eq!(ratio(&[2.0, 40.0, 6.0], &[1.0, 10.0, 2.0]), 3.0);
     }
 
