@@ -9,6 +9,7 @@ use zfs_stream::format::HEADER_LEN;
 
 use crate::frame::MAX_BATCH_RAW;
 use crate::frame::dedup::MIN_BLOCK;
+use crate::frame::reseed::Place;
 
 /// A batch is closed before it would grow beyond this, in bytes: large enough that zstd does not
 /// gain by more, small enough to keep several in flight.
@@ -21,6 +22,8 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Where in it payloads are that may be deduplicated, in order.
     pub blocks: Vec<Range<usize>>,
+    /// Where the first of its blocks is that an old copy may have.
+    pub from: Option<Place>,
 }
 
 impl Batch {
@@ -42,7 +45,7 @@ pub struct Packer {
 
 impl Packer {
     /// Adds a record; hands each batch that is complete to `emit`, whose error ends it. With `dedup` its
-    /// payload is a block, if it is long enough.
+    /// payload is a block, if it is long enough; `place` is where that is, if an old copy may have it.
     ///
     /// # Errors
     /// What `emit` says.
@@ -50,23 +53,32 @@ impl Packer {
         &mut self,
         record: &[u8],
         dedup: bool,
+        place: Option<Place>,
         mut emit: impl FnMut(Batch) -> Result<(), E>,
     ) -> Result<(), E> {
-        let full = self.batch.bytes.len() + record.len() > BATCH_TARGET;
-        if !self.batch.bytes.is_empty() && full {
-            emit(std::mem::take(&mut self.batch))?;
+        if self.batch.bytes.len() + record.len() > BATCH_TARGET {
+            self.flush(&mut emit)?;
         }
         if record.len() < BATCH_TARGET {
             self.batch.add(HEADER_LEN.min(record.len()), record, dedup);
+            self.batch.from = self.batch.from.or(place);
             return Ok(());
         }
         // What is split is split at the same places of its payload each time.
         for (number, piece) in record.chunks(MAX_BATCH_RAW).enumerate() {
-            let mut batch = Batch::default();
+            let mut batch = Batch { from: place, ..Batch::default() };
             batch.add(if number == 0 { HEADER_LEN } else { 0 }, piece, dedup);
             emit(batch)?;
         }
         Ok(())
+    }
+
+    /// Hands what was added and is not complete to `emit`.
+    ///
+    /// # Errors
+    /// What `emit` says.
+    pub fn flush<E>(&mut self, mut emit: impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
+        if self.batch.bytes.is_empty() { Ok(()) } else { emit(std::mem::take(&mut self.batch)) }
     }
 
     /// What is left at the end of the stream.
@@ -83,7 +95,7 @@ mod tests {
         let (mut packer, mut batches) = (Packer::default(), Vec::new());
         for len in records {
             let record = vec![1; *len];
-            let emitted: Result<(), ()> = packer.add(&record, true, |batch| {
+            let emitted: Result<(), ()> = packer.add(&record, true, None, |batch| {
                 batches.push(batch);
                 Ok(())
             });
@@ -127,7 +139,7 @@ mod tests {
     #[test]
     fn without_dedup_there_are_no_blocks() {
         let mut packer = Packer::default();
-        packer.add(&[0; 100_000], false, |_| Ok::<(), ()>(())).unwrap();
+        packer.add(&[0; 100_000], false, None, |_| Ok::<(), ()>(())).unwrap();
         assert_eq!(packer.rest().unwrap().blocks, []);
     }
 }

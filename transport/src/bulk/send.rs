@@ -24,12 +24,15 @@ use super::codec::Encoded;
 use super::cut::{Batch, Packer};
 use super::dedup::DedupError;
 use super::dedup::sending::Referring;
+use super::reseed::announced::{Announced, Waited};
+use super::reseed::{self, Place};
 use super::resources::{GIANT_BYTES, Resources};
 use super::{BulkSender, Progress};
 use crate::cancel::Cancel;
 use crate::counters;
 use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
 use crate::frame::dedup::BLOCKS_HEADER_LEN;
+use crate::frame::reseed::Passed;
 use crate::frame::{FrameError, FrameType, HEADER_LEN, Header};
 use crate::lane::choice::LaneKind;
 use crate::lane::{self, LaneError, LaneFrameError, LaneSend, Until};
@@ -60,11 +63,14 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct SendOptions {
     /// zstd level, -7 to 19; `None` stores everything, right for what is compressed or encrypted.
     pub level: Option<i32>,
+    /// The receiver has agreed to announce an old copy of what is sent ([`super::reseed`]); its next word is waited
+    /// for so long.
+    pub reseed: Option<Duration>,
 }
 
 impl Default for SendOptions {
     fn default() -> Self {
-        Self { level: Some(1) }
+        Self { level: Some(1), reseed: None }
     }
 }
 
@@ -83,6 +89,8 @@ pub struct SendReport {
     pub records: u64,
     /// Bytes of the stream that went as references and were not asked for after all.
     pub saved_bytes: u64,
+    /// Bytes on the lane, frames included, by which the receiver announced an old copy: they go the other way.
+    pub announced_wire_bytes: u64,
 }
 
 /// Why a stream was not delivered. The receiver was told wherever it could be.
@@ -171,7 +179,13 @@ enum SourceEnd {
 
 /// What the reading thread hands over, in order.
 enum Piece {
-    Batch { encoded: Receiver<Encoded>, held: Held },
+    Batch {
+        encoded: Receiver<Encoded>,
+        held: Held,
+        from: Option<Place>,
+    },
+    /// The receiver is to know where this side is before anything more comes.
+    Passed(Place),
     End(SourceEnd),
 }
 
@@ -196,7 +210,11 @@ where
 {
     let BulkSender { lane, cancel, resources, peer, _slot, choice, kind } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
-    let referring = peer.map(|p| Arc::new(Referring::new(Arc::clone(resources.dedup()), p)));
+    let referring = peer.map(|peer| Referring::new(Arc::clone(resources.dedup()), peer));
+    let referring = referring.map(|referring| match options.reseed {
+        Some(patience) => Arc::new(referring.reseeding(patience)),
+        None => Arc::new(referring),
+    });
     let (reading, hearing) = (referring.clone(), referring.clone());
     let source = Source {
         resources,
@@ -300,7 +318,16 @@ impl Source {
                 if let Record::Begin(begin) = &item.record {
                     encrypted = begin.features.contains(Features::RAW);
                 }
-                packer.add(item.bytes(), !encrypted, |batch| self.submit(batch, &account))?;
+                let place = self.announced().and_then(|announced| {
+                    let place = reseed::place(&item.record)?;
+                    reseed::takes(item.payload().len()).then_some((announced, place))
+                });
+                if let Some((announced, place)) = &place {
+                    self.await_seeds(announced, *place, &mut packer, &account)?;
+                }
+                // But an old copy may have the very same.
+                let (dedup, place) = (!encrypted || place.is_some(), place.map(|(_, place)| place));
+                packer.add(item.bytes(), dedup, place, |batch| self.submit(batch, &account))?;
             }
             if records.buffered_capacity() <= READER_BYTES {
                 giant = None;
@@ -335,7 +362,35 @@ impl Source {
         Ok(len)
     }
 
+    fn announced(&self) -> Option<Arc<Announced>> {
+        self.referring.as_ref()?.announced.clone()
+    }
+
+    /// Waits until the receiver has announced its old copy up to `place`; sends what is packed before, where the
+    /// receiver may wait for that.
+    fn await_seeds(
+        &mut self,
+        announced: &Announced,
+        place: Place,
+        packer: &mut Packer,
+        account: &Account,
+    ) -> Result<(), Abandoned> {
+        let mut said = false;
+        loop {
+            match announced.wait(place, said, &self.cancel) {
+                Waited::GoOn => return Ok(()),
+                Waited::Cancelled => return Err(Abandoned),
+                Waited::SayPlace => {
+                    packer.flush(|batch| self.submit(batch, account))?;
+                    self.put(Piece::Passed(place))?;
+                    said = true;
+                }
+            }
+        }
+    }
+
     fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {
+        let from = batch.from;
         let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
         let (seq, level, referring) = (self.next_seq, self.options.level, self.referring.clone());
         self.next_seq += 1;
@@ -343,7 +398,7 @@ impl Source {
             Some(referring) => referring.encode(codec, seq, batch, level),
             None => codec.encode(seq, batch.bytes, level),
         });
-        self.put(Piece::Batch { encoded, held })
+        self.put(Piece::Batch { encoded, held, from })
     }
 
     fn put(&self, piece: Piece) -> Result<(), Abandoned> {
@@ -408,8 +463,12 @@ impl Outgoing<'_> {
         let mut digest = blake3::Hasher::new();
         loop {
             match self.next(queue)? {
-                Piece::Batch { encoded, held } => {
+                Piece::Passed(place) => self.passed(place)?,
+                Piece::Batch { encoded, held, from } => {
                     let encoded = self.next(&encoded)?;
+                    if let Some(place) = from {
+                        self.passed(place)?;
+                    }
                     digest.update(&encoded.header.hash);
                     self.send_batch(encoded, held)?;
                 }
@@ -465,6 +524,24 @@ impl Outgoing<'_> {
         metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
         metrics::counter!(counters::BATCHES_SENT).increment(1);
         metrics::counter!(counters::BATCHES_STORED).increment(u64::from(stored));
+        Ok(())
+    }
+
+    /// Tells the receiver that nothing before `place` is referred to any more.
+    fn passed(&mut self, place: Place) -> Result<(), Halt> {
+        let announced = self.referring.as_ref().and_then(|referring| referring.announced.as_ref());
+        let Some(announced) = announced else { return Ok(()) };
+        announced.passed(place);
+        let (_, announced) = announced.words();
+        self.progress.announced(announced);
+        self.report.announced_wire_bytes = announced;
+        let until = Until::Cancelled(&self.cancel);
+        let payload = Passed { place }.encode();
+        lane::send_frame(self.lane.as_mut(), FrameType::Passed, &payload, until)?;
+        let wire = HEADER_LEN + payload.len();
+        self.report.wire_bytes += wire as u64;
+        self.progress.add_wire(wire);
+        metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::bulk::budget::{Account, Budget, Held, Limits};
 use crate::bulk::codec::{BatchError, Codec, Encoded};
 use crate::bulk::cut::Batch;
 use crate::bulk::dedup::cache::{Cache, MIN_CACHE};
-use crate::bulk::dedup::receiving::{Assembly, Resolving, Unpacked, assemble};
+use crate::bulk::dedup::receiving::{Assembly, Blocks, Resolving, Unpacked, assemble};
 use crate::bulk::dedup::sending::Referring;
 use crate::bulk::dedup::{Dedup, DedupError, MIN_CREDIT};
 use crate::cancel::Cancel;
@@ -178,7 +178,7 @@ fn block(number: u64) -> Vec<u8> {
 
 impl Transfer {
     fn begin(here: &Arc<Dedup>, cache: &Arc<Cache>) -> Self {
-        let resolving = Resolving::new(Arc::clone(cache));
+        let resolving = Resolving::new(Blocks::cached(Arc::clone(cache)));
         let offer = (0, resolving.offer(MIN_CREDIT).encode());
         Self {
             referring: Referring::new(Arc::clone(here), PEER),
@@ -335,8 +335,8 @@ impl<'a> World<'a> {
                 transfer.resolving.arriving(header.seq, cost, referenced > 0)?;
                 let unpacked = match recipe {
                     Some(recipe) => {
-                        let cache = &transfer.resolving.cache;
-                        assemble(&mut self.codec, &header, recipe, body, cache)?
+                        let blocks = &transfer.resolving.blocks;
+                        assemble(&mut self.codec, &header, recipe, body, blocks)?
                     }
                     None => self.codec.decode(&header, body).map(Unpacked::Whole)?,
                 };
@@ -353,20 +353,20 @@ impl<'a> World<'a> {
                 transfer.asking = Some(asking);
                 return Ok(());
             };
-            (Some(asking.seq()), asking.supply(&blocks, &transfer.resolving.cache)?)
+            (Some(asking.seq()), asking.supply(&blocks, &transfer.resolving.blocks)?)
         } else {
             match transfer.pieces.pop_front() {
                 None => return Ok(()),
                 Some((seq, recipe, Unpacked::Whole(raw))) => (recipe.then_some(seq), raw),
                 Some((seq, _, Unpacked::Lacking(mut assembly))) => {
-                    if !assembly.look_again(&transfer.resolving.cache) {
+                    if !assembly.look_again(&transfer.resolving.blocks) {
                         self.stats.asked += 1;
                         transfer.resolving.ask(&assembly);
                         transfer.to_sender.push_back((2, assembly.question().encode()));
                         transfer.asking = Some(assembly);
                         return Ok(());
                     }
-                    (Some(seq), assembly.supply(&[], &transfer.resolving.cache)?)
+                    (Some(seq), assembly.supply(&[], &transfer.resolving.blocks)?)
                 }
             }
         };
