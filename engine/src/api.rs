@@ -445,6 +445,10 @@ pub struct Progress {
     pub wire_bytes: u64,
     /// Bytes of the stream that went as references to blocks the receiver had.
     pub saved_bytes: u64,
+    /// The receiver has an old copy of the volume, and what that has goes as references.
+    pub reseeds: bool,
+    /// The snapshot of the old copy; only the receiving side knows its name.
+    pub old_copy: Option<String>,
     /// Estimated size of the stream in bytes, where the store can say.
     pub total_bytes: Option<u64>,
     /// Stream bytes per second over the last moments.

@@ -30,6 +30,7 @@ mod links;
 mod metrics;
 mod mirror;
 mod network;
+mod old_copy;
 mod ops;
 pub mod serve;
 mod server;

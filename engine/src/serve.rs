@@ -320,6 +320,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         report: Arc::clone(&report),
         names: Arc::new(move |unit| names.name(unit)),
         compression_level: base.config.limits.compression_level,
+        reseed: base.config.dedup.reseed,
         runtime,
     });
     let ops = Ops::new(Arc::clone(&tools), base.config.limits.operations, report);

@@ -68,6 +68,7 @@ fn side(runtime: &tokio::runtime::Runtime) -> Side {
         }),
         names: Arc::new(|_| Some("db".into())),
         compression_level: 1,
+        reseed: true,
         runtime: runtime.handle().clone(),
     });
     Side { _dir: dir, store, transfers, inputs, lanes }

@@ -65,6 +65,7 @@ pub struct Progress {
     saved_bytes: AtomicU64,
     deduplicates: AtomicBool,
     old_copy: AtomicU64,
+    reseeds: AtomicBool,
 }
 
 impl Progress {
@@ -99,8 +100,14 @@ impl Progress {
         self.old_copy.load(Ordering::Relaxed)
     }
 
-    fn announced(&self, bytes: u64) {
+    /// Whether blocks of an old copy were announced.
+    pub fn reseeds(&self) -> bool {
+        self.reseeds.load(Ordering::Relaxed)
+    }
+
+    fn announced(&self, bytes: u64, blocks: bool) {
         self.old_copy.store(bytes, Ordering::Relaxed);
+        self.reseeds.fetch_or(blocks, Ordering::Relaxed);
     }
 
     fn add_wire(&self, wire: usize) {

@@ -186,7 +186,7 @@ pub fn receive_stream<W: Write + ?Sized>(
     let (supplied, supply) = crossbeam_channel::bounded(1);
     let account = resources.receiving();
     let cache = peer.and_then(|peer| resources.dedup().cache(peer));
-    let old_copy = old_copy.take();
+    let old_copy = old_copy.take().filter(|_| peer.is_some());
     let held = old_copy.as_ref().map(|_| Arc::new(OldBlocks::default()));
     let blocks = Blocks { cache, held: held.clone() };
     let resolving = (blocks.cache.is_some() || held.is_some()).then(|| Resolving::new(blocks));
@@ -301,7 +301,8 @@ impl Writing<'_> {
         loop {
             if let Some(held) = self.held() {
                 let (seeds, read) = (held.to_announce(), held.read_bytes());
-                self.progress.announced(read);
+                let some = seeds.as_ref().is_some_and(|seeds| !seeds.seeds.is_empty());
+                self.progress.announced(read, some);
                 if let Some(seeds) = seeds {
                     self.tell(FrameType::Seeds, &seeds.encode());
                 }
@@ -326,7 +327,13 @@ impl Writing<'_> {
     /// Offers the cache as soon as there is room for what may follow from that.
     fn offer(&mut self) {
         let Some(resolving) = self.resolving.filter(|_| self.reserve.is_none()) else { return };
-        if let Some((reserve, credit)) = Resources::credit(self.account) {
+        let reserve = Resources::credit(self.account);
+        if let (None, Some(held), Some(_)) = (&reserve, self.held(), &self.old_copy) {
+            // Who waits for it would wait for another transfer.
+            held.end();
+            self.old_copy = None;
+        }
+        if let Some((reserve, credit)) = reserve {
             self.reserve = Some(reserve);
             self.progress.offered(true);
             self.tell(FrameType::Cache, &resolving.offer(credit).encode());

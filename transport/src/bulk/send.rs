@@ -532,9 +532,8 @@ impl Outgoing<'_> {
         let announced = self.referring.as_ref().and_then(|referring| referring.announced.as_ref());
         let Some(announced) = announced else { return Ok(()) };
         announced.passed(place);
-        let (_, announced) = announced.words();
-        self.progress.announced(announced);
-        self.report.announced_wire_bytes = announced;
+        self.report.announced_wire_bytes = announced.wire_bytes();
+        self.progress.announced(announced.wire_bytes(), announced.any());
         let until = Until::Cancelled(&self.cancel);
         let payload = Passed { place }.encode();
         lane::send_frame(self.lane.as_mut(), FrameType::Passed, &payload, until)?;

@@ -47,6 +47,7 @@ struct State {
     bytes: usize,
     heard: Instant,
     words: u64,
+    any: bool,
     wire_bytes: u64,
 }
 
@@ -61,6 +62,7 @@ impl Announced {
             bytes: 0,
             heard: Instant::now(),
             words: 0,
+            any: false,
             wire_bytes: 0,
         };
         Self { patience, state: Mutex::new(state), changed: Condvar::new() }
@@ -96,6 +98,7 @@ impl Announced {
         }
         state.heard = Instant::now();
         state.words += 1;
+        state.any |= !seeds.seeds.is_empty();
         state.wire_bytes += wire as u64;
         drop(state);
         self.changed.notify_all();
@@ -150,10 +153,14 @@ impl Announced {
         self.changed.notify_all();
     }
 
-    /// Times that the receiver said something, and in how many bytes.
-    pub fn words(&self) -> (u64, u64) {
-        let state = self.state();
-        (state.words, state.wire_bytes)
+    /// Bytes in which the receiver said it all.
+    pub fn wire_bytes(&self) -> u64 {
+        self.state().wire_bytes
+    }
+
+    /// Whether any block was announced.
+    pub fn any(&self) -> bool {
+        self.state().any
     }
 }
 
