@@ -447,7 +447,7 @@ impl Inner {
             metrics::counter!("flocker_repl_transfer_failures_total", "direction" => direction)
                 .increment(1);
         }
-        let (stream_bytes, wire_bytes) = (shown.stream_bytes, shown.wire_bytes);
+        let Shown { stream_bytes, wire_bytes, saved_bytes, .. } = shown;
         let mut state = self.lock();
         // Nobody watches: only the newest few are worth keeping.
         if state.ended.len() >= 64 {
@@ -455,7 +455,13 @@ impl Inner {
         }
         state.ended.push(shown);
         drop(state);
-        (self.parts.report)(Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes });
+        (self.parts.report)(Input::TransferEnded {
+            transfer,
+            outcome,
+            stream_bytes,
+            wire_bytes,
+            saved_bytes,
+        });
     }
 
     fn show(&self, live: &Live, ended: bool) -> Shown {

@@ -326,7 +326,8 @@ impl Source {
                     self.await_seeds(announced, *place, &mut packer, &account)?;
                 }
                 // But an old copy may have the very same.
-                let (dedup, place) = (!encrypted || place.is_some(), place.map(|(_, place)| place));
+                let sealed_too = place.as_ref().is_some_and(|(announced, _)| announced.any());
+                let (dedup, place) = (!encrypted || sealed_too, place.map(|(_, place)| place));
                 packer.add(item.bytes(), dedup, place, |batch| self.submit(batch, &account))?;
             }
             if records.buffered_capacity() <= READER_BYTES {
@@ -531,6 +532,9 @@ impl Outgoing<'_> {
     fn passed(&mut self, place: Place) -> Result<(), Halt> {
         let announced = self.referring.as_ref().and_then(|referring| referring.announced.as_ref());
         let Some(announced) = announced else { return Ok(()) };
+        if announced.is_over() {
+            return Ok(());
+        }
         announced.passed(place);
         self.report.announced_wire_bytes = announced.wire_bytes();
         self.progress.announced(announced.wire_bytes(), announced.any());

@@ -129,7 +129,7 @@ impl Referring {
     /// Hashes a batch, takes out what the receiver has, and compresses the rest.
     pub fn encode(&self, codec: &mut Codec, seq: u64, batch: Batch, level: Option<i32>) -> Encoded {
         let Batch { bytes: raw, blocks, from } = batch;
-        let reseeding = self.announced.is_some();
+        let reseeding = self.announced.as_ref().is_some_and(|announced| announced.any());
         let known = self.state().offer.as_ref().map(|(known, _)| Arc::clone(known));
         // The first one goes as it is, so that a small transfer costs what it would without.
         let Some(known) = known.filter(|_| (seq > 0 || reseeding) && !blocks.is_empty()) else {

@@ -158,6 +158,12 @@ impl Announced {
         self.state().wire_bytes
     }
 
+    /// Whether the old copy has come to its end, and all of it was passed.
+    pub fn is_over(&self) -> bool {
+        let state = self.state();
+        state.reached == Place::END && state.blocks.is_empty()
+    }
+
     /// Whether any block was announced.
     pub fn any(&self) -> bool {
         self.state().any
