@@ -13,7 +13,7 @@ use common::{PATIENCE, golden, golden_names, paired_over};
 use flocker_transport::bulk::OldCopy;
 use flocker_transport::bulk::dedup::{CacheOptions, DedupError, MIN_CREDIT};
 use flocker_transport::bulk::reseed::{self, Place};
-use flocker_transport::frame::dedup::{CacheOffer, MIN_BLOCK};
+use flocker_transport::frame::dedup::{CacheOffer, MIN_BLOCK, Missing};
 use flocker_transport::frame::reseed::{MAX_SEED, Passed, SEED_WINDOW, Seed, Seeds};
 use flocker_transport::frame::{self, FrameError, FrameType, HEADER_LEN, Header};
 use flocker_transport::lane::{Lane, Until, memory};
@@ -169,6 +169,8 @@ fn with_a_lost_base_and_five_percent_changed_since_at_most_eight_percent_go_over
             let (stream, copy) = (plain(&changed(&old, 20)), plain(&old));
             let read = OldCopy::new(Cursor::new(copy));
             let report = reseed_with(&stream, read, patient(), node(cache));
+            let SendReport { raw_bytes, wire_bytes, announced_wire_bytes, .. } = report;
+            println!("records of {len}: {wire_bytes} and back {announced_wire_bytes} of {raw_bytes}");
             assert!(wire(&report) * 100 <= report.raw_bytes * 8, "{len}: {report:?}");
             // It costs more than what changed, so the figure is of this, not of something else.
             assert!(wire(&report) * 100 >= report.raw_bytes * 5, "{len}: {report:?}");
@@ -600,7 +602,6 @@ fn a_receiver_that_announces_what_it_has_not_gets_it_when_it_asks() {
             }
         }
     };
-    use flocker_transport::frame::dedup::Missing;
     rogue.say(FrameType::Missing, &Missing { seq, parts: vec![1] }.encode());
     loop {
         let (kind, payload) = rogue.hear().expect("blocks");

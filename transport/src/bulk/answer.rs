@@ -79,11 +79,9 @@ pub(super) fn start_listening(
 fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel, referring: Option<&Referring>) -> Answer {
     use FrameType as F;
     let until = Until::Cancelled(cancel);
-    let announced = referring.and_then(|referring| referring.announced.as_ref());
+    let reseeding = referring.is_some_and(|referring| referring.announced.is_some());
     let allowed: &[F] = match referring {
-        Some(_) if announced.is_some() => {
-            &[F::Done, F::Failed, F::Cache, F::Resolved, F::Missing, F::Seeds]
-        }
+        Some(_) if reseeding => &[F::Done, F::Failed, F::Cache, F::Resolved, F::Missing, F::Seeds],
         Some(_) => &[F::Done, F::Failed, F::Cache, F::Resolved, F::Missing],
         None => &[F::Done, F::Failed],
     };
@@ -98,9 +96,8 @@ fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel, referring: Option<&Refe
             (F::Cache, Some(referring)) => referring.offered(&CacheOffer::decode(&payload)?)?,
             (F::Resolved, Some(referring)) => referring.resolved(Resolved::decode(&payload)?)?,
             (F::Missing, Some(referring)) => referring.missing(&Missing::decode(&payload)?)?,
-            (F::Seeds, Some(_)) => {
-                let (seeds, wire) = (Seeds::decode(&payload)?, HEADER_LEN + payload.len());
-                announced.map_or(Ok(()), |announced| announced.heard(&seeds, wire))?;
+            (F::Seeds, Some(referring)) => {
+                referring.announced(&Seeds::decode(&payload)?, HEADER_LEN + payload.len())?;
             }
             _ => return Err(AnswerError::Failed(Failed::decode(&payload)?)),
         }

@@ -442,7 +442,9 @@ impl Outgoing<'_> {
         match sent.and_then(|()| self.wait()) {
             Ok(done) if done.raw_bytes == report.raw_bytes => {
                 self.referring.iter().for_each(|referring| referring.committed());
-                Ok(report)
+                let announced = self.referring.as_ref().and_then(|r| r.announced.as_ref());
+                let announced_wire_bytes = announced.map_or(0, |announced| announced.wire_bytes());
+                Ok(SendReport { announced_wire_bytes, ..report })
             }
             Ok(done) => {
                 Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
@@ -536,8 +538,6 @@ impl Outgoing<'_> {
             return Ok(());
         }
         announced.passed(place);
-        self.report.announced_wire_bytes = announced.wire_bytes();
-        self.progress.announced(announced.wire_bytes(), announced.any());
         let until = Until::Cancelled(&self.cancel);
         let payload = Passed { place }.encode();
         lane::send_frame(self.lane.as_mut(), FrameType::Passed, &payload, until)?;
@@ -552,6 +552,9 @@ impl Outgoing<'_> {
     fn supply(&mut self) -> Result<(), Halt> {
         let Some(referring) = self.referring.clone() else { return Ok(()) };
         self.progress.offered(referring.is_offered());
+        if let Some(announced) = &referring.announced {
+            self.progress.announced(announced.wire_bytes(), announced.any());
+        }
         while let Some(owed) = referring.owed() {
             let len = owed.len();
             let header = Header::new(FrameType::Blocks, BLOCKS_HEADER_LEN + len).encode();

@@ -454,10 +454,7 @@ impl<'a> World<'a> {
             Some((0, payload)) => referring.offered(&CacheOffer::decode(&payload)?)?,
             Some((1, payload)) => referring.resolved(Resolved::decode(&payload)?)?,
             Some((3, payload)) => {
-                let seeds = Seeds::decode(&payload)?;
-                if let Some(announced) = &referring.announced {
-                    announced.heard(&seeds, payload.len())?;
-                }
+                referring.announced(&Seeds::decode(&payload)?, payload.len())?;
             }
             Some((_, payload)) => referring.missing(&Missing::decode(&payload)?)?,
         }

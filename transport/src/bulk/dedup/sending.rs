@@ -36,7 +36,7 @@ use crate::bulk::cut::Batch;
 use crate::bulk::reseed::announced::Announced;
 use crate::counters;
 use crate::frame::dedup::{CacheOffer, MAX_REFERRING, Missing, Part, Recipe, Resolved};
-use crate::frame::reseed::Place;
+use crate::frame::reseed::{Place, Seeds};
 
 /// Batches with recipes that may be unresolved; beyond, batches go without. A receiver that does not
 /// resolve cannot make this node remember more.
@@ -54,7 +54,7 @@ pub struct Referring {
     pub(crate) announced: Option<Arc<Announced>>,
     state: Mutex<State>,
     ring: Sender<()>,
-    /// Rings when the cache was offered, a batch was resolved, or is owed blocks.
+    /// Rings when the cache was offered, a batch was resolved or is owed blocks, or an old copy was read on.
     pub(crate) bell: Receiver<()>,
 }
 
@@ -288,6 +288,18 @@ impl Referring {
         state.offer = Some((known, credit));
         drop(state);
         self.ring();
+        Ok(())
+    }
+
+    /// The receiver has read on in its old copy; it said so in `wire` bytes.
+    ///
+    /// # Errors
+    /// See [`Announced::heard`].
+    pub fn announced(&self, seeds: &Seeds, wire: usize) -> Result<(), DedupError> {
+        if let Some(announced) = &self.announced {
+            announced.heard(seeds, wire)?;
+            self.ring();
+        }
         Ok(())
     }
 
