@@ -79,7 +79,8 @@ fn wait_resolve(a: &Host) {
 /// Waits until the standby has all of it again, and gives the round that brought everything.
 fn wait_reseeded(a: &Host) -> Value {
     a.wait_unit("db", "in step again", |u| {
-        u["alarm"].is_null() && u["standbys"][0]["lag_ms"].as_u64() < Some(3_000)
+        let lag = u["standbys"][0]["lag_ms"].as_u64();
+        u["alarm"].is_null() && lag.is_some_and(|lag| lag < 3_000)
     });
     let rounds = a.json(&["rounds", "db", "--last", "1000"]);
     let rounds = rounds["rounds"].as_array().cloned().expect("rounds");
@@ -114,7 +115,7 @@ fn protected() -> (World, Host, Host) {
     a.wait_in_step("db");
     a.wait_unit("db", "with all of it there", |u| {
         u["standbys"][0]["stream_bytes"].as_u64() >= Some(all())
-            && u["standbys"][0]["lag_ms"].as_u64() < Some(1_500)
+            && u["standbys"][0]["lag_ms"].as_u64().is_some_and(|lag| lag < 1_500)
     });
     (world, a, b)
 }
@@ -163,13 +164,13 @@ fn a_reseed_that_breaks_off_goes_on_and_still_spares_the_wire() {
     let (world, mut a, mut b) = protected();
     lose_base(&world, &mut a);
     wait_resolve(&a);
-    b.kill();
-    b.serve_with(Some("mid-full-receive@20000000"));
-    b.wait_up();
+    a.kill();
+    a.serve_with(Some("mid-full-send@20000000"));
+    a.wait_up();
     b.wait_connected("a");
     b.ok(&["resolve", "db", "--yes"]);
-    b.wait_killed();
-    b.serve();
+    a.wait_killed();
+    a.serve();
     let round = wait_reseeded(&a);
     // What had arrived is not sent again, not even as references.
     assert_spared(&round, 8, all() / 4);
