@@ -170,7 +170,9 @@ fn with_a_lost_base_and_five_percent_changed_since_at_most_eight_percent_go_over
             let read = OldCopy::new(Cursor::new(copy));
             let report = reseed_with(&stream, read, patient(), node(cache));
             let SendReport { raw_bytes, wire_bytes, announced_wire_bytes, .. } = report;
-            println!("records of {len}: {wire_bytes} and back {announced_wire_bytes} of {raw_bytes}");
+            println!(
+                "records of {len}: {wire_bytes} and back {announced_wire_bytes} of {raw_bytes}"
+            );
             assert!(wire(&report) * 100 <= report.raw_bytes * 8, "{len}: {report:?}");
             // It costs more than what changed, so the figure is of this, not of something else.
             assert!(wire(&report) * 100 >= report.raw_bytes * 5, "{len}: {report:?}");
