@@ -22,8 +22,10 @@ async fn transfer(near: &Node, far: &mut Node, stream: Bytes) -> anyhow::Result<
         anyhow::Ok(())
     });
     let sending = tokio::task::spawn_blocking(move || {
-        let (read, options) =
-            (io::Cursor::new(stream), SendOptions { compression: Compression::Off });
+        let (read, options) = (
+            io::Cursor::new(stream),
+            SendOptions { compression: Compression::Off, ..SendOptions::default() },
+        );
         send_stream(read, |_| Ok(()), sink, options, &Progress::default())
     });
     sending.await??;

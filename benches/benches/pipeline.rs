@@ -64,8 +64,14 @@ fn transfer(
         receiver.finish(Ok(())).expect("told");
     });
     let read = io::Cursor::new(stream);
-    send_stream(read, |_| Ok(()), sender, SendOptions { compression }, &Progress::default())
-        .expect("sent");
+    send_stream(
+        read,
+        |_| Ok(()),
+        sender,
+        SendOptions { compression, ..SendOptions::default() },
+        &Progress::default(),
+    )
+    .expect("sent");
     receiving.join().expect("no panic");
 }
 

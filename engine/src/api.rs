@@ -450,6 +450,10 @@ pub struct Progress {
     pub saved_bytes: u64,
     /// Of what is sent: how it is compressed, once that follows from what limits the transfer.
     pub compression: Option<CompressionView>,
+    /// The receiver has an old copy of the volume, and what that has goes as references.
+    pub reseeds: bool,
+    /// The snapshot of the old copy; only the receiving side knows its name.
+    pub old_copy: Option<String>,
     /// Estimated size of the stream in bytes, where the store can say.
     pub total_bytes: Option<u64>,
     /// Stream bytes per second over the last moments.

@@ -30,6 +30,7 @@ mod links;
 mod metrics;
 mod mirror;
 mod network;
+mod old_copy;
 mod ops;
 mod rates;
 pub mod serve;

@@ -18,6 +18,8 @@ use flocker_core::io::MirrorState;
 use flocker_core::record::Mirror;
 use flocker_store::{DatasetInfo, DatasetName, Guid, Property, PropertySource, Store, StoreError};
 
+use crate::old_copy;
+
 const ID: &str = "flocker-repl:id";
 const EPOCH: &str = "flocker-repl:epoch";
 const OWNER: &str = "flocker-repl:owner";
@@ -37,11 +39,12 @@ pub(crate) fn write(
         (OWNER, epoch.owner.to_string()),
         (STATE, state.state.clone()),
     ];
-    let changes = values.into_iter().map(|(name, value)| (name.to_owned(), Some(value))).collect();
+    let claim = values.into_iter().map(|(name, value)| (name.to_owned(), Some(value)));
+    let changes = claim.chain([old_copy::change(dataset, guid, state)]).collect();
     store.set_user_properties(dataset, &changes)
 }
 
-/// Removes a mirror.
+/// Removes a mirror; whose replica it is stays on it ([`old_copy`]).
 pub(crate) fn remove(store: &dyn Store, dataset: &DatasetName) -> Result<(), StoreError> {
     let changes =
         [ID, EPOCH, OWNER, STATE].into_iter().map(|name| (name.to_owned(), None)).collect();

@@ -324,6 +324,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         report: Arc::clone(&report),
         names: Arc::new(move |unit| names.name(unit)),
         compression: base.config.transport.compression.into(),
+        reseed: base.config.dedup.reseed,
         pace: Arc::new(move |peer, unit, last| {
             let known = pace_names.peers();
             let name = known.into_iter().find(|p| p.fingerprint == peer).map(|p| p.name);

@@ -13,8 +13,9 @@ fn protected() -> (World, Host, Host) {
     let world = World::new();
     let (a, b) = world.vault_pair();
     a.ok(&["protect", "data/db", "--to", "b", "--name", "db", "--rpo", "300ms", "--create"]);
-    write(&world, "one");
+    // Else it may be in the first round already, and there is no second.
     a.wait_in_step("db");
+    write(&world, "one");
     wait_equal(&a);
     (world, a, b)
 }

@@ -118,8 +118,10 @@ const PIECE: usize = 1 << 20;
 
 fn send(sender: BulkSender, stream: Bytes, bare: bool) -> Result<(), Failure> {
     if !bare {
-        let (options, progress) =
-            (SendOptions { compression: Compression::Off }, Progress::default());
+        let (options, progress) = (
+            SendOptions { compression: Compression::Off, ..SendOptions::default() },
+            Progress::default(),
+        );
         send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &progress)?;
         return Ok(());
     }

@@ -30,6 +30,12 @@ pub const DEDUP_HASHED: &str = "flocker_dedup_hashed_bytes_total";
 pub const DEDUP_CACHED: &str = "flocker_dedup_cached_bytes_total";
 /// Counter, label `to`: times that dedup was switched by what it saves.
 pub const DEDUP_SWITCHED: &str = "flocker_dedup_switched_total";
+/// Counter: bytes of old copies that were read to reseed from.
+pub const RESEED_READ: &str = "flocker_reseed_read_bytes_total";
+/// Counter: bytes of blocks of old copies that were announced to a sender.
+pub const RESEED_ANNOUNCED: &str = "flocker_reseed_announced_bytes_total";
+/// Counter: bytes that were taken from an old copy instead of being sent.
+pub const RESEED_REFERENCED: &str = "flocker_reseed_referenced_bytes_total";
 /// Gauge, label `direction`: bytes of batches held in memory.
 pub const BYTES_IN_FLIGHT: &str = "flocker_bulk_in_flight_bytes";
 /// Gauge: connections with paired peers.

@@ -14,6 +14,7 @@ use crate::frame::dedup::{CacheOffer, Missing, Recipe, Resolved};
 use crate::frame::hello::{Hello, Reject};
 use crate::frame::lane::{LaneOpen, MAX_FILLER, Probed};
 use crate::frame::pair::{Opening, PROOF_LEN, PairRefused};
+use crate::frame::reseed::{Passed, Seeds};
 use crate::frame::{FrameError, FrameType, HEADER_LEN, Header, MAX_BATCH_RAW};
 use crate::identity::fingerprint_of;
 use crate::pairing::PairingCode;
@@ -66,6 +67,8 @@ fn check_payload(kind: FrameType, payload: &[u8]) -> Result<(), FrameError> {
         FrameType::Cache => same(CacheOffer::decode(payload)?, |c| CacheOffer::decode(&c.encode())),
         FrameType::Resolved => same(Resolved::decode(payload)?, |r| Resolved::decode(&r.encode())),
         FrameType::Missing => same(Missing::decode(payload)?, |m| Missing::decode(&m.encode())),
+        FrameType::Seeds => same(Seeds::decode(payload)?, |s| Seeds::decode(&s.encode())),
+        FrameType::Passed => same(Passed::decode(payload)?, |p| Passed::decode(&p.encode())),
         FrameType::PairProof => assert!(payload.len() <= PROOF_LEN, "a proof beyond its limit"),
         FrameType::Accept
         | FrameType::Moved

@@ -38,7 +38,7 @@ async fn deltas(a: &Node, to: &Node, many: usize) -> Vec<Duration> {
         let started = Instant::now();
         let sender = a.manager.open_bulk(&to.key(), b"", Some(stream.len() as u64)).await.unwrap();
         let sending = spawn_blocking(move || {
-            let options = SendOptions { compression: Compression::Off };
+            let options = SendOptions { compression: Compression::Off, ..SendOptions::default() };
             send_stream(io::Cursor::new(stream), |_| Ok(()), sender, options, &Progress::default())
         });
         sending.await.unwrap().unwrap();
@@ -84,7 +84,7 @@ async fn compare(many: usize) -> Compared {
     let (cancel, progress) = (sender.cancel_handle(), std::sync::Arc::new(Progress::default()));
     let told = progress.clone();
     let sending = spawn_blocking(move || {
-        let options = SendOptions { compression: Compression::Off };
+        let options = SendOptions { compression: Compression::Off, ..SendOptions::default() };
         send_stream(Synthetic::new(1 << 20, BLOCK, true), |_| Ok(()), sender, options, &told)
     });
     // Until it has found the link's limit.

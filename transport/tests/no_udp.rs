@@ -25,8 +25,10 @@ const LARGE: Option<u64> = Some(1 << 30);
 fn send(blocks: u64, sender: BulkSender) -> JoinHandle<Result<u64, SendError>> {
     let read = Synthetic::new(blocks, BLOCK, true);
     spawn_blocking(move || {
-        let (options, progress) =
-            (SendOptions { compression: Compression::Off }, Progress::default());
+        let (options, progress) = (
+            SendOptions { compression: Compression::Off, ..SendOptions::default() },
+            Progress::default(),
+        );
         send_stream(read, |_| Ok(()), sender, options, &progress).map(|report| report.raw_bytes)
     })
 }

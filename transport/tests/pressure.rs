@@ -25,8 +25,10 @@ fn timed(blocks: u64, pace: Pace) -> (Duration, SendReport) {
         receive_stream(&mut receiver, &mut io::sink(), &Progress::default()).unwrap();
         receiver.finish(Ok(())).unwrap();
     });
-    let (read, options) =
-        (Synthetic::new(blocks, BLOCK, true), SendOptions { compression: Compression::Off });
+    let (read, options) = (
+        Synthetic::new(blocks, BLOCK, true),
+        SendOptions { compression: Compression::Off, ..SendOptions::default() },
+    );
     let start = Instant::now();
     let sent =
         send_stream(read, |_| Ok(()), sender.at_pace(pace), options, &Progress::default()).unwrap();
@@ -122,7 +124,7 @@ async fn a_sink_that_stands_stops_the_source(lane: LaneMode) {
     assert!(total > 3 * MOST_BETWEEN);
     let source = Counted(Synthetic::new(blocks, BLOCK, true), Arc::clone(&read));
     let sending = spawn_blocking(move || {
-        let options = SendOptions { compression: Compression::Off };
+        let options = SendOptions { compression: Compression::Off, ..SendOptions::default() };
         send_stream(source, |_| Ok(()), sender, options, &Progress::default())
     });
     let (_, mut receiver) = b.bulk().await;

@@ -99,7 +99,7 @@ async fn transfer(label: &str, before: &str, after: &str) {
     let progress = Arc::new(Progress::default());
     let told = progress.clone();
     let sending = spawn_blocking(move || {
-        let options = SendOptions { compression: Compression::Off };
+        let options = SendOptions { compression: Compression::Off, ..SendOptions::default() };
         send_stream(Synthetic::new(BLOCKS, BLOCK, true), |_| Ok(()), sender, options, &told)
     });
     let (_, mut receiver) = b.bulk().await;

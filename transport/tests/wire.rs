@@ -23,6 +23,7 @@ use flocker_transport::frame::dedup::{
 use flocker_transport::frame::hello::{Call, Hello, Reject, RejectCode};
 use flocker_transport::frame::lane::{LaneOpen, Probed};
 use flocker_transport::frame::pair::{Opening, PROOF_LEN, PairRefusal, PairRefused, SPAKE_LEN};
+use flocker_transport::frame::reseed::{MAX_SEED, Passed, Place, SEED_WINDOW, Seed, Seeds};
 use flocker_transport::frame::{
     self, FRAME_VERSION, FrameError, FrameType, HEADER_LEN, Header, MAGIC, MAX_BATCH_RAW,
     PROTOCOL_VERSION,
@@ -79,6 +80,8 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
     let cooked = Codec::new().unwrap().encode_recipe(2, &plan, seal, literal, Some(1));
     assert_eq!(cooked.header.encoding, Encoding::RecipeZstd);
     let offer = CacheOffer { id: [0xca; 16], window_bytes: 4 << 30, credit_bytes: 10 << 20 };
+    let (place, reached) = (Place { object: 2, offset: 0 }, Place { object: 3, offset: 512 });
+    let seeds = Seeds { reached, seeds: vec![Seed { place, len: 1 << 17, prefix: 0x0102_0304 }] };
     let blocks = [&2_u64.to_le_bytes()[..], b"a block"].concat();
     let body =
         |b: flocker_transport::bulk::codec::Encoded| [&b.head[HEADER_LEN..], &b.body].concat();
@@ -110,6 +113,8 @@ fn samples() -> Vec<(FrameType, Vec<u8>)> {
         (FrameType::Resolved, Resolved { seq: 2 }.encode()),
         (FrameType::Missing, Missing { seq: 2, parts: vec![2] }.encode()),
         (FrameType::Blocks, blocks),
+        (FrameType::Seeds, seeds.encode()),
+        (FrameType::Passed, Passed { place: Place { object: 2, offset: 1 << 17 } }.encode()),
         (FrameType::PairStart, opening(b'A').encode()),
         (FrameType::PairAnswer, opening(b'B').encode()),
         (FrameType::PairProof, vec![0xa5; PROOF_LEN]),
@@ -202,6 +207,8 @@ fn every_number_stands_in_wire_md() {
         ("PROTOCOL_VERSION", u64::from(PROTOCOL_VERSION)),
         ("HEADER_LEN", HEADER_LEN as u64),
         ("CHUNK_HEADER_LEN", CHUNK_HEADER_LEN as u64),
+        ("SEED_WINDOW", SEED_WINDOW as u64),
+        ("MAX_SEED", MAX_SEED as u64),
         ("BATCH_HEADER_LEN", BATCH_HEADER_LEN as u64),
         ("SPAKE_LEN", SPAKE_LEN as u64),
         ("PROOF_LEN", PROOF_LEN as u64),

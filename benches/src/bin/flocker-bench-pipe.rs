@@ -134,7 +134,8 @@ async fn send(args: Send) -> anyhow::Result<()> {
     let mut sending = Vec::new();
     for (child, input) in inputs {
         let sink = node.open(Some(args.bytes)).await?;
-        let (lane, options) = (sink.kind(), SendOptions { compression: args.compression });
+        let (lane, options) =
+            (sink.kind(), SendOptions { compression: args.compression, ..SendOptions::default() });
         sending.push(tokio::task::spawn_blocking(move || {
             let sent = send_stream(input, |_| Ok(()), sink, options, &Progress::default());
             child.map_or(Ok(None), |mut child| child.wait().map(Some))?;

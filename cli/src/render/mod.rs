@@ -77,6 +77,7 @@ pub(crate) mod samples {
             full: number == 1,
             stream_bytes: (32 << 20) / number,
             wire_bytes: (12 << 20) / number,
+            saved_bytes: 0,
             duration_ms: 410 / number,
             lag_before_ms: (number > 1).then_some(620),
             frozen_ms: 3,

@@ -94,7 +94,8 @@ fn what_follows(plan: &Plan, theme: Theme) -> String {
                 clean(&common.short)
             ),
             None => format!(
-                "  kept as {dataset}-diverged-<time>: {}; then {primary} {}\n",
+                "  kept as {dataset}-diverged-<time>: {}; then {primary} {}: what the kept one has of it goes as \
+                 references, and there has to be room for both\n",
                 theme.warn("the whole dataset, renamed"),
                 theme.warn("sends everything anew")
             ),

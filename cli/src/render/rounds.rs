@@ -18,10 +18,19 @@ const HEADER: [(&str, Align); 8] = [
     ("skipped", Align::Right),
 ];
 
+/// What of a full round was there already is why it was cheap; of others it is no surprise.
+fn what(round: &RoundReport) -> String {
+    match (round.full, round.saved_bytes) {
+        (false, _) => "difference".to_owned(),
+        (true, 0) => "everything".to_owned(),
+        (true, saved) => format!("everything, {} there", bytes(saved)),
+    }
+}
+
 fn cells(round: &RoundReport) -> Vec<String> {
     vec![
         round.round.to_string(),
-        if round.full { "everything" } else { "difference" }.to_owned(),
+        what(round),
         bytes(round.stream_bytes),
         bytes(round.wire_bytes),
         millis(round.duration_ms),

@@ -337,8 +337,13 @@ pub(crate) fn transfer_words(progress: &Progress) -> String {
         let level = how.level.map_or_else(|| "stored".to_owned(), |level| format!("zstd {level}"));
         format!(", {level}, {} is the limit", clean(&how.limit))
     });
+    let reseed = match (&progress.old_copy, progress.reseeds) {
+        (Some(from), _) => format!(", reseeding from {}", clean(from)),
+        (None, true) => ", reseeding from an old copy there".to_owned(),
+        (None, false) => String::new(),
+    };
     format!(
-        "{way}{all}: {}{total} at {}{left}{saved}{compression}",
+        "{way}{all}{reseed}: {}{total} at {}{left}{saved}{compression}",
         bytes(progress.stream_bytes),
         rate(progress.bytes_per_second)
     )
@@ -593,6 +598,8 @@ mod tests {
             wire_bytes: 0,
             saved_bytes: 0,
             compression: None,
+            reseeds: false,
+            old_copy: None,
             total_bytes: Some(64 << 20),
             bytes_per_second: 64 << 20,
             elapsed_ms: 500,
@@ -611,5 +618,14 @@ mod tests {
             transfer_words(&progress),
             "sending everything: 32.0 MiB at 0 B/s, 16.0 MiB already there, zstd 3, link or target is the limit"
         );
+        progress.reseeds = true;
+        assert_eq!(
+            transfer_words(&progress),
+            "sending everything, reseeding from an old copy there: 32.0 MiB at 0 B/s, 16.0 MiB already there"
+        );
+        progress.direction = Direction::Receive;
+        progress.old_copy = Some("in/db-diverged-1@x".into());
+        let words = transfer_words(&progress);
+        assert!(words.starts_with("receiving everything, reseeding from in/db-diverged-1@x: "));
     }
 }

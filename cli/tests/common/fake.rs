@@ -82,6 +82,7 @@ pub(crate) fn round(number: u64) -> RoundReport {
         full: number == 1,
         stream_bytes: 1 << 20,
         wire_bytes: 1 << 19,
+        saved_bytes: 0,
         duration_ms: 40,
         lag_before_ms: Some(500),
         frozen_ms: 2,

@@ -99,12 +99,15 @@ pub struct Carried {
     pub stream_bytes: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
+    /// Bytes of the stream that went as references to what the receiver had.
+    pub saved_bytes: u64,
 }
 
 impl std::ops::AddAssign for Carried {
     fn add_assign(&mut self, more: Self) {
         self.stream_bytes = self.stream_bytes.saturating_add(more.stream_bytes);
         self.wire_bytes = self.wire_bytes.saturating_add(more.wire_bytes);
+        self.saved_bytes = self.saved_bytes.saturating_add(more.saved_bytes);
     }
 }
 

@@ -241,11 +241,14 @@ pub struct DedupSection {
     /// Disk that the blocks of one peer may take in the state directory, bytes; at most an eighth of what is
     /// free there. 0: none are kept, and nobody sends references here.
     pub cache_bytes: u64,
+    /// When everything has to come anew, and an old copy of the volume is still here, it is read along, so that only
+    /// what it lacks goes over the wire.
+    pub reseed: bool,
 }
 
 impl Default for DedupSection {
     fn default() -> Self {
-        Self { cache_bytes: 4 << 30 }
+        Self { cache_bytes: 4 << 30, reseed: true }
     }
 }
 
@@ -558,6 +561,8 @@ mod tests {
         assert_eq!(config(GOOD).dedup.cache_bytes, 4 << 30);
         let off = format!("{GOOD}[dedup]\ncache_bytes = 0\n");
         assert_eq!(config(&off).dedup.cache_bytes, 0);
+        assert!(config(&off).dedup.reseed);
+        assert!(!config(&format!("{GOOD}[dedup]\nreseed = false\n")).dedup.reseed);
         check(&off.replace("cache_bytes", "cash"), &["line 7", "cash"]);
     }
 

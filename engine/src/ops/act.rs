@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 use super::{Tools, drill};
 use crate::workload::{Deadline, Start};
-use crate::{failpoint, mirror, network};
+use crate::{failpoint, mirror, network, old_copy};
 
 fn failure(error: StoreError) -> Failure {
     Failure::from(&error)
@@ -497,7 +497,12 @@ fn give_back(
         store.destroy_bookmarks(&bookmarks)?;
     }
     mirror::remove(store, dataset)?;
+    // A replica that is left may be what another one is made of, some day.
+    let kept = if keep_newest { old_copy::keep(store, dataset)? } else { Default::default() };
     store.give_back(dataset)?;
+    if !kept.is_empty() {
+        store.set_user_properties(dataset, &kept)?;
+    }
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
     paths.remove(dataset);
     Ok(())

@@ -4,7 +4,7 @@
 //! exactly once in [`Input::TransferEnded`]. Leaves to others: which transfers there are
 //! (`flocker_core`), frames and hashes (`flocker_transport`), what the bytes mean (the stores).
 //!
-//! A transfer is named by its [`TransferId`], which is the header of the bulk stream. The receiving
+//! A transfer is named by its [`TransferId`], which is in the header of the bulk stream. The receiving
 //! side expects it from one peer, for [`EXPECT_LIMIT`]; what nobody expects is refused by name.
 //! Bytes go from the store's reader to the lane, and from the lane to the store's writer, on plain
 //! threads; they never pass the loop.
@@ -27,9 +27,11 @@ use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
 use flocker_transport::{
     BulkReceiver, BulkSender, Cancel, Compression, Pace, PeerManager, Progress, Refusal,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::api::{CompressionView, Direction, Progress as Shown};
 use crate::clock::millis;
+use crate::old_copy::StreamFlags;
 use crate::ops::Report;
 use meter::Rate;
 
@@ -92,6 +94,25 @@ pub(crate) struct Live {
     /// Ours, from the first moment; the lane's own is linked to it when there is one.
     cancel: Cancel,
     lane: Mutex<Option<Cancel>>,
+    /// On the receiving side: the snapshot of an old copy that it is reseeded from.
+    old_copy: Mutex<Option<String>>,
+}
+
+/// What opens a bulk stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Opening {
+    transfer: TransferId,
+    /// How the stream is made.
+    compressed: bool,
+    large_blocks: bool,
+    raw: bool,
+}
+
+impl Opening {
+    fn flags(self) -> StreamFlags {
+        let Self { compressed, large_blocks, raw, .. } = self;
+        StreamFlags { compressed, large_blocks, raw }
+    }
 }
 
 /// When a transfer last moved.
@@ -128,6 +149,8 @@ pub(crate) struct Parts {
     pub(crate) compression: Compression,
     /// The limits of what is sent to a peer, of a unit; whether it is the last step of a move.
     pub(crate) pace: Arc<dyn Fn(Fingerprint, UnitId, bool) -> Pace + Send + Sync>,
+    /// Whether old copies are read along with what comes in full.
+    pub(crate) reseed: bool,
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
@@ -194,21 +217,21 @@ impl Transfers {
 
     /// A peer has opened a bulk stream: receives it, or refuses it.
     pub(crate) fn arrived(&self, peer: Fingerprint, header: &Bytes, receiver: BulkReceiver) {
-        let found = postcard::from_bytes::<TransferId>(header).ok().and_then(|transfer| {
+        let found = postcard::from_bytes::<Opening>(header).ok().and_then(|opening| {
             let mut state = self.0.lock();
-            let live = state.live.get(&transfer).filter(|live| live.peer == peer)?;
+            let live = state.live.get(&opening.transfer).filter(|live| live.peer == peer)?;
             let live = Arc::clone(live);
-            let expected = state.expected.remove(&transfer)?;
-            Some((live, expected))
+            let expected = state.expected.remove(&opening.transfer)?;
+            Some((live, expected, opening.flags()))
         });
-        let Some((live, expected)) = found else {
+        let Some((live, expected, flags)) = found else {
             tracing::warn!(peer = %peer.short(), "a transfer that nobody expects is refused");
             refuse(receiver);
             return;
         };
         let inner = Arc::clone(&self.0);
         self.0.spawn(&live, "receive", move |live| {
-            receive::run(&inner, live, &expected.spec, expected.limit_bytes, receiver)
+            receive::run(&inner, live, &expected, flags, receiver)
         });
     }
 
@@ -311,12 +334,14 @@ impl Live {
             moved: Mutex::new(Moved { bytes: 0, at: Instant::now(), said: false }),
             cancel: Cancel::default(),
             lane: Mutex::new(None),
+            old_copy: Mutex::new(None),
         }
     }
 
     /// `Some(Some(…))`: it stands, for so many milliseconds, and that is new; `Some(None)`: it does no more.
     fn stands(&self, limit: Duration) -> Option<Option<u64>> {
-        let bytes = self.progress.raw_bytes();
+        // A step that waits for what an old copy holds moves as long as that is read.
+        let bytes = self.progress.raw_bytes() + self.progress.old_copy_bytes();
         let mut moved = self.moved.lock().unwrap_or_else(|p| p.into_inner());
         if bytes != moved.bytes {
             let said = moved.said;
@@ -427,7 +452,7 @@ impl Inner {
             metrics::counter!("flocker_repl_transfer_failures_total", "direction" => direction)
                 .increment(1);
         }
-        let (stream_bytes, wire_bytes) = (shown.stream_bytes, shown.wire_bytes);
+        let Shown { stream_bytes, wire_bytes, saved_bytes, .. } = shown;
         let mut state = self.lock();
         // Nobody watches: only the newest few are worth keeping.
         if state.ended.len() >= 64 {
@@ -435,7 +460,13 @@ impl Inner {
         }
         state.ended.push(shown);
         drop(state);
-        (self.parts.report)(Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes });
+        (self.parts.report)(Input::TransferEnded {
+            transfer,
+            outcome,
+            stream_bytes,
+            wire_bytes,
+            saved_bytes,
+        });
     }
 
     fn compression_of(&self, live: &Live) -> Option<CompressionView> {
@@ -459,6 +490,8 @@ impl Inner {
             wire_bytes: live.progress.wire_bytes(),
             saved_bytes: live.progress.saved_bytes(),
             compression: self.compression_of(live),
+            reseeds: live.progress.reseeds(),
+            old_copy: live.old_copy.lock().unwrap_or_else(|p| p.into_inner()).clone(),
             total_bytes: *live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()),
             bytes_per_second: rate.now(elapsed, stream_bytes),
             elapsed_ms: millis(elapsed),

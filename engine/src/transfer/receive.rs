@@ -2,22 +2,28 @@
 
 use flocker_core::Failure;
 use flocker_store::{ReceiveSpec, ReceiveStream, Snapshot};
+use flocker_transport::bulk::OldCopy;
 use flocker_transport::{BulkReceiver, ReceiveError, Refusal, receive_stream};
 
 use super::meter::Incoming;
-use super::{Inner, Live, ending};
+use super::{Expected, Inner, Live, ending};
 use crate::failpoint;
+use crate::old_copy::{self, StreamFlags};
 
 /// Receives, commits, and tells the sender.
 pub(super) fn run(
     inner: &Inner,
     live: &Live,
-    spec: &ReceiveSpec,
-    limit_bytes: Option<u64>,
+    expected: &Expected,
+    flags: StreamFlags,
     mut receiver: BulkReceiver,
 ) -> Result<Option<Snapshot>, Failure> {
     live.link(receiver.cancel_handle());
-    let outcome = into_store(inner, live, spec, limit_bytes, &mut receiver);
+    let Expected { spec, limit_bytes } = expected;
+    if live.full {
+        receiver.reseed_from(old_copy(inner, live, spec, flags));
+    }
+    let outcome = into_store(inner, live, spec, *limit_bytes, &mut receiver);
     let (whole, outcome) = match outcome {
         Ok(Taken::Whole(snapshot)) => (true, Ok(Some(snapshot))),
         Ok(Taken::Early(snapshot)) => (false, Ok(Some(snapshot))),
@@ -37,6 +43,31 @@ pub(super) fn run(
         tracing::debug!(%error, "the sender was not told how its transfer ended");
     }
     outcome
+}
+
+/// What an old copy of the volume can spare the wire. That there is none, or that it cannot be read, is no failure: the
+/// step is an ordinary full one then.
+fn old_copy(inner: &Inner, live: &Live, spec: &ReceiveSpec, flags: StreamFlags) -> OldCopy {
+    if !inner.parts.reseed {
+        return OldCopy::gone();
+    }
+    let store = inner.parts.store.as_ref();
+    let opened = old_copy::find(store, live.peer, &spec.dataset, flags).and_then(|found| {
+        let Some(found) = found else { return Ok(None) };
+        Ok(Some((store.send(&found)?, found.to)))
+    });
+    match opened {
+        Ok(Some((stream, from))) => {
+            tracing::info!(old_copy = %from, dataset = %spec.dataset, "it is reseeded from an old copy");
+            *live.old_copy.lock().unwrap_or_else(|p| p.into_inner()) = Some(from.to_string());
+            OldCopy::new(stream)
+        }
+        Ok(None) => OldCopy::gone(),
+        Err(error) => {
+            tracing::warn!(%error, dataset = %spec.dataset, "an old copy cannot be read: everything comes anew");
+            OldCopy::gone()
+        }
+    }
 }
 
 enum Taken {
@@ -68,6 +99,12 @@ fn into_store(
             failpoint::pass(|| "before-commit");
             let snapshot = commit(stream)?;
             failpoint::pass(|| "after-commit");
+            if let Some(from) = live.old_copy.lock().unwrap_or_else(|p| p.into_inner()).as_ref() {
+                let (stream_bytes, saved_bytes) =
+                    (live.progress.raw_bytes(), live.progress.saved_bytes());
+                let wire_bytes = live.progress.wire_bytes();
+                tracing::info!(old_copy = %from, stream_bytes, saved_bytes, wire_bytes, "reseeded");
+            }
             Ok(Taken::Whole(snapshot))
         }
         Err(_) if over_limit => {

@@ -2,10 +2,11 @@
 
 use flocker_core::Failure;
 use flocker_store::{SendSpec, SendStream, Snapshot};
+use flocker_transport::bulk::reseed::PATIENCE;
 use flocker_transport::{SendOptions, send_stream};
 
 use super::meter::Outgoing;
-use super::{Inner, Live, ending};
+use super::{Inner, Live, Opening, ending};
 
 /// Sends, and returns when the receiving side has committed.
 pub(super) fn run(
@@ -21,9 +22,11 @@ pub(super) fn run(
         let estimate = store.estimate(spec).ok().flatten();
         *live.total_bytes.lock().unwrap_or_else(|p| p.into_inner()) = estimate;
     }
-    let header = match postcard::to_stdvec(&live.transfer) {
+    let SendSpec { compressed, large_blocks, raw, .. } = *spec;
+    let opening = Opening { transfer: live.transfer, compressed, large_blocks, raw };
+    let header = match postcard::to_stdvec(&opening) {
         Ok(header) => header,
-        Err(error) => panic!("two integers cannot be encoded: {error}"),
+        Err(error) => panic!("integers cannot be encoded: {error}"),
     };
     let dataset = (live.peer, spec.to.dataset().clone());
     // A full send is large where nobody knows better; of an increment the last one tells.
@@ -37,7 +40,8 @@ pub(super) fn run(
     let sink = sink.at_pace((inner.parts.pace)(live.peer, live.unit, last));
     let lane = sink.kind();
     live.link(sink.cancel_handle());
-    let options = SendOptions { compression: inner.parts.compression };
+    let options =
+        SendOptions { compression: inner.parts.compression, reseed: live.full.then_some(PATIENCE) };
     let finish = |reader: Outgoing<Box<dyn SendStream>>| {
         reader.inner.finish().map_err(|error| Box::new(error).into())
     };
@@ -51,6 +55,7 @@ pub(super) fn run(
                 %lane,
                 stream_bytes = report.raw_bytes,
                 wire_bytes = report.wire_bytes,
+                saved_bytes = report.saved_bytes,
                 "sent"
             );
             Ok(None)

@@ -69,6 +69,7 @@ fn side(runtime: &tokio::runtime::Runtime) -> Side {
         names: Arc::new(|_| Some("db".into())),
         compression: Compression::default(),
         pace: Arc::new(|_, _, _| Pace::default()),
+        reseed: true,
         runtime: runtime.handle().clone(),
     });
     Side { _dir: dir, store, transfers, inputs, lanes }

@@ -579,7 +579,7 @@ fn action_is_final_snapshot(action: &Action) -> bool {
 }
 
 fn ended(transfer: TransferId, outcome: Result<Option<Snapshot>, Failure>) -> Input {
-    Input::TransferEnded { transfer, outcome, stream_bytes: 700, wire_bytes: 700 }
+    Input::TransferEnded { transfer, outcome, stream_bytes: 700, wire_bytes: 700, saved_bytes: 0 }
 }
 
 /// Whether the actions of one unit of this kind are performed one after another.

@@ -378,7 +378,13 @@ impl World {
         self.forget_bulk_if_over(transfer);
         if open && first {
             let wire_bytes = stream_bytes;
-            let input = Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes };
+            let input = Input::TransferEnded {
+                transfer,
+                outcome,
+                stream_bytes,
+                wire_bytes,
+                saved_bytes: 0,
+            };
             self.input(node, input);
         }
     }

@@ -15,7 +15,8 @@ use super::send::{ANSWER_LAG, spawn};
 use crate::cancel::Cancel;
 use crate::frame::bulk::{Done, Failed};
 use crate::frame::dedup::{CacheOffer, Missing, Resolved};
-use crate::frame::{FrameError, FrameType};
+use crate::frame::reseed::Seeds;
+use crate::frame::{FrameError, FrameType, HEADER_LEN};
 use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, Until};
 
 /// The receiver's answer.
@@ -78,14 +79,16 @@ pub(super) fn start_listening(
 fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel, referring: Option<&Referring>) -> Answer {
     use FrameType as F;
     let until = Until::Cancelled(cancel);
+    let reseeding = referring.is_some_and(|referring| referring.announced.is_some());
     let allowed: &[F] = match referring {
+        Some(_) if reseeding => &[F::Done, F::Failed, F::Cache, F::Resolved, F::Missing, F::Seeds],
         Some(_) => &[F::Done, F::Failed, F::Cache, F::Resolved, F::Missing],
         None => &[F::Done, F::Failed],
     };
     loop {
         let header = lane::read_header(lane, allowed, "the answer to a transfer", until)?
             .ok_or(LaneError::Ended)?;
-        // At most 4 KiB, by the frames' own limits.
+        // At most 32 KiB, by the frames' own limits.
         let mut payload = vec![0; header.len];
         lane::fill(lane, &mut payload, until)?;
         match (header.kind, referring) {
@@ -93,6 +96,9 @@ fn read_answer(lane: &mut dyn LaneRecv, cancel: &Cancel, referring: Option<&Refe
             (F::Cache, Some(referring)) => referring.offered(&CacheOffer::decode(&payload)?)?,
             (F::Resolved, Some(referring)) => referring.resolved(Resolved::decode(&payload)?)?,
             (F::Missing, Some(referring)) => referring.missing(&Missing::decode(&payload)?)?,
+            (F::Seeds, Some(referring)) => {
+                referring.announced(&Seeds::decode(&payload)?, HEADER_LEN + payload.len())?;
+            }
             _ => return Err(AnswerError::Failed(Failed::decode(&payload)?)),
         }
     }

@@ -11,6 +11,7 @@ use zfs_stream::{Features, HEADER_LEN, Item, Reader, Record, StreamError};
 
 use super::buffers::Buffers;
 use super::level::Content;
+use super::reseed::{self, Place};
 use crate::frame::MAX_BATCH_RAW;
 use crate::frame::dedup::MIN_BLOCK;
 
@@ -31,6 +32,10 @@ pub struct Batch {
     pub blocks: Vec<Range<usize>>,
     /// How many of its bytes are of each [`Content`].
     pub contents: [usize; 3],
+    /// Where the first and the last of its blocks are that an old copy may have; with [`Cutter::reseeding`].
+    pub places: Option<(Place, Place)>,
+    /// Its blocks are encrypted: only an old copy may have the very same.
+    pub sealed: bool,
 }
 
 impl Batch {
@@ -46,7 +51,13 @@ impl Batch {
         let block = range.start + header_len..range.end;
         self.contents[Content::Plain as usize] += header_len;
         self.contents[payload.content as usize] += block.len();
-        if payload.dedup && block.len() >= MIN_BLOCK {
+        if let Some(place) = payload.place {
+            let (from, _) = self.places.unwrap_or((place, place));
+            self.places = Some((from, place));
+        }
+        self.sealed |= payload.sealed;
+        let may_come_twice = !payload.sealed || payload.place.is_some();
+        if may_come_twice && block.len() >= MIN_BLOCK {
             self.blocks.push(block);
         }
     }
@@ -56,13 +67,17 @@ impl Batch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Payload {
     content: Content,
-    /// It may come twice: it is not encrypted.
-    dedup: bool,
+    /// Encrypted: it never comes twice, but an old copy may have the very same.
+    sealed: bool,
+    /// Where it is, if an old copy may have it.
+    place: Option<Place>,
 }
 
 impl Payload {
-    fn of(item: &Item<'_>, encrypted: bool) -> Self {
-        Self { content: Content::of(&item.record, encrypted), dedup: !encrypted }
+    fn of(item: &Item<'_>, sealed: bool, reseeds: bool) -> Self {
+        let place =
+            reseed::place(&item.record).filter(|_| reseeds && reseed::takes(item.payload().len()));
+        Self { content: Content::of(&item.record, sealed), sealed, place }
     }
 }
 
@@ -75,13 +90,20 @@ pub struct Cutter {
     buffer: Vec<u8>,
     have: usize,
     encrypted: bool,
+    reseeds: bool,
 }
 
 impl Cutter {
     /// One that takes its buffers from these.
     pub fn new(buffers: Arc<Buffers>) -> Self {
         let buffer = buffers.any();
-        Self { records: Reader::new(), buffers, buffer, have: 0, encrypted: false }
+        Self { records: Reader::new(), buffers, buffer, have: 0, encrypted: false, reseeds: false }
+    }
+
+    /// The same for a stream of which the receiver may have an old copy: it is noted where its blocks are.
+    #[must_use]
+    pub fn reseeding(self, reseeds: bool) -> Self {
+        Self { reseeds, ..self }
     }
 
     /// The reader of its records.
@@ -127,7 +149,8 @@ impl Cutter {
             if let Record::Begin(begin) = &item.record {
                 self.encrypted = begin.features.contains(Features::RAW);
             }
-            let (end, payload) = (bytes.len() - input.len(), Payload::of(&item, self.encrypted));
+            let payload = Payload::of(&item, self.encrypted, self.reseeds);
+            let end = bytes.len() - input.len();
             if gathered {
                 split(item.bytes(), payload, &mut emit)?;
                 from = end;

@@ -28,8 +28,9 @@
 //! | control: queues, see [`crate::peers`] | 28 MiB |
 //!
 //! | dedup: what is known of one peer's blocks, each way, see [`dedup`] | 15 MiB |
+//! | reseeding: two transfers, each 16 MiB of an old copy held and 4 MiB being read, see [`reseed`] | 40 MiB |
 //!
-//! Together 273 MiB when everything is full at once, with one peer; each further peer adds its windows, and
+//! Together 313 MiB when everything is full at once, with one peer; each further peer adds its windows, and
 //! up to the fourth what is known of its blocks.
 
 mod answer;
@@ -41,6 +42,7 @@ pub mod dedup;
 pub mod level;
 pub mod pace;
 pub mod receive;
+pub mod reseed;
 pub mod resources;
 pub mod send;
 
@@ -57,6 +59,7 @@ use level::Rung;
 pub use level::{Compression, Limit};
 pub use pace::{Bucket, Pace};
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
+pub use reseed::OldCopy;
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
 pub use send::{SendError, SendOptions, SendReport, send_stream};
 
@@ -70,6 +73,8 @@ pub struct Progress {
     stored: AtomicU64,
     deduplicates: AtomicBool,
     rung: Arc<Rung>,
+    old_copy: AtomicU64,
+    reseeds: AtomicBool,
 }
 
 impl Progress {
@@ -107,6 +112,26 @@ impl Progress {
 
     fn went_stored(&self) {
         self.stored.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// On the sending side: bytes in which the receiver has announced an old copy; on the receiving one: bytes that it
+    /// has read of that. Both grow while a transfer stands still because it waits for the old copy.
+    pub fn old_copy_bytes(&self) -> u64 {
+        self.old_copy.load(Ordering::Relaxed)
+    }
+
+    /// Whether blocks of an old copy were announced.
+    pub fn reseeds(&self) -> bool {
+        self.reseeds.load(Ordering::Relaxed)
+    }
+
+    fn announced(&self, bytes: u64, blocks: bool) {
+        self.old_copy.store(bytes, Ordering::Relaxed);
+        self.reseeds.fetch_or(blocks, Ordering::Relaxed);
+    }
+
+    fn add_wire(&self, wire: usize) {
+        self.wire_bytes.fetch_add(wire as u64, Ordering::Relaxed);
     }
 
     fn add(&self, raw: usize, wire: usize) {
@@ -203,13 +228,15 @@ pub struct BulkReceiver {
     /// Held until the transfer is over.
     pub(crate) _slot: Option<Slot>,
     pub(crate) received: Option<u64>,
+    /// What the sender was told is read along.
+    pub(crate) old_copy: Option<OldCopy>,
 }
 
 impl BulkReceiver {
     /// A receiver over any lane, as tests and benches use it.
     pub fn over(lane: Lane, resources: Arc<Resources>) -> Self {
         let cancel = Cancel::default();
-        Self { lane, cancel, resources, peer: None, _slot: None, received: None }
+        Self { lane, cancel, resources, peer: None, _slot: None, received: None, old_copy: None }
     }
 
     /// The lane alone, without hashing and the rest, to measure it.
@@ -221,6 +248,12 @@ impl BulkReceiver {
     #[must_use]
     pub fn from_peer(self, peer: Fingerprint) -> Self {
         Self { peer: Some(peer), ..self }
+    }
+
+    /// From an old copy of what comes: the sender was told, and waits for it ([`SendOptions::reseed`]). Only what
+    /// the sender may know is given here: it learns which blocks of its stream the old copy has.
+    pub fn reseed_from(&mut self, old_copy: OldCopy) {
+        self.old_copy = Some(old_copy);
     }
 
     /// Stops the transfer from any thread; [`BulkReceiver::finish`] can still say why.

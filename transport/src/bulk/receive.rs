@@ -17,7 +17,9 @@ use super::budget::{Account, Held, Reserve};
 use super::buffers::Buffers;
 use super::codec::BatchError;
 use super::dedup::DedupError;
-use super::dedup::receiving::{Resolving, Unpacked, assemble};
+use super::dedup::receiving::{Blocks, Resolving, Unpacked, assemble};
+use super::reseed::held::Held as OldBlocks;
+use super::reseed::{OldCopy, Place};
 use super::resources::Resources;
 use super::{BulkReceiver, Progress};
 use crate::cancel::Cancel;
@@ -26,6 +28,7 @@ use crate::frame::bulk::{
     Abort, AbortCode, BATCH_HEADER_LEN, BatchHeader, Done, Encoding, End, Failed,
 };
 use crate::frame::dedup::{BLOCKS_HEADER_LEN, Recipe, Resolved, batch_cost};
+use crate::frame::reseed::{PASSED_LEN, Passed};
 use crate::frame::{FrameError, FrameType, HEADER_LEN};
 use crate::lane::{self, LaneError, LaneFrameError, LaneRecv, LaneSend, Until};
 
@@ -160,6 +163,8 @@ enum Piece {
         referenced: usize,
         held: Held,
     },
+    /// Nothing before this place of the old copy is referred to any more.
+    Passed(Place),
     End(End),
     Failed(ReceiveError),
 }
@@ -177,12 +182,15 @@ pub fn receive_stream<W: Write + ?Sized>(
     write: &mut W,
     progress: &Progress,
 ) -> Result<ReceiveReport, ReceiveError> {
-    let BulkReceiver { lane, cancel, resources, received, peer, .. } = source;
+    let BulkReceiver { lane, cancel, resources, received, peer, old_copy, .. } = source;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
     let (supplied, supply) = crossbeam_channel::bounded(1);
     let account = resources.receiving();
     let cache = peer.and_then(|peer| resources.dedup().cache(peer));
-    let resolving = cache.map(Resolving::new);
+    let old_copy = old_copy.take().filter(|_| peer.is_some());
+    let held = old_copy.as_ref().map(|_| Arc::new(OldBlocks::default()));
+    let blocks = Blocks { cache, held: held.clone() };
+    let resolving = (blocks.cache.is_some() || held.is_some()).then(|| Resolving::new(blocks));
     let result = thread::scope(|scope| {
         let recv = lane.recv.as_mut();
         let resolving = resolving.as_ref();
@@ -200,7 +208,10 @@ pub fn receive_stream<W: Write + ?Sized>(
             account: &account,
             buffers: resources.buffers(),
             reserve: None,
+            resources,
             resolving,
+            old_copy,
+            bell: held.as_ref().map_or_else(crossbeam_channel::never, |held| held.bell.clone()),
             supply,
             progress,
         };
@@ -212,6 +223,7 @@ pub fn receive_stream<W: Write + ?Sized>(
         drop(queue);
         result
     });
+    held.iter().for_each(|held| held.close());
     if let Ok(report) = &result {
         *received = Some(report.raw_bytes);
     }
@@ -226,7 +238,12 @@ struct Writing<'a> {
     buffers: &'a Buffers,
     /// The credit for references, once the cache is offered.
     reserve: Option<Reserve>,
+    resources: &'a Resources,
     resolving: Option<&'a Resolving>,
+    /// Until it is begun to be read.
+    old_copy: Option<OldCopy>,
+    /// Rings when there is something to say of the old copy.
+    bell: Receiver<()>,
     supply: Receiver<Vec<u8>>,
     progress: &'a Progress,
 }
@@ -241,7 +258,14 @@ impl Writing<'_> {
         let mut digest = blake3::Hasher::new();
         loop {
             self.offer();
-            match next(queue, self.cancel)? {
+            match self.next(queue)? {
+                Piece::Passed(place) => {
+                    self.held().iter().for_each(|held| held.passed(place));
+                    let wire = HEADER_LEN + PASSED_LEN;
+                    report.wire_bytes += wire as u64;
+                    self.progress.add_wire(wire);
+                    metrics::counter!(counters::BULK_WIRE_RECEIVED).increment(wire as u64);
+                }
                 Piece::Batch { unpacked, header, wire, referenced, held } => {
                     let unpacked = next(&unpacked, self.cancel)?.inspect_err(damaged)?;
                     let (raw, supplied) = self.complete(unpacked, queue)?;
@@ -273,6 +297,29 @@ impl Writing<'_> {
         }
     }
 
+    fn held(&self) -> Option<&Arc<OldBlocks>> {
+        self.resolving?.blocks.held.as_ref()
+    }
+
+    /// The next piece; says meanwhile what there is to say of the old copy.
+    fn next(&mut self, queue: &Receiver<Piece>) -> Result<Piece, ReceiveError> {
+        loop {
+            if let Some(held) = self.held() {
+                let (seeds, read) = (held.to_announce(), held.read_bytes());
+                let some = seeds.as_ref().is_some_and(|seeds| !seeds.seeds.is_empty());
+                self.progress.announced(read, some);
+                if let Some(seeds) = seeds {
+                    self.tell(FrameType::Seeds, &seeds.encode());
+                }
+            }
+            select! {
+                recv(queue) -> got => return got.map_err(|_| cancelled(self.cancel)),
+                recv(self.bell) -> _ => {}
+                recv(self.cancel.channel()) -> _ => return Err(cancelled(self.cancel)),
+            }
+        }
+    }
+
     /// Tells the sender something of blocks. When that fails, it is gone or about to be, and the lane says
     /// why.
     fn tell(&mut self, kind: FrameType, payload: &[u8]) {
@@ -285,10 +332,19 @@ impl Writing<'_> {
     /// Offers the cache as soon as there is room for what may follow from that.
     fn offer(&mut self) {
         let Some(resolving) = self.resolving.filter(|_| self.reserve.is_none()) else { return };
-        if let Some((reserve, credit)) = Resources::credit(self.account) {
+        let reserve = Resources::credit(self.account);
+        if let (None, Some(held), Some(_)) = (&reserve, self.held(), &self.old_copy) {
+            // Who waits for it would wait for another transfer.
+            held.end();
+            self.old_copy = None;
+        }
+        if let Some((reserve, credit)) = reserve {
             self.reserve = Some(reserve);
             self.progress.offered(true);
             self.tell(FrameType::Cache, &resolving.offer(credit).encode());
+            if let (Some(old_copy), Some(held)) = (self.old_copy.take(), self.held()) {
+                old_copy.start(self.resources, held);
+            }
         }
     }
 
@@ -312,8 +368,8 @@ impl Writing<'_> {
                 return Err(DedupError::NotOffered { seq: assembly.seq() }.into());
             }
         };
-        if assembly.look_again(&resolving.cache) {
-            let raw = assembly.supply(&[], &resolving.cache).inspect_err(damaged)?;
+        if assembly.look_again(&resolving.blocks) {
+            let raw = assembly.supply(&[], &resolving.blocks).inspect_err(damaged)?;
             return Ok((raw, 0));
         }
         let question = assembly.question();
@@ -327,7 +383,7 @@ impl Writing<'_> {
         let Some(blocks) = blocks else {
             return Err(self.last_word(queue, assembly.seq()));
         };
-        let raw = assembly.supply(&blocks, &resolving.cache).inspect_err(damaged)?;
+        let raw = assembly.supply(&blocks, &resolving.blocks).inspect_err(damaged)?;
         Ok((raw, blocks.len()))
     }
 
@@ -337,7 +393,7 @@ impl Writing<'_> {
             match next(queue, self.cancel) {
                 Ok(Piece::Failed(error)) | Err(error) => return error,
                 Ok(Piece::End(_)) => return DedupError::NotSupplied { seq }.into(),
-                Ok(Piece::Batch { .. }) => {}
+                Ok(Piece::Batch { .. } | Piece::Passed(_)) => {}
             }
         }
     }
@@ -441,7 +497,11 @@ impl Incoming<'_> {
     fn pump(&self, lane: &mut dyn LaneRecv) -> Result<Piece, Stop> {
         use FrameType as F;
         let until = Until::Cancelled(self.cancel);
+        let reseeding = |resolving: &Resolving| resolving.blocks.held.is_some();
         let allowed: &[F] = match self.resolving {
+            Some(resolving) if reseeding(resolving) => {
+                &[F::Batch, F::End, F::Abort, F::Blocks, F::Passed]
+            }
             Some(_) => &[F::Batch, F::End, F::Abort, F::Blocks],
             None => &[F::Batch, F::End, F::Abort],
         };
@@ -453,6 +513,12 @@ impl Incoming<'_> {
                 F::Batch => {}
                 F::Blocks => {
                     self.blocks(lane, header.len)?;
+                    continue;
+                }
+                F::Passed => {
+                    let mut payload = vec![0; header.len];
+                    lane::fill(lane, &mut payload, until)?;
+                    self.put(Piece::Passed(Passed::decode(&payload)?.place))?;
                     continue;
                 }
                 _ => {
@@ -491,7 +557,7 @@ impl Incoming<'_> {
             lane::fill(lane, &mut table, until)?;
             let parts = Recipe::decode(&table, raw_len)?;
             referenced = parts.referenced_len();
-            recipe = Some((parts, Arc::clone(&resolving.cache)));
+            recipe = Some((parts, resolving.blocks.clone()));
         }
         if let Some(resolving) = self.resolving {
             resolving.arriving(seq, batch_cost(body_len, raw_len, referenced), referenced > 0)?;
@@ -507,7 +573,7 @@ impl Incoming<'_> {
         let mut body = self.resources.buffers().filled(body_len - table_len, room);
         lane::fill(lane, &mut body, until)?;
         let unpacked = self.resources.run(move |codec| match recipe {
-            Some((recipe, cache)) => assemble(codec, &batch, recipe, body, &cache),
+            Some((recipe, blocks)) => assemble(codec, &batch, recipe, body, &blocks),
             None => codec.decode(&batch, body).map(Unpacked::Whole),
         });
         let wire = HEADER_LEN + BATCH_HEADER_LEN + body_len;

@@ -22,6 +22,9 @@ use crate::frame::dedup::MAX_TABLE;
 /// Transfers a node runs at once in one direction; more wait for their turn.
 pub const MAX_TRANSFERS: usize = 8;
 
+/// Transfers that hold blocks of an old copy at once: as many as receive references.
+const MAX_RESEEDS: usize = 2;
+
 /// Compression threads: more than four outrun any link this is for.
 const MAX_WORKERS: usize = 4;
 
@@ -29,7 +32,7 @@ const MAX_WORKERS: usize = 4;
 const BATCHES: Limits = Limits { own: 2 << 20, shared: 24 << 20, cap: 10 << 20 };
 
 /// The same with room for the reserves of two transfers with references, see [`super::dedup`].
-const RECEIVED: Limits = Limits { shared: BATCHES.shared + (6 << 20), ..BATCHES };
+const RECEIVED: Limits = Limits { shared: BATCHES.shared + (6 << 20) + MAX_TABLE, ..BATCHES };
 
 /// What reserves leave of [`RECEIVED`]: the largest batch still finds room beside them.
 const RESERVE_FLOOR: usize = 2 * MAX_BATCH_RAW + MAX_TABLE - RECEIVED.own;
@@ -57,6 +60,7 @@ pub struct Resources {
     dedup: Arc<Dedup>,
     send_slots: Arc<Semaphore>,
     receive_slots: Arc<Semaphore>,
+    reseed_slots: Arc<Semaphore>,
 }
 
 impl Resources {
@@ -84,6 +88,7 @@ impl Resources {
             dedup: Arc::default(),
             send_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             receive_slots: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+            reseed_slots: Arc::new(Semaphore::new(MAX_RESEEDS)),
         }))
     }
 
@@ -131,6 +136,11 @@ impl Resources {
         Self::slot(&self.receive_slots).await
     }
 
+    /// A place to hold blocks of an old copy, if one is free.
+    pub(crate) fn reseed_slot(&self) -> Option<Slot> {
+        Arc::clone(&self.reseed_slots).try_acquire_owned().ok()
+    }
+
     async fn slot(slots: &Arc<Semaphore>) -> Slot {
         let slot = Arc::clone(slots).acquire_owned().await;
         let Ok(slot) = slot else {
@@ -157,5 +167,22 @@ impl Resources {
 fn work(mut codec: Codec, queue: &Receiver<Job>) {
     while let Ok(job) = queue.recv() {
         job(&mut codec);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_transfers_have_a_credit_for_references_and_a_third_has_none_until_one_ends() {
+        let resources = Resources::start().unwrap();
+        let accounts = [(); 3].map(|()| resources.receiving());
+        let first = Resources::credit(&accounts[0]).unwrap();
+        let second = Resources::credit(&accounts[1]).unwrap();
+        assert_eq!((first.1, second.1), (CREDITS[0], CREDITS[1]));
+        assert!(Resources::credit(&accounts[2]).is_none());
+        drop(first);
+        assert!(Resources::credit(&accounts[2]).is_some());
     }
 }

@@ -25,12 +25,15 @@ use super::cut::{Batch, Cutter};
 use super::dedup::DedupError;
 use super::dedup::sending::Referring;
 use super::level::{Adaptive, Compression, Limit, Rung, Sent, level_of};
+use super::reseed::Place;
+use super::reseed::announced::{Announced, Waited};
 use super::resources::{GIANT_BYTES, Resources};
 use super::{BulkSender, Pace, Progress};
 use crate::cancel::Cancel;
 use crate::counters;
 use crate::frame::bulk::{Abort, AbortCode, Done, End, Failed};
 use crate::frame::dedup::BLOCKS_HEADER_LEN;
+use crate::frame::reseed::Passed;
 use crate::frame::{FrameError, FrameType, HEADER_LEN, Header};
 use crate::lane::choice::LaneKind;
 use crate::lane::{self, LaneError, LaneFrameError, LaneSend, Until};
@@ -58,6 +61,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct SendOptions {
     /// How hard to compress.
     pub compression: Compression,
+    /// The receiver has agreed to announce an old copy of what is sent ([`super::reseed`]); its next word is waited
+    /// for so long.
+    pub reseed: Option<Duration>,
 }
 
 /// What was sent, and taken by the receiving application.
@@ -75,6 +81,8 @@ pub struct SendReport {
     pub records: u64,
     /// Bytes of the stream that went as references and were not asked for after all.
     pub saved_bytes: u64,
+    /// Bytes on the lane, frames included, by which the receiver announced an old copy: they go the other way.
+    pub announced_wire_bytes: u64,
 }
 
 /// Why a stream was not delivered. The receiver was told wherever it could be.
@@ -163,7 +171,14 @@ enum SourceEnd {
 
 /// What the reading thread hands over, in order.
 enum Piece {
-    Batch { encoded: Receiver<Encoded>, held: Held, rung: usize },
+    Batch {
+        encoded: Receiver<Encoded>,
+        held: Held,
+        rung: usize,
+        from: Option<Place>,
+    },
+    /// The receiver is to know where this side is before anything more comes.
+    Passed(Place),
     End(SourceEnd),
 }
 
@@ -188,7 +203,11 @@ where
 {
     let BulkSender { lane, cancel, resources, peer, _slot, choice, kind, pace } = sink;
     let (pieces, queue) = crossbeam_channel::bounded(IN_ORDER);
-    let referring = peer.map(|p| Arc::new(Referring::new(Arc::clone(resources.dedup()), p)));
+    let referring = peer.map(|peer| Referring::new(Arc::clone(resources.dedup()), peer));
+    let referring = referring.map(|referring| match options.reseed {
+        Some(patience) => Arc::new(referring.reseeding(patience)),
+        None => Arc::new(referring),
+    });
     let (reading, hearing) = (referring.clone(), referring.clone());
     let source = Source {
         resources,
@@ -285,7 +304,8 @@ impl Source {
         finish: impl FnOnce(R) -> Result<(), BoxError>,
     ) -> Result<SourceEnd, Stop> {
         let (account, giants) = (self.resources.sending(), self.resources.giants());
-        let mut cutter = Cutter::new(Arc::clone(self.resources.buffers()));
+        let mut cutter =
+            Cutter::new(Arc::clone(self.resources.buffers())).reseeding(self.announced().is_some());
         let (mut giant, mut raw_bytes, mut ended) = (None, 0, false);
         while !ended {
             let len = self.fill(&mut read, &mut cutter)?;
@@ -329,8 +349,41 @@ impl Source {
         }
     }
 
-    fn submit(&mut self, batch: Batch, account: &Account) -> Result<(), Abandoned> {
+    fn announced(&self) -> Option<Arc<Announced>> {
+        self.referring.as_ref()?.announced.clone()
+    }
+
+    /// Waits until the receiver has announced its old copy up to the last of these places, or can announce no more of
+    /// it before this batch has gone.
+    fn await_seeds(
+        &mut self,
+        announced: &Announced,
+        (from, upto): (Place, Place),
+    ) -> Result<(), Abandoned> {
+        let mut said = None;
+        loop {
+            match announced.wait(upto, said, &self.cancel) {
+                Waited::GoOn => return Ok(()),
+                Waited::Cancelled => return Err(Abandoned),
+                Waited::SayPlace => {
+                    self.put(Piece::Passed(from))?;
+                    said = Some(from);
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, mut batch: Batch, account: &Account) -> Result<(), Abandoned> {
         self.rung.hold_up(true);
+        if let Some(announced) = self.announced() {
+            if let Some(places) = batch.places {
+                self.await_seeds(&announced, places)?;
+            }
+            if batch.sealed && !announced.any() {
+                batch.blocks.clear();
+            }
+        }
+        let from = batch.places.map(|(from, _)| from);
         let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
         let (seq, rung, referring) = (self.next_seq, self.rung.get(), self.referring.clone());
         let level = level_of(self.options.compression, rung, batch.content());
@@ -340,7 +393,7 @@ impl Source {
             None => codec.encode(seq, batch.bytes, level),
         });
         self.rung.hold_up(false);
-        self.put(Piece::Batch { encoded, held, rung })
+        self.put(Piece::Batch { encoded, held, rung, from })
     }
 
     fn put(&self, piece: Piece) -> Result<(), Abandoned> {
@@ -385,7 +438,9 @@ impl Outgoing<'_> {
         match sent.and_then(|()| self.wait()) {
             Ok(done) if done.raw_bytes == report.raw_bytes => {
                 self.referring.iter().for_each(|referring| referring.committed());
-                Ok(report)
+                let announced = self.referring.as_ref().and_then(|r| r.announced.as_ref());
+                let announced_wire_bytes = announced.map_or(0, |announced| announced.wire_bytes());
+                Ok(SendReport { announced_wire_bytes, ..report })
             }
             Ok(done) => {
                 Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
@@ -408,7 +463,8 @@ impl Outgoing<'_> {
         loop {
             let waiting = queue.len();
             match self.next(queue)? {
-                Piece::Batch { encoded, held, rung } => {
+                Piece::Passed(place) => self.passed(place)?,
+                Piece::Batch { encoded, held, rung, from } => {
                     let limit = match (waiting, encoded.is_empty()) {
                         (0, _) => self.progress.rung.starved(),
                         (_, true) => Some(Limit::Processor),
@@ -416,6 +472,9 @@ impl Outgoing<'_> {
                         _ => None,
                     };
                     let encoded = self.next(&encoded)?;
+                    if let Some(place) = from {
+                        self.passed(place)?;
+                    }
                     let sent = Sent { bytes: encoded.header.raw_len, rung, limit };
                     digest.update(&encoded.header.hash);
                     self.send_batch(encoded, held)?;
@@ -506,10 +565,31 @@ impl Outgoing<'_> {
         }
     }
 
+    /// Tells the receiver that nothing before `place` is referred to any more.
+    fn passed(&mut self, place: Place) -> Result<(), Halt> {
+        let announced = self.referring.as_ref().and_then(|referring| referring.announced.as_ref());
+        let Some(announced) = announced else { return Ok(()) };
+        if announced.is_over() {
+            return Ok(());
+        }
+        announced.passed(place);
+        let until = Until::Cancelled(&self.cancel);
+        let payload = Passed { place }.encode();
+        lane::send_frame(self.lane.as_mut(), FrameType::Passed, &payload, until)?;
+        let wire = HEADER_LEN + payload.len();
+        self.report.wire_bytes += wire as u64;
+        self.progress.add_wire(wire);
+        metrics::counter!(counters::BULK_WIRE_SENT).increment(wire as u64);
+        Ok(())
+    }
+
     /// Sends the blocks that the receiver asked for.
     fn supply(&mut self) -> Result<(), Halt> {
         let Some(referring) = self.referring.clone() else { return Ok(()) };
         self.progress.offered(referring.is_offered());
+        if let Some(announced) = &referring.announced {
+            self.progress.announced(announced.wire_bytes(), announced.any());
+        }
         while let Some(owed) = referring.owed() {
             let len = owed.len();
             let header = Header::new(FrameType::Blocks, BLOCKS_HEADER_LEN + len).encode();

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Owns: the header, the types with their numbers and limits, and the payload of every type
-//! ([`hello`], [`bulk`], [`dedup`], [`lane`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
+//! ([`hello`], [`bulk`], [`dedup`], [`reseed`], [`lane`], [`pair`]). Leaves to others: reading and writing them ([`crate::lane`],
 //! [`crate::framed`]), and what they mean. Every byte is described in `WIRE.md`; a test there
 //! compares. All integers are little-endian.
 
@@ -16,6 +16,7 @@ pub mod dedup;
 pub mod hello;
 pub mod lane;
 pub mod pair;
+pub mod reseed;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"FLKR";
@@ -79,6 +80,10 @@ pub enum FrameType {
     Missing = 27,
     /// The blocks that were missing.
     Blocks = 28,
+    /// Blocks of an old copy that the sender may refer to.
+    Seeds = 29,
+    /// How far the sender's own stream has come.
+    Passed = 30,
     /// Joiner to inviter: first PAKE message and addresses.
     PairStart = 32,
     /// Inviter to joiner: second PAKE message and addresses.
@@ -93,7 +98,7 @@ pub enum FrameType {
 
 impl FrameType {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Hello,
         Self::Reject,
         Self::Accept,
@@ -112,6 +117,8 @@ impl FrameType {
         Self::Resolved,
         Self::Missing,
         Self::Blocks,
+        Self::Seeds,
+        Self::Passed,
         Self::PairStart,
         Self::PairAnswer,
         Self::PairProof,
@@ -148,6 +155,8 @@ impl FrameType {
             Self::Resolved => dedup::RESOLVED_LEN,
             Self::Missing => dedup::MAX_MISSING,
             Self::Blocks => dedup::BLOCKS_HEADER_LEN + dedup::MAX_REFERRING,
+            Self::Seeds => reseed::MAX_SEEDS_LEN,
+            Self::Passed => reseed::PASSED_LEN,
             Self::PairStart | Self::PairAnswer => 8 << 10,
             Self::PairProof => 32,
             Self::PairRefused => 2 << 10,

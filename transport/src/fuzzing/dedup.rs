@@ -14,12 +14,15 @@ use crate::bulk::budget::{Account, Budget, Held, Limits};
 use crate::bulk::codec::{BatchError, Codec, Encoded};
 use crate::bulk::cut::Batch;
 use crate::bulk::dedup::cache::{Cache, MIN_CACHE};
-use crate::bulk::dedup::receiving::{Assembly, Resolving, Unpacked, assemble};
+use crate::bulk::dedup::receiving::{Assembly, Blocks, Resolving, Unpacked, assemble};
 use crate::bulk::dedup::sending::Referring;
 use crate::bulk::dedup::{Dedup, DedupError, MIN_CREDIT};
+use crate::bulk::reseed::held::Held as OldBlocks;
+use crate::bulk::reseed::{PATIENCE, Place, SEED_WINDOW};
 use crate::cancel::Cancel;
 use crate::frame::bulk::{BATCH_HEADER_LEN, BatchHeader};
 use crate::frame::dedup::{CacheOffer, MIN_BLOCK, Missing, Recipe, Resolved, batch_cost};
+use crate::frame::reseed::{Seed, Seeds};
 use crate::frame::{FrameError, HEADER_LEN};
 
 const PEER: Fingerprint = Fingerprint([7; 32]);
@@ -40,7 +43,9 @@ pub enum Op {
     Hear,
     /// The sender sends blocks that it owes.
     Supply,
-    /// The connection is lost; the transfer starts again.
+    /// The receiver reads a block of an old copy, and announces what it has read.
+    ReadOld,
+    /// The connection is lost; the transfer starts again, with an old copy or without.
     Cut,
     /// The sender crashes.
     CrashSender,
@@ -59,7 +64,8 @@ pub enum Op {
 impl Op {
     fn from_byte(byte: u8) -> Self {
         match byte {
-            0..=79 => Self::Send,
+            0..=71 => Self::Send,
+            72..=79 => Self::ReadOld,
             80..=139 => Self::Take,
             140..=189 => Self::Write,
             190..=229 => Self::Hear,
@@ -95,6 +101,13 @@ pub struct Stats {
 enum Frame {
     Batch { head: Bytes, body: Vec<u8> },
     Blocks { seq: u64, bytes: Vec<u8> },
+    Passed(Place),
+}
+
+/// What the receiver's writer takes, in order.
+enum Piece {
+    Batch { seq: u64, recipe: bool, unpacked: Unpacked },
+    Passed(Place),
 }
 
 /// Why a side ends the transfer.
@@ -134,7 +147,13 @@ struct Transfer {
     waiting: Option<(Encoded, Held)>,
     to_receiver: VecDeque<Frame>,
     to_sender: VecDeque<(u8, Vec<u8>)>,
-    pieces: VecDeque<(u64, bool, Unpacked)>,
+    pieces: VecDeque<Piece>,
+    /// What is held of an old copy, where there is one, and how many blocks of it were read.
+    old: Option<(Arc<OldBlocks>, u64)>,
+    /// Blocks sent.
+    blocks: u64,
+    /// Where the blocks of the batch begin that waits.
+    from: Option<Place>,
     asking: Option<Assembly>,
     supplied: Option<Vec<u8>>,
     /// Somebody lied: it may end early, but not wrongly.
@@ -149,6 +168,8 @@ struct World<'a> {
     cache: Arc<Cache>,
     transfer: Transfer,
     junk: u64,
+    /// The next transfer has an old copy.
+    old: bool,
     stats: Stats,
 }
 
@@ -177,11 +198,14 @@ fn block(number: u64) -> Vec<u8> {
 }
 
 impl Transfer {
-    fn begin(here: &Arc<Dedup>, cache: &Arc<Cache>) -> Self {
-        let resolving = Resolving::new(Arc::clone(cache));
+    fn begin(here: &Arc<Dedup>, cache: &Arc<Cache>, old: bool) -> Self {
+        let held = old.then(|| Arc::new(OldBlocks::default()));
+        let blocks = Blocks { held: held.clone(), ..Blocks::cached(Arc::clone(cache)) };
+        let resolving = Resolving::new(blocks);
+        let referring = Referring::new(Arc::clone(here), PEER);
         let offer = (0, resolving.offer(MIN_CREDIT).encode());
         Self {
-            referring: Referring::new(Arc::clone(here), PEER),
+            referring: if old { referring.reseeding(PATIENCE) } else { referring },
             resolving,
             sent: Vec::new(),
             written: Vec::new(),
@@ -190,6 +214,9 @@ impl Transfer {
             to_receiver: VecDeque::new(),
             to_sender: VecDeque::from([offer]),
             pieces: VecDeque::new(),
+            old: held.map(|held| (held, 0)),
+            blocks: 0,
+            from: None,
             asking: None,
             supplied: None,
             lied: false,
@@ -214,7 +241,8 @@ impl<'a> World<'a> {
             input: data.iter(),
             codec: Codec::new().expect("memory for zstd"),
             account: Budget::new(limits, None).account(),
-            transfer: Transfer::begin(&here, &cache),
+            transfer: Transfer::begin(&here, &cache, false),
+            old: true,
             here,
             cache,
             junk: 1 << 32,
@@ -227,7 +255,8 @@ impl<'a> World<'a> {
     }
 
     fn restart(&mut self) {
-        self.transfer = Transfer::begin(&self.here, &self.cache);
+        self.transfer = Transfer::begin(&self.here, &self.cache, self.old);
+        self.old = !self.old;
     }
 
     fn judge(&mut self, step: Result<(), Failure>) {
@@ -247,6 +276,7 @@ impl<'a> World<'a> {
             Op::Write => return self.write(),
             Op::Hear => return self.hear(),
             Op::Supply => self.supply(),
+            Op::ReadOld => self.read_old(),
             Op::Cut => self.restart(),
             Op::CrashSender => {
                 self.here = Arc::default();
@@ -270,6 +300,21 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// The old copy has a block for each of the stream's, or its neighbour's, and few are the same.
+    fn read_old(&mut self) {
+        let Some((held, read)) = &mut self.transfer.old else { return };
+        let place = Place { object: 1 + *read / 8, offset: *read % 8 };
+        let old = block(*read * 7 % u64::from(POOL));
+        *read += 1;
+        // Who reads would wait for room, and nobody is here who makes it.
+        if held.bytes() + old.len() <= SEED_WINDOW && held.wants(place) {
+            assert_eq!(held.add(place, *blake3::hash(&old).as_bytes(), &old), Ok(()));
+        }
+        if let Some(seeds) = held.to_announce() {
+            self.transfer.to_sender.push_back((3, seeds.encode()));
+        }
+    }
+
     fn send(&mut self) {
         if self.transfer.waiting.is_none() {
             let (count, mut batch) = (self.byte() % 5, Batch::default());
@@ -279,7 +324,13 @@ impl<'a> World<'a> {
                 let start = batch.bytes.len();
                 batch.bytes.extend_from_slice(&block(number.into()));
                 batch.blocks.push(start..batch.bytes.len());
+                let at = self.transfer.blocks;
+                self.transfer.blocks += 1;
+                let place = Place { object: 1 + at / 8, offset: at % 8 };
+                let (from, _) = batch.places.unwrap_or((place, place));
+                batch.places = Some((from, place));
             }
+            self.transfer.from = batch.places.map(|(from, _)| from);
             self.transfer.sent.extend_from_slice(&batch.bytes);
             let seq = self.transfer.next_seq;
             self.transfer.next_seq += 1;
@@ -293,6 +344,11 @@ impl<'a> World<'a> {
         let Some((encoded, held)) = self.transfer.waiting.take() else { return };
         match self.transfer.referring.admit(&encoded, held) {
             Ok(_) => {
+                let announced = self.transfer.referring.announced.as_ref();
+                if let (Some(announced), Some(place)) = (announced, self.transfer.from) {
+                    announced.passed(place);
+                    self.transfer.to_receiver.push_back(Frame::Passed(place));
+                }
                 let frame = Frame::Batch { head: encoded.head, body: encoded.body.to_vec() };
                 self.transfer.to_receiver.push_back(frame);
             }
@@ -307,6 +363,10 @@ impl<'a> World<'a> {
         let transfer = &mut self.transfer;
         match transfer.to_receiver.pop_front() {
             None => Ok(()),
+            Some(Frame::Passed(place)) => {
+                transfer.pieces.push_back(Piece::Passed(place));
+                Ok(())
+            }
             Some(Frame::Blocks { seq, bytes }) => {
                 transfer.resolving.supplied(seq, bytes.len())?;
                 transfer.supplied = Some(bytes);
@@ -335,12 +395,13 @@ impl<'a> World<'a> {
                 transfer.resolving.arriving(header.seq, cost, referenced > 0)?;
                 let unpacked = match recipe {
                     Some(recipe) => {
-                        let cache = &transfer.resolving.cache;
-                        assemble(&mut self.codec, &header, recipe, body, cache)?
+                        let blocks = &transfer.resolving.blocks;
+                        assemble(&mut self.codec, &header, recipe, body, blocks)?
                     }
                     None => self.codec.decode(&header, body).map(Unpacked::Whole)?,
                 };
-                transfer.pieces.push_back((header.seq, header.encoding.has_recipe(), unpacked));
+                let (seq, recipe) = (header.seq, header.encoding.has_recipe());
+                transfer.pieces.push_back(Piece::Batch { seq, recipe, unpacked });
                 Ok(())
             }
         }
@@ -353,20 +414,28 @@ impl<'a> World<'a> {
                 transfer.asking = Some(asking);
                 return Ok(());
             };
-            (Some(asking.seq()), asking.supply(&blocks, &transfer.resolving.cache)?)
+            (Some(asking.seq()), asking.supply(&blocks, &transfer.resolving.blocks)?)
         } else {
             match transfer.pieces.pop_front() {
                 None => return Ok(()),
-                Some((seq, recipe, Unpacked::Whole(raw))) => (recipe.then_some(seq), raw),
-                Some((seq, _, Unpacked::Lacking(mut assembly))) => {
-                    if !assembly.look_again(&transfer.resolving.cache) {
+                Some(Piece::Passed(place)) => {
+                    if let Some((held, _)) = &transfer.old {
+                        held.passed(place);
+                    }
+                    return Ok(());
+                }
+                Some(Piece::Batch { seq, recipe, unpacked: Unpacked::Whole(raw) }) => {
+                    (recipe.then_some(seq), raw)
+                }
+                Some(Piece::Batch { seq, unpacked: Unpacked::Lacking(mut assembly), .. }) => {
+                    if !assembly.look_again(&transfer.resolving.blocks) {
                         self.stats.asked += 1;
                         transfer.resolving.ask(&assembly);
                         transfer.to_sender.push_back((2, assembly.question().encode()));
                         transfer.asking = Some(assembly);
                         return Ok(());
                     }
-                    (Some(seq), assembly.supply(&[], &transfer.resolving.cache)?)
+                    (Some(seq), assembly.supply(&[], &transfer.resolving.blocks)?)
                 }
             }
         };
@@ -385,6 +454,9 @@ impl<'a> World<'a> {
             None => {}
             Some((0, payload)) => referring.offered(&CacheOffer::decode(&payload)?)?,
             Some((1, payload)) => referring.resolved(Resolved::decode(&payload)?)?,
+            Some((3, payload)) => {
+                referring.announced(&Seeds::decode(&payload)?, payload.len())?;
+            }
             Some((_, payload)) => referring.missing(&Missing::decode(&payload)?)?,
         }
         Ok(())
@@ -398,7 +470,7 @@ impl<'a> World<'a> {
     }
 
     fn lie_to_sender(&mut self) {
-        let (kind, seq, part) = (self.byte() % 3, self.byte() % 64, self.byte() % 8);
+        let (kind, seq, part) = (self.byte() % 4, self.byte() % 64, self.byte() % 8);
         let payload = match kind {
             0 => CacheOffer {
                 id: [9; 16],
@@ -407,6 +479,14 @@ impl<'a> World<'a> {
             }
             .encode(),
             1 => Resolved { seq: seq.into() }.encode(),
+            3 => {
+                let reached = Place { object: seq.into(), offset: 0 };
+                let (len, prefix) = (MIN_BLOCK as u32 * u32::from(part % 2 + 1), part.into());
+                let place = Place { object: part.into(), offset: 0 };
+                let seeds =
+                    if part.is_multiple_of(2) { vec![] } else { vec![Seed { place, len, prefix }] };
+                Seeds { reached, seeds }.encode()
+            }
             _ => Missing { seq: seq.into(), parts: vec![part.into()] }.encode(),
         };
         self.transfer.lied = true;

@@ -289,7 +289,8 @@ impl Taking {
         }
         let (cancel, _slot, header) = (Cancel::default(), Some(slot), Bytes::from(payload));
         let (from, received) = (Some(peer), None);
-        let receiver = BulkReceiver { lane, cancel, resources, peer: from, _slot, received };
+        let receiver =
+            BulkReceiver { lane, cancel, resources, peer: from, _slot, received, old_copy: None };
         // Without an engine to take it, the transfer is reset by being dropped.
         let _ = events.send(PeerEvent::Bulk { peer, session, header, receiver }).await;
     }

@@ -135,8 +135,10 @@ impl Pair {
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
         let sending = tokio::task::spawn_blocking(move || {
-            let (read, options) =
-                (io::Cursor::new(stream), SendOptions { compression: Compression::Off });
+            let (read, options) = (
+                io::Cursor::new(stream),
+                SendOptions { compression: Compression::Off, ..SendOptions::default() },
+            );
             let sent = send_stream(read, |_| Ok(()), sink, options, &Progress::default());
             ended.store(true, Ordering::SeqCst);
             sent

@@ -81,6 +81,8 @@ pub enum Input {
         stream_bytes: u64,
         /// Bytes on the wire.
         wire_bytes: u64,
+        /// Bytes of the stream that went as references to what the receiver had.
+        saved_bytes: u64,
     },
     /// A workload ended by itself.
     WorkloadExited {

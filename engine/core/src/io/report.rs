@@ -219,6 +219,8 @@ pub struct RoundReport {
     pub stream_bytes: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
+    /// Bytes of the streams that went as references to what the receiver had.
+    pub saved_bytes: u64,
     /// From the snapshot's begin until the standby's word, milliseconds.
     pub duration_ms: u64,
     /// The lag just before the standby became equal to the snapshot, milliseconds.

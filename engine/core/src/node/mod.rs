@@ -201,7 +201,7 @@ impl Node {
             Input::Message { peer, message } => self.message(now, peer, message),
             Input::Command { request, command } => self.command(now, request, command),
             Input::Done { op, outcome } => self.done(now, op, outcome),
-            Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes } => {
+            Input::TransferEnded { transfer, outcome, stream_bytes, wire_bytes, saved_bytes } => {
                 let unit = self.out.transfers.remove(&transfer);
                 if let Some(unit) = unit.and_then(|id| self.units.get_mut(&id)) {
                     let mut ctx = ctx!(self, now);
@@ -209,7 +209,7 @@ impl Node {
                         &mut ctx,
                         transfer,
                         outcome,
-                        Carried { stream_bytes, wire_bytes },
+                        Carried { stream_bytes, wire_bytes, saved_bytes },
                     );
                 }
             }

@@ -366,7 +366,7 @@ impl Unit {
         replica.predicted_ms = (replica.predicted_ms * 3 + duration_ms).div_ceil(4);
         replica.measure(round, before, taken, duration_ms);
         replica.rounds += 1;
-        let Carried { stream_bytes, wire_bytes } = round.carried;
+        let Carried { stream_bytes, wire_bytes, saved_bytes } = round.carried;
         replica.stream_bytes += stream_bytes;
         replica.wire_bytes += wire_bytes;
         let report = RoundReport {
@@ -375,6 +375,7 @@ impl Unit {
             full: round.full,
             stream_bytes,
             wire_bytes,
+            saved_bytes,
             duration_ms,
             lag_before_ms,
             frozen_ms: round.frozen_ms,

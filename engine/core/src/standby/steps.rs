@@ -371,6 +371,11 @@ pub(super) enum Judgement {
     Take,
 }
 
+/// An old copy is never given up for the new one.
+fn beside(offer: &StepOffer) -> &'static str {
+    if offer.from.is_none() { ", beside what is kept there under other names" } else { "" }
+}
+
 /// How many bytes a step may bring.
 pub(super) fn room_left(
     ctx: &Ctx,
@@ -387,16 +392,18 @@ pub(super) fn room_left(
         && (left == 0 || estimate > left)
     {
         let text = format!(
-            "the quota of {} ({quota} bytes below {}) leaves {left} bytes; raise it with \
-                 `flocker-repl grant … --quota`",
+            "the quota of {} ({quota} bytes below {}) leaves {left} bytes{}; raise it with `flocker-repl \
+             grant … --quota`",
             ctx.peer_name(peer),
-            grant.map(|g| g.receive.to_string()).unwrap_or_default()
+            grant.map(|g| g.receive.to_string()).unwrap_or_default(),
+            beside(offer)
         );
         return Err(Failure::new(Remedy::Operator, FailureCode::NoSpace, text));
     }
     if estimate > available_bytes {
         let text = format!(
-            "the step needs about {estimate} bytes, {} has {available_bytes}",
+            "the step needs about {estimate} bytes{}, {} has {available_bytes}",
+            beside(offer),
             ctx.config.store.describe
         );
         return Err(Failure::new(Remedy::Retry, FailureCode::NoSpace, text));

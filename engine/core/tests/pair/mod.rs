@@ -461,7 +461,13 @@ impl Pair {
         transfer: TransferId,
         outcome: Result<Option<Snapshot>, Failure>,
     ) {
-        let input = Input::TransferEnded { transfer, outcome, stream_bytes: 700, wire_bytes: 700 };
+        let input = Input::TransferEnded {
+            transfer,
+            outcome,
+            stream_bytes: 700,
+            wire_bytes: 700,
+            saved_bytes: 0,
+        };
         self.input(at, input);
     }
 

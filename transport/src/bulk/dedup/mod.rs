@@ -129,6 +129,15 @@ pub enum DedupError {
         /// Number of the batch.
         seq: u64,
     },
+    /// Of the receiver: more of an old copy than it may announce before it is passed.
+    #[error("the receiver announced more than {limit} bytes of an old copy ahead of the stream")]
+    OverAnnounced {
+        /// The window in bytes.
+        limit: usize,
+    },
+    /// Of the receiver: it announces an old copy in another order than that of a stream, or goes on after its end.
+    #[error("the receiver went back in the old copy that it announces")]
+    AnnouncedBackwards,
     /// Of the receiver: it misses blocks of a batch for the second time.
     #[error("the receiver asked twice for blocks of batch {seq}")]
     AskedTwice {

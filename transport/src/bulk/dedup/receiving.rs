@@ -17,8 +17,39 @@ use super::DedupError;
 use super::cache::Cache;
 use super::recipe::{self, Hash};
 use crate::bulk::codec::{BatchError, Codec};
+use crate::bulk::reseed::held::Held;
 use crate::frame::bulk::BatchHeader;
-use crate::frame::dedup::{CacheOffer, Missing, Part, Recipe};
+use crate::frame::dedup::{CACHE_ID_LEN, CacheOffer, Missing, Part, Recipe};
+
+/// Where a receiver finds blocks.
+#[derive(Debug, Clone, Default)]
+pub struct Blocks {
+    /// What came from this peer before.
+    pub cache: Option<Arc<Cache>>,
+    /// What an old copy has, about where the stream is.
+    pub held: Option<Arc<Held>>,
+}
+
+impl Blocks {
+    /// Those of a cache alone.
+    pub fn cached(cache: Arc<Cache>) -> Self {
+        Self { cache: Some(cache), held: None }
+    }
+
+    /// Fills `out` with the block of this hash and just this length; `false` when it is nowhere, and then
+    /// `out` holds anything.
+    fn read(&self, hash: &Hash, out: &mut [u8]) -> bool {
+        self.held.as_ref().is_some_and(|held| held.read(hash, out))
+            || self.cache.as_ref().is_some_and(|cache| cache.read(hash, out))
+    }
+
+    /// Keeps a block that came. `bytes` must have this hash.
+    fn insert(&self, hash: &Hash, bytes: &[u8]) {
+        if let Some(cache) = &self.cache {
+            cache.insert(hash, bytes);
+        }
+    }
+}
 
 /// A batch, or what there is of it.
 #[derive(Debug)]
@@ -50,7 +81,7 @@ pub fn assemble(
     header: &BatchHeader,
     recipe: Recipe,
     body: Vec<u8>,
-    cache: &Cache,
+    found: &Blocks,
 ) -> Result<Unpacked, BatchError> {
     let mut raw = codec.unpack(header, recipe.literal_len(), body)?;
     recipe::spread(&recipe, &mut raw);
@@ -60,7 +91,7 @@ pub fn assemble(
             Part::Run { .. } => {}
             Part::Block { .. } => {
                 let hash = *blake3::hash(&raw[place.clone()]).as_bytes();
-                cache.insert(&hash, &raw[place]);
+                found.insert(&hash, &raw[place]);
                 hashes.push(hash);
             }
             Part::Reference { hash, .. } => hashes.push(hash),
@@ -70,7 +101,7 @@ pub fn assemble(
         (0..).zip(recipe.parts()).filter(|(_, part)| matches!(part, Part::Reference { .. }));
     let missing = missing.map(|(place, _)| place).collect();
     let mut assembly = Assembly { header: *header, recipe, raw, hashes, missing };
-    if assembly.look_again(cache) {
+    if assembly.look_again(found) {
         return assembly.finish().map(Unpacked::Whole);
     }
     Ok(Unpacked::Lacking(assembly))
@@ -82,8 +113,8 @@ impl Assembly {
         self.header.seq
     }
 
-    /// Fills in what the cache has; `true` when nothing is missing any more.
-    pub fn look_again(&mut self, cache: &Cache) -> bool {
+    /// Fills in what is there; `true` when nothing is missing any more.
+    pub fn look_again(&mut self, found: &Blocks) -> bool {
         let Self { recipe, raw, missing, .. } = self;
         let mut wanted = missing.iter().copied().peekable();
         let mut still = Vec::new();
@@ -92,7 +123,7 @@ impl Assembly {
                 continue;
             }
             let Part::Reference { hash, .. } = part else { continue };
-            if !cache.read(&hash, &mut raw[place]) {
+            if !found.read(&hash, &mut raw[place]) {
                 still.push(number);
             }
         }
@@ -118,7 +149,7 @@ impl Assembly {
     ///
     /// # Panics
     /// When `blocks` is not as long as what is missing: [`Resolving::supplied`] compares.
-    pub fn supply(mut self, blocks: &[u8], cache: &Cache) -> Result<Vec<u8>, BatchError> {
+    pub fn supply(mut self, blocks: &[u8], found: &Blocks) -> Result<Vec<u8>, BatchError> {
         assert!(blocks.len() == self.missing_len(), "blocks of another length than asked for");
         let (mut rest, seq) = (blocks, self.seq());
         let mut wanted = self.missing.iter().copied().peekable();
@@ -132,7 +163,7 @@ impl Assembly {
             if blake3::hash(block) != blake3::Hash::from_bytes(hash) {
                 return Err(BatchError::Hash { seq });
             }
-            cache.insert(&hash, block);
+            found.insert(&hash, block);
             self.raw[place].copy_from_slice(block);
         }
         self.missing.clear();
@@ -152,7 +183,7 @@ impl Assembly {
 #[derive(Debug)]
 pub struct Resolving {
     /// What is referred to.
-    pub cache: Arc<Cache>,
+    pub blocks: Blocks,
     state: Mutex<State>,
 }
 
@@ -168,16 +199,17 @@ struct State {
 
 impl Resolving {
     /// For a transfer that is about to start.
-    pub fn new(cache: Arc<Cache>) -> Self {
-        Self { cache, state: Mutex::default() }
+    pub fn new(blocks: Blocks) -> Self {
+        Self { blocks, state: Mutex::default() }
     }
 
     /// From now on `credit` bytes are reserved for the transfer. Returns what the sender is told.
     pub fn offer(&self, credit: usize) -> CacheOffer {
         self.state().credit = credit;
+        let cache = self.blocks.cache.as_ref();
         CacheOffer {
-            id: self.cache.id(),
-            window_bytes: self.cache.capacity(),
+            id: cache.map_or([0; CACHE_ID_LEN], |cache| cache.id()),
+            window_bytes: cache.map_or(0, |cache| cache.capacity()),
             credit_bytes: u32::try_from(credit).unwrap_or(u32::MAX),
         }
     }

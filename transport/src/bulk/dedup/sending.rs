@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
@@ -32,8 +33,10 @@ use super::{Dedup, DedupError};
 use crate::bulk::budget::Held;
 use crate::bulk::codec::{Codec, Encoded};
 use crate::bulk::cut::Batch;
+use crate::bulk::reseed::announced::Announced;
 use crate::counters;
 use crate::frame::dedup::{CacheOffer, MAX_REFERRING, Missing, Part, Recipe, Resolved};
+use crate::frame::reseed::{Place, Seeds};
 
 /// Batches with recipes that may be unresolved; beyond, batches go without. A receiver that does not
 /// resolve cannot make this node remember more.
@@ -47,9 +50,11 @@ type Block = (Prefix, usize);
 pub struct Referring {
     dedup: Arc<Dedup>,
     peer: Fingerprint,
+    /// What the receiver announces of an old copy, where that was agreed on.
+    pub(crate) announced: Option<Arc<Announced>>,
     state: Mutex<State>,
     ring: Sender<()>,
-    /// Rings when the cache was offered, a batch was resolved, or is owed blocks.
+    /// Rings when the cache was offered, a batch was resolved or is owed blocks, or an old copy was read on.
     pub(crate) bell: Receiver<()>,
 }
 
@@ -103,7 +108,13 @@ impl Referring {
     /// For a transfer to `peer` that is about to start.
     pub fn new(dedup: Arc<Dedup>, peer: Fingerprint) -> Self {
         let (ring, bell) = crossbeam_channel::bounded(1);
-        Self { dedup, peer, state: Mutex::default(), ring, bell }
+        Self { dedup, peer, announced: None, state: Mutex::default(), ring, bell }
+    }
+
+    /// The same, to a receiver that announces an old copy; each of its words is waited for so long.
+    #[must_use]
+    pub fn reseeding(self, patience: Duration) -> Self {
+        Self { announced: Some(Arc::new(Announced::new(patience))), ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -117,13 +128,15 @@ impl Referring {
 
     /// Hashes a batch, takes out what the receiver has, and compresses the rest.
     pub fn encode(&self, codec: &mut Codec, seq: u64, batch: Batch, level: Option<i32>) -> Encoded {
-        let Batch { bytes: raw, blocks, .. } = batch;
+        let Batch { bytes: raw, blocks, places, .. } = batch;
+        let from = places.map(|(from, _)| from);
+        let reseeding = self.announced.as_ref().is_some_and(|announced| announced.any());
         let known = self.state().offer.as_ref().map(|(known, _)| Arc::clone(known));
         // The first one goes as it is, so that a small transfer costs what it would without.
-        let Some(known) = known.filter(|_| seq > 0 && !blocks.is_empty()) else {
+        let Some(known) = known.filter(|_| (seq > 0 || reseeding) && !blocks.is_empty()) else {
             return codec.encode(seq, raw, level);
         };
-        if !known.is_on() {
+        if !known.is_on() && !reseeding {
             let sample = blocks.iter().filter(|block| Benefit::chooses(&raw[(*block).clone()]));
             let sample: Vec<_> = sample.map(|b| (hash(&raw[b.clone()]), b.len())).collect();
             known.count(raw.len(), 0, &sample);
@@ -132,7 +145,8 @@ impl Referring {
         let hashes: Vec<Hash> = blocks.iter().map(|block| hash(&raw[block.clone()])).collect();
         let hashed: usize = blocks.iter().map(ExactSizeIterator::len).sum();
         metrics::counter!(counters::DEDUP_HASHED).increment(hashed as u64);
-        let Some((recipe, pending)) = self.plan(&known, seq, raw.len(), &blocks, &hashes) else {
+        let Some((recipe, pending)) = self.plan(&known, (seq, from), raw.len(), &blocks, &hashes)
+        else {
             known.count(raw.len(), 0, &[]);
             return codec.encode(seq, raw, level);
         };
@@ -157,14 +171,18 @@ impl Referring {
     fn plan(
         &self,
         known: &Known,
-        seq: u64,
+        (seq, from): (u64, Option<Place>),
         raw_len: usize,
         blocks: &[Range<usize>],
         hashes: &[Hash],
     ) -> Option<(Recipe, Pending)> {
         let keys: Vec<Block> =
             hashes.iter().zip(blocks).map(|(hash, block)| (prefix(hash), block.len())).collect();
-        let has = known.has(&keys);
+        let mut has = known.has(&keys);
+        if let (Some(announced), Some(from)) = (&self.announced, from) {
+            let held = announced.has(&keys, from);
+            has.iter_mut().zip(held).for_each(|(has, held)| *has |= held);
+        }
         let (mut parts, mut pending, mut at) = (Vec::new(), Pending::default(), 0);
         let mut kept = 0;
         let mut state = self.state();
@@ -259,7 +277,8 @@ impl Referring {
     pub fn offered(&self, offer: &CacheOffer) -> Result<(), DedupError> {
         let credit = offer.credit_bytes as usize;
         // Less does not take the largest batch with references.
-        if offer.window_bytes == 0 || credit < super::MIN_CREDIT {
+        let has_none = offer.window_bytes == 0 && self.announced.is_none();
+        if has_none || credit < super::MIN_CREDIT {
             return Ok(());
         }
         let known = self.dedup.known(self.peer, offer.id, offer.window_bytes);
@@ -270,6 +289,18 @@ impl Referring {
         state.offer = Some((known, credit));
         drop(state);
         self.ring();
+        Ok(())
+    }
+
+    /// The receiver has read on in its old copy; it said so in `wire` bytes.
+    ///
+    /// # Errors
+    /// See [`Announced::heard`].
+    pub fn announced(&self, seeds: &Seeds, wire: usize) -> Result<(), DedupError> {
+        if let Some(announced) = &self.announced {
+            announced.heard(seeds, wire)?;
+            self.ring();
+        }
         Ok(())
     }
 
