@@ -49,10 +49,10 @@ pub fn write(kind: Kind, bytes: u64, out: &mut impl io::Write) -> io::Result<u64
 /// The same with records of `block` bytes before compression, 128 at least.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 ///
 /// # Panics
-/// As [`write`].
+/// As [`write()`].
 pub fn write_in_blocks(
     kind: Kind,
     bytes: u64,
@@ -276,7 +276,7 @@ fn list(roots: &[&str]) -> VecDeque<PathBuf> {
 /// A whole stream in memory.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn in_memory(kind: Kind, bytes: u64) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     write(kind, bytes, &mut out)?;

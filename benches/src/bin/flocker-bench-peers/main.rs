@@ -200,8 +200,9 @@ fn command() -> String {
     let mut shown = vec!["benches/peers/run".to_owned()];
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
-        // What the script adds.
-        if word == "--database" || word == "--database-words" {
+        // What the script adds, and where things are written: it changes no figure.
+        let places = ["--database", "--database-words", "--json", "--docs", "--folder"];
+        if places.contains(&word.as_str()) {
             words.next();
             continue;
         }
@@ -228,7 +229,7 @@ fn machine() -> anyhow::Result<Machine> {
         "zstd --version | grep -o 'v[0-9.]*' | head -1 | sed 's/^/zstd /'",
         "lzop --version | head -1",
         "mbuffer --version 2>&1 | head -1",
-        "pv --version | head -1",
+        "pv --version | head -1 | cut -d' ' -f1,2",
         "cat --version | head -1",
     ] {
         // One that is not there says so when it is used.
