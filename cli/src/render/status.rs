@@ -618,6 +618,7 @@ mod tests {
             transfer_words(&progress),
             "sending everything: 32.0 MiB at 0 B/s, 16.0 MiB already there, zstd 3, link or target is the limit"
         );
+        progress.compression = None;
         progress.reseeds = true;
         assert_eq!(
             transfer_words(&progress),

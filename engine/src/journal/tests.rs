@@ -121,7 +121,9 @@ fn another_format_is_refused_naming_both() {
     drop(journal);
     let error = Journal::open(&path).unwrap_err().to_string();
     assert!(
-        error.contains("format 77") && error.contains("format 1") && error.contains("journal.redb"),
+        error.contains("format 77")
+            && error.contains(&format!("format {FORMAT}"))
+            && error.contains("journal.redb"),
         "{error}"
     );
 }

@@ -23,14 +23,13 @@
 //! | receiving: batches, 8 × 2 MiB of their own and 30 MiB shared | 46 MiB |
 //! | workers: 4 × compression output and contexts, 3 MiB, and 8 MiB for each of two large batches | 28 MiB |
 //! | buffers that wait for the next batch, 8 × 1 MiB, see [`buffers`] | 8 MiB |
-//! | QUIC: windows of one connection, 36 MiB in and 16 MiB out | 52 MiB |
+//! | QUIC: windows of one connection, 44 MiB in and 16 MiB out | 60 MiB |
 //! | TLS: 16 transfers, each 256 KiB as it came and 256 KiB encrypted; the kernel's buffers beside | 8 MiB |
 //! | control: queues, see [`crate::peers`] | 28 MiB |
-//!
 //! | dedup: what is known of one peer's blocks, each way, see [`dedup`] | 15 MiB |
 //! | reseeding: two transfers, each 16 MiB of an old copy held and 4 MiB being read, see [`reseed`] | 40 MiB |
 //!
-//! Together 313 MiB when everything is full at once, with one peer; each further peer adds its windows, and
+//! Together 321 MiB when everything is full at once, with one peer; each further peer adds its windows, and
 //! up to the fourth what is known of its blocks.
 
 mod answer;

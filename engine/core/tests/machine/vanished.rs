@@ -71,7 +71,7 @@ fn a_unit_whose_pool_is_gone_for_good_is_let_go_on_a_persons_word_and_only_then(
     let before = pair.sides[1].snapshots.clone();
     pair.command(0, unprotect(true));
     assert!(matches!(wait(&mut pair), Ok(Reply::Done)));
-    pair.pass(5_000);
+    pair.settle(|_, _| {});
     assert!(pair.sides[0].node.status(pair.now()).units.is_empty());
     assert_eq!(pair.sides[1].snapshots, before, "the replica keeps all that it has");
     assert_eq!(standby(&pair), 1, "to fail over to it, or to end it there");
@@ -85,6 +85,6 @@ fn a_standby_is_told_of_the_end_of_protection_when_there_is_one() {
     pair.replies.clear();
     pair.command(0, Command::Unprotect { name: "db".into(), store_is_gone: false });
     assert!(matches!(wait(&mut pair), Ok(Reply::Done)));
-    pair.pass(5_000);
+    pair.settle(|_, _| {});
     assert!(pair.sides.iter().all(|side| side.node.status(pair.now()).units.is_empty()));
 }
