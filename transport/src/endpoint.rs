@@ -1,7 +1,7 @@
 //! The endpoint: one port, of UDP and of TCP, through which a node dials and is dialled.
 //!
 //! Owns: binding, dialling a pinned key, the limits on what unknown callers may cost over QUIC (those over TCP are
-//! [`crate::tcp`]'s), and the greeting that makes a [`Link`] a [`Connection`] with a peer (`greeting`). Leaves to
+//! [`crate::tcp`]'s), and the greeting that makes a `Link` a [`Connection`] with a peer (`greeting`). Leaves to
 //! others: the order of QUIC and TLS (`link::dial`), redialling and keeping one connection per peer
 //! ([`crate::peers`]), pairing ([`crate::pairing`]).
 

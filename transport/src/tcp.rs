@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Owns: the listener and what strangers may cost here, the handshake, these frames. Leaves to others: the
-//! lane that it becomes ([`crate::lane::tls`]) or the link ([`crate::link`]), which session is the pair's, and
+//! lane that it becomes ([`crate::lane::tls`]) or the link (`crate::link`), which session is the pair's, and
 //! choosing this way at all ([`crate::peers`]).
 //!
 //! Handshakes run on the node's runtime, because a stranger then costs a task and not a thread. The socket

@@ -74,7 +74,7 @@ pub(crate) fn server_config(
 /// the one `expected`.
 ///
 /// # Errors
-/// As [`server_config`].
+/// As `server_config`.
 pub fn client_config(
     identity: &Identity,
     alpn: &[u8],

@@ -375,11 +375,13 @@ async fn a_peer_that_reads_and_says_nothing_or_one_byte_at_a_time_is_gone() {
     for drips in [false, true] {
         let (mut node, mut rogue, key) = with_rogue().await;
         let dripping = tokio::spawn(async move {
-            while drips {
+            if !drips {
+                return rogue.is_dropped().await;
+            }
+            loop {
                 rogue.raw(&[0]).await;
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            rogue.is_dropped().await
         });
         // What it does not read waits, up to a bound.
         let mut queued = 0;

@@ -1,5 +1,6 @@
 //! Data for the checks, made from a number, and what is there afterwards as one hash.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -78,20 +79,19 @@ fn set_attribute(path: &Path, name: &str, value: &[u8]) -> Result<(), Trouble> {
 }
 
 /// The names of a path's extended attributes, in order, each with its value.
-fn attributes(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Trouble> {
+fn attributes(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Trouble> {
     let mut names = vec![0; 64 << 10];
     let len = match rustix::fs::llistxattr(path, &mut names[..]) {
         Err(Errno::NOTSUP) => 0,
         len => len?,
     };
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let mut value = vec![0; 64 << 10];
         let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
         value.truncate(len);
-        found.push((name.to_owned(), value));
+        found.insert(name.to_owned(), value);
     }
-    found.sort();
     Ok(found)
 }
 

@@ -4,7 +4,7 @@
 //! Leaves to others: which limits there are, and when (the engine).
 //!
 //! A bucket is kept as the moment from which on it is even again: each byte moves that moment on by what it takes at
-//! the rate. It may lie behind by [`BURST`] at most, so that a pause is not made good by more than that, and a change
+//! the rate. It may lie behind by `BURST` at most, so that a pause is not made good by more than that, and a change
 //! of the rate holds from the next piece on.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,7 +2,7 @@
 //!
 //! Owns: their header. A TCP connection has one end for both directions and no code for it; chunks give each
 //! half of a lane its own end, reset and stop, with a code, as a QUIC stream has them, and proven by TLS. The
-//! connection that carries control ([`crate::link`]) has what a QUIC connection has beside: signs of life, and
+//! connection that carries control (`crate::link`) has what a QUIC connection has beside: signs of life, and
 //! a last word.
 
 /// Length of a chunk's header, in bytes.
