@@ -15,8 +15,8 @@
 //!
 //! Which blocks of its own stream the old copy has, and the first eight bytes of the hashes of those that the old copy has
 //! besides. So only what came from this very peer, into this very place of its grant, is an old copy: it was the
-//! peer's own data. The newest snapshot of ours is read, which is as the peer has sent it; only where none of ours
-//! is left, the newest of all.
+//! peer's own data. The newest snapshot of ours is read, which is as the peer has sent it. Where none of ours is left
+//! there is no old copy: what others took may hold what was written here by hand.
 
 use std::collections::BTreeMap;
 
@@ -145,9 +145,7 @@ fn copy_in(
         return Ok(None);
     }
     let snapshots = store.inventory(&info.name)?.snapshots;
-    let is_ours = |s: &&Snapshot| s.name.short().starts_with(SNAPSHOT_PREFIX);
-    let ours = snapshots.iter().rev().find(is_ours);
-    Ok(ours.or(snapshots.last()).cloned())
+    Ok(snapshots.into_iter().rev().find(|s| s.name.short().starts_with(SNAPSHOT_PREFIX)))
 }
 
 #[cfg(test)]
@@ -208,13 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn where_none_of_ours_is_left_the_newest_is_read_and_without_any_there_is_none() {
+    fn where_none_of_ours_is_left_there_is_no_old_copy_since_others_may_hold_what_was_written_here()
+    {
         let (_dir, store) = vault();
-        copy(&store, "vault/in/db", &["one", "two"]);
+        copy(&store, "vault/in/db", &["one", "flocker_1_1", "two"]);
         store.rename(&name("vault/in/db"), &name("vault/in/old")).unwrap();
-        assert_eq!(found(&store, PEER, "vault/in/db").unwrap(), "vault/in/old@two");
-        let all = [name("vault/in/old").snapshot("one"), name("vault/in/old").snapshot("two")];
-        store.destroy_snapshots(&all.map(Result::unwrap)).unwrap();
+        assert_eq!(found(&store, PEER, "vault/in/db").unwrap(), "vault/in/old@flocker_1_1");
+        let ours = name("vault/in/old").snapshot("flocker_1_1").unwrap();
+        store.destroy_snapshots(&[ours]).unwrap();
         assert_eq!(found(&store, PEER, "vault/in/db"), None);
     }
 
