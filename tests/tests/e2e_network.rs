@@ -12,7 +12,7 @@ use flocker_tests::e2e::ledger::workload_binary;
 use flocker_tests::e2e::netns::{self, DEVICE, Lan};
 use flocker_tests::e2e::rig::{Options, Rig};
 use flocker_tests::e2e::watch::{Watch, processes};
-use flocker_tests::e2e::{Ledger, World, skip};
+use flocker_tests::e2e::{Ledger, World, skip, wait_for};
 
 /// Where the nodes listen.
 const PORT: u16 = 7001;
@@ -65,7 +65,10 @@ fn an_address_moves_with_its_workload_and_a_client_on_another_host_goes_on_with_
         assert!(lan.client_knows(moving, end), "the client has it from {}", to.name);
     }
     b.ok(&["stop", "db"]);
-    assert!(!lan.has(0, moving) && !lan.has(1, moving), "it is where the workload runs: nowhere");
+    // Taken off once nothing runs there any more; the command does not wait for that.
+    wait_for("the address is where the workload runs: nowhere", || {
+        !lan.has(0, moving) && !lan.has(1, moving)
+    });
     watch.end(test);
     let unit = b.unit("db").expect("the unit");
     let dataset = unit["volumes"][0]["dataset"].as_str().expect("a dataset").to_owned();

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::journal::Journal;
+use crate::metrics;
 use crate::network::forward::Forwards;
 use crate::ops::Tools;
 use crate::rates::Rates;
@@ -96,7 +97,7 @@ pub(super) async fn answer(
             };
             blocking(move || Ok(Answer::History(kept()))).await
         }
-        Request::Metrics => Ok(Answer::Metrics(api.metrics.render())),
+        Request::Metrics => Ok(Answer::Metrics(metrics::render(&api.metrics))),
         Request::Shutdown => {
             api.shutdown.notify_one();
             Ok(Answer::Done)
