@@ -11,13 +11,11 @@ use flocker_core::{Failure, FailureCode, Remedy};
 use flocker_store::{
     CLONE, CloneAccess, DatasetName, PropertySource, SnapshotName, Store, StoreError,
 };
-use tokio::sync::oneshot;
 
 use super::requests::{Api, blocking};
-use super::{End, ending, refused};
+use super::{End, refused};
 use crate::api::{Answer, BrowseView, CopyView};
 use crate::ops::drill::clone_names;
-use crate::turn::Turn;
 
 /// What a copy's name begins with, directly below the store's root.
 const PREFIX: &str = "browse-";
@@ -27,9 +25,7 @@ const TRIES: u32 = 5;
 
 /// Answers the request.
 pub(super) async fn browse(api: &Arc<Api>, name: Option<String>, close: bool) -> End {
-    let (answer, taken) = oneshot::channel();
-    api.turns.send(Turn::Accounts(answer)).map_err(|_| ending())?;
-    let accounts = taken.await.map_err(|_| ending())?;
+    let accounts = api.accounts().await?;
     let tools = Arc::clone(&api.tools);
     blocking(move || {
         let store = tools.store.as_ref();

@@ -10,19 +10,15 @@ use std::sync::Arc;
 use flocker_core::node::{SNAPSHOT_PREFIX, TAG_PREFIX, UnitAccount};
 use flocker_core::{Failure, FailureCode};
 use flocker_store::{DatasetInfo, Guid, HoldTag, SnapshotName, Store, StoreError};
-use tokio::sync::oneshot;
 
 use super::requests::{Api, blocking};
-use super::{End, ending, refused};
+use super::{End, refused};
 use crate::api::{Answer, HoldsView, KeptView};
 use crate::mirror;
-use crate::turn::Turn;
 
 /// Answers the request.
 pub(super) async fn holds(api: &Arc<Api>, name: Option<String>, collect: bool) -> End {
-    let (answer, taken) = oneshot::channel();
-    api.turns.send(Turn::Accounts(answer)).map_err(|_| ending())?;
-    let accounts = taken.await.map_err(|_| ending())?;
+    let accounts = api.accounts().await?;
     if let Some(name) = &name
         && !accounts.iter().any(|a| a.name == *name)
     {

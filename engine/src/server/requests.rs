@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flocker_core::ids::{UnitId, VolumeId};
+use flocker_core::node::UnitAccount;
 use flocker_core::record::{Adoption, Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
 use flocker_core::status::NodeStatus;
-use flocker_core::{Command, Failure, FailureCode, Remedy, Reply};
+use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
 use flocker_transport::{Figures, LaneStatus, PeerManager, words};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -105,11 +106,20 @@ pub(super) async fn answer(
     }
 }
 
-pub(super) async fn blocking(work: impl FnOnce() -> End + Send + 'static) -> End {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ending()))
 }
 
 impl Api {
+    /// What is kept for each unit, and why.
+    pub(super) async fn accounts(&self) -> Result<Vec<UnitAccount>, Failure> {
+        let (answer, taken) = oneshot::channel();
+        self.turns.send(Turn::Accounts(answer)).map_err(|_| ending())?;
+        taken.await.map_err(|_| ending())
+    }
+
     /// Asks the core.
     pub(super) async fn command(&self, command: Command) -> Result<Reply, Failure> {
         let (answer, taken) = oneshot::channel();
@@ -269,7 +279,7 @@ async fn protect(api: &Arc<Api>, request: Request) -> End {
             for dataset in &datasets {
                 create_missing(tools.store.as_ref(), dataset)?;
             }
-            Ok(Answer::Done)
+            Ok(())
         })
         .await?;
     }
@@ -292,11 +302,9 @@ const NAMED: usize = 5;
 
 /// What lies below these and belongs to no unit: a person may take it for protected with what it lies below.
 async fn left_out(api: &Arc<Api>, tops: Vec<DatasetName>) -> Result<Vec<String>, Failure> {
-    let (answer, taken) = oneshot::channel();
-    api.turns.send(Turn::Accounts(answer)).map_err(|_| ending())?;
-    let accounts = taken.await.map_err(|_| ending())?;
+    let accounts = api.accounts().await?;
     let tools = Arc::clone(&api.tools);
-    let looked = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let all = tools.store.datasets().map_err(|error| Failure::from(&error))?;
         let volumes = accounts.iter().flat_map(|a| &a.volumes).map(|v| &v.dataset);
         let known: BTreeSet<&DatasetName> = volumes.chain(&tops).collect();
@@ -317,14 +325,8 @@ async fn left_out(api: &Arc<Api>, tops: Vec<DatasetName>) -> Result<Vec<String>,
             })
         });
         Ok(notes.collect())
-    });
-    looked.await.map_err(|error| {
-        Failure::new(
-            Remedy::Retry,
-            FailureCode::Other,
-            format!("looking at what lies below: {error}"),
-        )
-    })?
+    })
+    .await
 }
 
 /// Names on the peer: whether they are any is checked here, where they lie is known only there.
@@ -336,10 +338,10 @@ fn adoption(places: &[String], diverged: bool) -> Result<Adoption, Failure> {
     Ok(Adoption { places: places.iter().map(named).collect::<Result<_, _>>()?, diverged })
 }
 
-fn create_missing(store: &dyn Store, dataset: &DatasetName) -> End {
+fn create_missing(store: &dyn Store, dataset: &DatasetName) -> Result<(), Failure> {
     let failure = |error: StoreError| Failure::from(&error);
     match store.dataset(dataset) {
-        Ok(_) => return Ok(Answer::Done),
+        Ok(_) => return Ok(()),
         Err(StoreError::NoDataset { .. }) => {}
         Err(other) => return Err(failure(other)),
     }
@@ -352,7 +354,7 @@ fn create_missing(store: &dyn Store, dataset: &DatasetName) -> End {
     store.create(dataset, kind).map_err(failure)?;
     store.activate(dataset).map_err(failure)?;
     tracing::info!(%dataset, %kind, "dataset created");
-    Ok(Answer::Done)
+    Ok(())
 }
 
 fn random() -> Result<u128, Failure> {
