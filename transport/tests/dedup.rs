@@ -10,17 +10,18 @@ use std::thread;
 use std::time::Instant;
 
 use bytes::Bytes;
+use common::rogue::Rogue;
 use common::{PATIENCE, blocks_stream, paired};
 use flocker_transport::bulk::codec::{Codec, Encoded};
 use flocker_transport::bulk::dedup::cache::MIN_CACHE;
 use flocker_transport::bulk::dedup::{CacheOptions, DedupError, MIN_CREDIT, recipe};
 use flocker_transport::frame::bulk::{Done, End};
 use flocker_transport::frame::dedup::{CACHE_LEN, CacheOffer, Missing, Part, Recipe, Resolved};
-use flocker_transport::frame::{self, FrameError, FrameType, HEADER_LEN, Header};
-use flocker_transport::lane::{Lane, Until, memory};
+use flocker_transport::frame::{self, FrameError, FrameType};
+use flocker_transport::lane::memory;
 use flocker_transport::{
-    BulkReceiver, BulkSender, Cancel, Fingerprint, Progress, ReceiveError, Refusal, Resources,
-    SendError, SendOptions, SendReport, receive_stream, send_stream,
+    BulkReceiver, BulkSender, Fingerprint, Progress, ReceiveError, Refusal, Resources, SendError,
+    SendOptions, SendReport, receive_stream, send_stream,
 };
 
 const BLOCK: usize = 64 << 10;
@@ -279,38 +280,6 @@ async fn over_quic_the_wire_shrinks_too() {
     }
 }
 
-/// A peer that says what it is told.
-struct Rogue {
-    lane: Lane,
-    cancel: Cancel,
-}
-
-impl Rogue {
-    fn say(&mut self, kind: FrameType, payload: &[u8]) {
-        let mut parts = [Bytes::from(frame::encode(kind, payload))];
-        // Whoever had enough hangs up.
-        let _ = self.lane.send.send(&mut parts, Until::Cancelled(&self.cancel));
-    }
-
-    fn batch(&mut self, batch: &Encoded) {
-        let mut parts = [batch.head.clone(), batch.body.clone()];
-        let _ = self.lane.send.send(&mut parts, Until::Cancelled(&self.cancel));
-    }
-
-    fn hear(&mut self) -> Option<(FrameType, Vec<u8>)> {
-        let (mut header, until) = ([0; HEADER_LEN], Until::Elapsed(PATIENCE));
-        if !self.lane.recv.fill(&mut header, until).ok()? {
-            return None;
-        }
-        let header = Header::decode(&header).unwrap();
-        let mut payload = vec![0; header.len];
-        if header.len > 0 {
-            self.lane.recv.fill(&mut payload, until).ok()?;
-        }
-        Some((header.kind, payload))
-    }
-}
-
 fn block_of(number: u64) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
@@ -330,7 +299,7 @@ fn referring(seq: u64, hash: [u8; 32], len: usize) -> Encoded {
 fn rogue_sender(to: &Store, peer: Fingerprint) -> (Rogue, thread::JoinHandle<Received>) {
     let (a, b, _) = memory::pair();
     let received = receiving(BulkReceiver::over(b, to.resources.clone()).from_peer(peer));
-    let mut rogue = Rogue { lane: a, cancel: Cancel::default() };
+    let mut rogue = Rogue::on(a);
     assert_eq!(rogue.hear().unwrap().0, FrameType::Cache);
     (rogue, received)
 }
@@ -446,7 +415,7 @@ fn a_wrong_seal_writes_nothing() {
 fn a_recipe_for_a_receiver_that_offered_no_cache_is_refused() {
     let (a, b, _) = memory::pair();
     let received = receiving(BulkReceiver::over(b, Resources::start().unwrap()));
-    let mut rogue = Rogue { lane: a, cancel: Cancel::default() };
+    let mut rogue = Rogue::on(a);
     rogue.batch(&referring(0, [9; 32], BLOCK));
     assert_eq!(dedup_error(rogue, received), DedupError::NotOffered { seq: 0 });
 }
@@ -461,7 +430,7 @@ fn rogue_receiver() -> (Rogue, thread::JoinHandle<Result<SendReport, SendError>>
     let sending = thread::spawn(move || {
         send_stream(read, |_| Ok(()), sender, SendOptions::default(), &progress)
     });
-    let mut rogue = Rogue { lane: b, cancel: Cancel::default() };
+    let mut rogue = Rogue::on(b);
     let credit_bytes = u32::try_from(MIN_CREDIT).unwrap();
     let offer = CacheOffer { id: [5; 16], window_bytes: 1 << 30, credit_bytes };
     rogue.say(FrameType::Cache, &offer.encode());
@@ -562,7 +531,7 @@ fn a_receiver_that_never_resolves_stops_the_sender_within_its_memory() {
 fn without_a_peer_the_frames_of_dedup_may_not_come() {
     let (a, b, _) = memory::pair();
     let sender = BulkSender::over(a, Resources::start().unwrap());
-    let mut rogue = Rogue { lane: b, cancel: Cancel::default() };
+    let mut rogue = Rogue::on(b);
     rogue.say(FrameType::Resolved, &Resolved { seq: 0 }.encode());
     let stream = Cursor::new(unique(0, 4));
     let (options, progress) = (SendOptions::default(), Progress::default());

@@ -9,36 +9,13 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::transfers::{BLOCK, LARGE, receive, send};
 use common::{LOOPBACK, Node, PATIENCE, Synthetic, paired, paired_over, paired_through_wire};
 use flocker_transport::{
-    BulkReceiver, BulkSender, Compression, DownReason, Fingerprint, Identity, LaneKind, LaneMode,
-    LaneStatus, LocalNode, Progress, ReceiveError, SendError, SendOptions, receive_stream,
-    send_stream,
+    DownReason, Fingerprint, Identity, LaneKind, LaneMode, LaneStatus, LocalNode, ReceiveError,
+    SendError,
 };
-use tokio::task::{JoinHandle, spawn_blocking};
-
-const BLOCK: usize = 128 << 10;
-
-const LARGE: Option<u64> = Some(1 << 30);
-
-fn send(blocks: u64, sender: BulkSender) -> JoinHandle<Result<u64, SendError>> {
-    let read = Synthetic::new(blocks, BLOCK, true);
-    spawn_blocking(move || {
-        let (options, progress) = (
-            SendOptions { compression: Compression::Off, ..SendOptions::default() },
-            Progress::default(),
-        );
-        send_stream(read, |_| Ok(()), sender, options, &progress).map(|report| report.raw_bytes)
-    })
-}
-
-fn receive(mut receiver: BulkReceiver) -> JoinHandle<Result<u64, ReceiveError>> {
-    spawn_blocking(move || {
-        let report = receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
-        let _ = receiver.finish(Ok(()));
-        Ok(report.raw_bytes)
-    })
-}
+use tokio::task::spawn_blocking;
 
 fn lane(node: &Node, peer: &Fingerprint) -> LaneStatus {
     let status = node.manager.peers().into_iter().find(|status| status.fingerprint == *peer);

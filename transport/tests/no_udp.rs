@@ -4,42 +4,18 @@
 
 mod common;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{LOOPBACK, Node, PATIENCE, Synthetic, Wall, paired_over, paired_through_wall};
+use common::transfers::{LARGE, receive, send};
+use common::{LOOPBACK, Node, PATIENCE, Wall, paired_over, paired_through_wall};
 use flocker_transport::{
-    BulkReceiver, BulkSender, Compression, ConnectError, ControlError, CountTries, DownReason,
-    Fingerprint, Identity, Invitation, InvitationEvent, LaneKind, LaneMode, LinkStatus, LocalNode,
-    NoTry, PairError, PairingCode, PeerEvent, Progress, ReceiveError, SendError, SendOptions,
-    receive_stream, send_stream,
+    ConnectError, ControlError, CountTries, DownReason, Fingerprint, Identity, Invitation,
+    InvitationEvent, LaneKind, LaneMode, LinkStatus, LocalNode, NoTry, PairError, PairingCode,
+    PeerEvent, SendError,
 };
-use tokio::task::{JoinHandle, spawn_blocking};
-
-const BLOCK: usize = 128 << 10;
-const LARGE: Option<u64> = Some(1 << 30);
-
-fn send(blocks: u64, sender: BulkSender) -> JoinHandle<Result<u64, SendError>> {
-    let read = Synthetic::new(blocks, BLOCK, true);
-    spawn_blocking(move || {
-        let (options, progress) = (
-            SendOptions { compression: Compression::Off, ..SendOptions::default() },
-            Progress::default(),
-        );
-        send_stream(read, |_| Ok(()), sender, options, &progress).map(|report| report.raw_bytes)
-    })
-}
-
-fn receive(mut receiver: BulkReceiver) -> JoinHandle<Result<u64, ReceiveError>> {
-    spawn_blocking(move || {
-        let report = receive_stream(&mut receiver, &mut io::sink(), &Progress::default())?;
-        let _ = receiver.finish(Ok(()));
-        Ok(report.raw_bytes)
-    })
-}
 
 async fn transfer(a: &Node, b: &mut Node, bytes: Option<u64>) -> LaneKind {
     let sender = a.manager.open_bulk(&b.key(), b"header", bytes).await.unwrap();

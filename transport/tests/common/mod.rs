@@ -1,6 +1,9 @@
 //! What the tests of this crate share: streams to send, and nodes to send them between.
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
 
+pub(crate) mod rogue;
+pub(crate) mod transfers;
+
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::PathBuf;
