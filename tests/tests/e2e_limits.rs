@@ -118,10 +118,7 @@ fn a_stream_larger_than_memory_takes_at_most_256_mib_in_a_node() {
 
 /// Two paired nodes on zfs-fuse, and a dataset of the first that is protected by the second.
 fn protected_on_fuse(world: &World, pa: &FusePool, pb: &FusePool) -> (Host, Host, String) {
-    let (mut a, mut b) = (world.zfs_host("a", pa.name()), world.zfs_host("b", pb.name()));
-    a.serve();
-    b.serve();
-    a.pair(&b, [&format!("{}/recv", pa.name()), &format!("{}/recv", pb.name())]);
+    let (a, b) = world.zfs_pair([pa.name(), pb.name()]);
     let dataset = format!("{}/db", pa.name());
     zfs(&["create", &dataset]);
     a.ok(&["protect", &dataset, "--to", "b", "--rpo", "500ms"]);

@@ -224,10 +224,7 @@ fn fuse_pools_spare_the_wire_too() {
         return;
     };
     let world = World::new();
-    let (mut a, mut b) = (world.zfs_host("a", pa.name()), world.zfs_host("b", pb.name()));
-    a.serve();
-    b.serve();
-    a.pair(&b, [&format!("{}/recv", pa.name()), &format!("{}/recv", pb.name())]);
+    let (mut a, mut b) = world.zfs_pair([pa.name(), pb.name()]);
     let dataset = format!("{}/db", pa.name());
     zfs(&["create", &dataset]);
     let root = PathBuf::from(zfs(&["get", "-H", "-o", "value", "mountpoint", &dataset]).trim());

@@ -143,15 +143,7 @@ impl Reader {
         &'r mut self,
         input: &mut &'i [u8],
     ) -> Result<Option<Item<'r>>, StreamError> {
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
-        }
-        self.reclaim();
-        match self.advance(input) {
-            Ok(None) => Ok(None),
-            Ok(Some(cut)) => Ok(Some(self.hand_out(cut))),
-            Err(problem) => Err(self.fail(problem)),
-        }
+        self.take(input, Self::advance)
     }
 
     /// As [`Reader::next`], but takes nothing of a record that is not there in full: `None` leaves the slice at its
@@ -164,13 +156,23 @@ impl Reader {
         &'r mut self,
         input: &mut &'i [u8],
     ) -> Result<Option<Item<'r>>, StreamError> {
+        self.take(input, |this, input| {
+            let gathering = this.grammar.is_done() || !this.buf.is_empty();
+            if gathering { this.advance(input) } else { this.cut_whole(input) }
+        })
+    }
+
+    /// The next record as `cut` finds it.
+    fn take<'r, 'i: 'r>(
+        &'r mut self,
+        input: &mut &'i [u8],
+        cut: impl FnOnce(&mut Self, &mut &'i [u8]) -> Result<Option<Cut<'i>>, Problem>,
+    ) -> Result<Option<Item<'r>>, StreamError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
         self.reclaim();
-        let gathering = self.grammar.is_done() || !self.buf.is_empty();
-        let cut = if gathering { self.advance(input) } else { self.cut_whole(input) };
-        match cut {
+        match cut(self, input) {
             Ok(None) => Ok(None),
             Ok(Some(cut)) => Ok(Some(self.hand_out(cut))),
             Err(problem) => Err(self.fail(problem)),

@@ -46,6 +46,15 @@ impl World {
         Host::init(self, name, &format!("zfs:{pool}"), &listen, None)
     }
 
+    /// Two nodes on these pools, `a` and `b`, serving and paired; each receives into `recv` of its own.
+    pub fn zfs_pair(&self, pools: [&str; 2]) -> (Host, Host) {
+        let (mut a, mut b) = (self.zfs_host("a", pools[0]), self.zfs_host("b", pools[1]));
+        a.serve();
+        b.serve();
+        a.pair(&b, pools.map(|pool| format!("{pool}/recv")).each_ref().map(String::as_str));
+        (a, b)
+    }
+
     /// Two nodes with vaults, `a` and `b`, serving and paired.
     pub fn vault_pair(&self) -> (Host, Host) {
         let (mut a, mut b) = (self.vault_host("a"), self.vault_host("b"));

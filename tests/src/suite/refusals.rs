@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flocker_store::{Guid, ReceiveSpec, SendSpec, Snapshot, StoreError};
+use flocker_store::{DatasetName, Guid, ReceiveSpec, SendSpec, Snapshot, StoreError};
 
 use super::content::{self, write_round};
 use super::{Check, Site, Trouble};
@@ -274,6 +275,13 @@ impl<'a> SmallPool<'a> {
         site.run(&["zpool", "create", "-f", "-O", "mountpoint=none", name, &file])?;
         Ok(Self(site, name.to_owned()))
     }
+
+    /// Its root, and a site there.
+    fn site(&self) -> Result<(DatasetName, Site), Trouble> {
+        let (root, options) = (DatasetName::new(self.1.as_str())?, self.0.options.clone());
+        let store = Arc::new(flocker_zfs::ZfsStore::open(&root, options.clone())?);
+        Ok((root.clone(), Site { store, root, spare: None, options }))
+    }
 }
 
 impl Drop for SmallPool<'_> {
@@ -284,14 +292,7 @@ impl Drop for SmallPool<'_> {
 
 fn full_pool(site: &Site) -> Result<String, Trouble> {
     let small = SmallPool::new(site, "fsuitefull")?;
-    let root = flocker_store::DatasetName::new(small.1.as_str())?;
-    let store = flocker_zfs::ZfsStore::open(&root, site.options.clone())?;
-    let far = Site {
-        store: std::sync::Arc::new(store),
-        root: root.clone(),
-        spare: None,
-        options: site.options.clone(),
-    };
+    let (root, far) = small.site()?;
     let (a, path) = site.filesystem("a", &[])?;
     let first = site.snapshot(&a, "s1")?;
     let b = root.child("b")?;
@@ -309,14 +310,7 @@ fn full_pool(site: &Site) -> Result<String, Trouble> {
 
 fn exported(site: &Site) -> Result<String, Trouble> {
     let small = SmallPool::new(site, "fsuitegone")?;
-    let root = flocker_store::DatasetName::new(small.1.as_str())?;
-    let store = flocker_zfs::ZfsStore::open(&root, site.options.clone())?;
-    let far = Site {
-        store: std::sync::Arc::new(store),
-        root: root.clone(),
-        spare: None,
-        options: site.options.clone(),
-    };
+    let (root, far) = small.site()?;
     far.run(&["zfs", "create", "fsuitegone/a"])?;
     let a = root.child("a")?;
     far.snapshot(&a, "s1")?;
