@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::session::{Session, SessionHandle};
+use super::handle::SessionHandle;
+use super::session::Session;
 use super::{DownReason, Known, PeerEvent, dial};
 use crate::bulk::Resources;
 use crate::counters;

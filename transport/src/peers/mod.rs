@@ -28,6 +28,7 @@
 //! control stops the peer.
 
 mod dial;
+mod handle;
 mod keeper;
 mod lanes;
 mod moving;
@@ -51,10 +52,10 @@ use crate::link::LinkStatus;
 use crate::pairing::{self, Invitation, InvitationEvent, PairError, Paired, PairingCode};
 use crate::trust::Trust;
 
+use handle::SessionHandle;
 use keeper::Command;
-use session::SessionHandle;
 
-pub use session::{ControlError, OpenBulkError};
+pub use handle::{ControlError, OpenBulkError};
 
 /// Events that may wait to be taken.
 pub const EVENTS: usize = 16;

@@ -12,19 +12,23 @@
 //! order, and the engine sees nothing. Transfers that run go on: each has a connection of its own. If either
 //! connection is lost in between the session is, and is dialled anew.
 //!
-//! Owns: when it is tried, these steps. Leaves to others: which connection of the two may continue
-//! ([`super::keeper`]), reading and writing ([`super::session`]).
+//! Owns: when it is tried, these steps, and what the session is told of them. Leaves to others: which connection of the
+//! two may continue ([`super::keeper`]), reading and writing ([`super::session`]).
 
+use std::future::pending;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::DownReason;
+use super::handle::Standing;
+use super::session::trusted;
+use super::spares::Spares;
 use crate::endpoint::{CloseCode, Connection, Endpoint, PeerInfo, random_u64};
-use crate::lane::choice::LaneMode;
-use crate::link::{Receiving, Sending};
+use crate::lane::choice::{Choice, LaneKind, LaneMode};
+use crate::link::{Link, Receiving, Sending};
 
 /// First wait before QUIC is tried again; it doubles up to [`LONGEST_SEEK`].
 const FIRST_SEEK: Duration = Duration::from_secs(5);
@@ -128,5 +132,65 @@ pub(super) async fn seek(endpoint: &Endpoint, peer: &PeerInfo) -> Connection {
             Err(error) => tracing::debug!(%error, "nothing over QUIC yet"),
         }
         wait = (wait * 2).min(LONGEST_SEEK);
+    }
+}
+
+/// Takes the session over to QUIC.
+pub(super) struct Mover<'a> {
+    pub(super) dialled: bool,
+    pub(super) peer: &'a PeerInfo,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) link: &'a watch::Sender<Link>,
+    pub(super) standing: &'a Mutex<Standing>,
+    pub(super) choice: &'a Choice,
+    pub(super) spares: &'a Spares,
+    pub(super) crossing: &'a Crossing,
+}
+
+impl Mover<'_> {
+    /// Runs until it fails in the middle.
+    pub(super) async fn run(&self, mut continuing: mpsc::Receiver<Connection>) -> DownReason {
+        let kind = self.link.borrow().kind();
+        let moved = match (kind, self.dialled) {
+            (LaneKind::Quic, _) => Ok(()),
+            (LaneKind::Tls, true) => self.as_dialler().await,
+            (LaneKind::Tls, false) => self.as_dialled(&mut continuing).await,
+        };
+        match moved {
+            Ok(()) => pending().await,
+            Err(reason) => reason,
+        }
+    }
+
+    async fn as_dialler(&self) -> Result<(), DownReason> {
+        loop {
+            let connection = seek(self.endpoint, self.peer).await;
+            let link = connection.link.clone();
+            if self.crossing.second(connection).await? {
+                self.arrived(link);
+                return Ok(());
+            }
+        }
+    }
+
+    async fn as_dialled(
+        &self,
+        continuing: &mut mpsc::Receiver<Connection>,
+    ) -> Result<(), DownReason> {
+        let Some(connection) = continuing.recv().await else { return Ok(()) };
+        let Connection { link, send, recv, .. } = connection;
+        self.crossing.first(send, recv).await;
+        self.arrived(link);
+        self.crossing.peer_moved().await
+    }
+
+    fn arrived(&self, link: Link) {
+        trusted(&link);
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Standing::usual();
+        self.choice.rides(link.kind());
+        tracing::info!(peer = %self.peer.fingerprint.short(), "UDP passes again: control rides on QUIC");
+        self.link.send_replace(link);
+        // Whatever waits there is of no use to QUIC.
+        self.spares.clear();
     }
 }

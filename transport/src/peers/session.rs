@@ -1,272 +1,39 @@
 //! A session: one connection from Up to Down.
 //!
 //! Owns: the control stream's writer and reader, accepting bulk transfers, and telling why it ended.
-//! Leaves to others: whether it is the right connection ([`super::keeper`]), going over to QUIC in the middle
-//! ([`super::moving`]), lanes ([`super::lanes`]).
+//! Leaves to others: whether it is the right connection ([`super::keeper`]), what others hold of it
+//! ([`super::handle`]), going over to QUIC in the middle ([`super::moving`]), lanes ([`super::lanes`]).
 
 use std::future::pending;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flocker_core::ids::Fingerprint;
 use quinn::VarInt;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::handle::{QUEUED_CONTROL_BYTES, Queued, SessionHandle, Standing, Verdict, over};
 use super::lanes::{Hangups, Lanes, Taking};
-use super::moving::{self, Crossing};
+use super::moving::{Crossing, Mover};
 use super::spares::{self, Begun, SPARES, Spares};
 use super::{DownReason, PeerEvent};
-use crate::bulk::{BulkSender, Pace, Resources};
-use crate::cancel::Cancel;
+use crate::bulk::Resources;
 use crate::counters;
-use crate::endpoint::{CloseCode, Connection, Endpoint, LocalNode, PeerInfo};
-use crate::frame::hello::{Call, RejectCode};
-use crate::frame::{self, FrameType, MAX_BULK_HEADER, MAX_CONTROL};
+use crate::endpoint::{CloseCode, Connection, Endpoint, PeerInfo};
+use crate::frame::hello::RejectCode;
+use crate::frame::{self, FrameType};
 use crate::framed::{self, FramedError};
-use crate::lane::choice::{Choice, LaneKind, LaneMode, LaneStatus};
-use crate::link::{Gone, Link, LinkStatus, Receiving, Sending};
+use crate::lane::choice::{Choice, LaneKind};
+use crate::link::{Gone, Link, Receiving, Sending};
 use crate::tcp::LaneArrival;
 use crate::tuning::MAX_BULK_STREAMS;
-
-/// Control payloads that wait to be written to one peer, in bytes.
-const QUEUED_CONTROL_BYTES: usize = 8 << 20;
 
 /// How long the payload of a control frame may take once its header is there. The largest at 17 KB/s; who is slower
 /// does it on purpose.
 const SLOW_FRAME: Duration = Duration::from_secs(60);
-
-/// Why a control payload was not queued.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ControlError {
-    /// No connection with the peer.
-    #[error("the connection with {} is down", peer.short())]
-    Down {
-        /// Who.
-        peer: Fingerprint,
-    },
-    /// It is too long.
-    #[error("a control payload of {len} bytes is beyond the limit of {MAX_CONTROL}")]
-    TooLong {
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// Too much is queued already.
-    #[error("too much control is queued for {}", peer.short())]
-    Full {
-        /// Who.
-        peer: Fingerprint,
-    },
-}
-
-/// Why a bulk transfer was not opened.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenBulkError {
-    /// No connection with the peer.
-    #[error("the connection with {} is down", peer.short())]
-    Down {
-        /// Who.
-        peer: Fingerprint,
-    },
-    /// Its header is too long.
-    #[error("a bulk header of {len} bytes is beyond the limit of {MAX_BULK_HEADER}")]
-    TooLong {
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// The connection was lost while opening.
-    #[error("the connection was lost while opening a transfer: {reason}")]
-    Lost {
-        /// What the connection said.
-        reason: String,
-    },
-}
-
-/// A payload and the room it takes in the queue.
-type Queued = (Bytes, OwnedSemaphorePermit);
-
-/// What others hold of a session.
-#[derive(Debug, Clone)]
-pub(crate) struct SessionHandle {
-    pub(super) id: u64,
-    pub(super) dialled: bool,
-    pub(super) peer: PeerInfo,
-    link: watch::Receiver<Link>,
-    standing: Arc<Mutex<Standing>>,
-    control: mpsc::UnboundedSender<Queued>,
-    room: Arc<Semaphore>,
-    verdict: Verdict,
-    endpoint: Endpoint,
-    choice: Arc<Choice>,
-    /// Lanes over TLS that the peer opened.
-    arriving: mpsc::Sender<LaneArrival>,
-    /// A connection over QUIC on which the peer goes on.
-    continuing: mpsc::Sender<Connection>,
-    hangups: Hangups,
-    spares: Arc<Spares>,
-}
-
-/// Which way control takes, since when, and why.
-#[derive(Debug)]
-struct Standing {
-    since: Instant,
-    why: Option<String>,
-    udp_blocked: bool,
-}
-
-impl Standing {
-    fn of(local: &LocalNode, connection: &Connection) -> Self {
-        let since = Instant::now();
-        if connection.link.kind() == LaneKind::Quic {
-            return Self { since, why: None, udp_blocked: false };
-        }
-        let port = connection.peer.address.port();
-        let (why, udp_blocked) = match (local.lane, connection.peer.quic, connection.call) {
-            (LaneMode::Tls, _, _) => ("this node is configured so".to_owned(), false),
-            (_, false, _) => ("the peer takes TLS alone".to_owned(), false),
-            (_, true, Call::NoUdp) if connection.dialled => {
-                (format!("nothing answered over UDP at {}", connection.peer.address), true)
-            }
-            (_, true, Call::NoUdp) => {
-                ("the peer, who dialled, got no answer from here over UDP".to_owned(), true)
-            }
-            (_, true, _) => (format!("the peer dialled so, from port {port}"), false),
-        };
-        Self { since, why: Some(why), udp_blocked }
-    }
-}
-
-/// Why this side closed a session, where it did.
-type Verdict = Arc<OnceLock<DownReason>>;
-
-impl SessionHandle {
-    pub(super) fn status(&self) -> (PeerInfo, Duration) {
-        (self.peer.clone(), self.link.borrow().rtt())
-    }
-
-    pub(super) fn link_status(&self) -> LinkStatus {
-        let kind = self.link.borrow().kind();
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (why, udp_blocked) = (standing.why.clone(), standing.udp_blocked);
-        LinkStatus { kind, why, udp_blocked, lasts: standing.since.elapsed() }
-    }
-
-    /// Goes on over this connection, or drops it when there is nothing to go on with.
-    pub(super) fn go_on(&self, connection: Connection) {
-        let fits = connection.peer.incarnation == self.peer.incarnation
-            && self.link.borrow().kind() == LaneKind::Tls
-            && !self.dialled;
-        if !fits {
-            return connection.close(CloseCode::Duplicate, "there is no session to go on with");
-        }
-        if let Err(TrySendError::Full(connection) | TrySendError::Closed(connection)) =
-            self.continuing.try_send(connection)
-        {
-            connection.close(CloseCode::Duplicate, "the session goes on already");
-        }
-    }
-
-    /// Closes it; its `Down` will give `reason`, and the peer is told `code`.
-    pub(super) fn close(&self, code: CloseCode, reason: DownReason) {
-        let text = reason.to_string();
-        // The first reason is the one that closes it. It is there before the session sees that it is closed.
-        let _ = self.verdict.set(reason);
-        self.link.borrow().close(code, &text);
-    }
-
-    pub(super) async fn send_control(&self, payload: Bytes) -> Result<(), ControlError> {
-        let down = || ControlError::Down { peer: self.peer.fingerprint };
-        let room = Arc::clone(&self.room).acquire_many_owned(cost(&payload)?);
-        let permit = room.await.map_err(|_| down())?;
-        self.control.send((payload, permit)).map_err(|_| down())
-    }
-
-    pub(super) fn try_send_control(&self, payload: Bytes) -> Result<(), ControlError> {
-        let peer = self.peer.fingerprint;
-        let room = Arc::clone(&self.room).try_acquire_many_owned(cost(&payload)?);
-        let permit = room.map_err(|e| match e {
-            TryAcquireError::Closed => ControlError::Down { peer },
-            TryAcquireError::NoPermits => ControlError::Full { peer },
-        })?;
-        self.control.send((payload, permit)).map_err(|_| ControlError::Down { peer })
-    }
-
-    pub(super) async fn open_bulk(
-        &self,
-        header: &[u8],
-        bytes: Option<u64>,
-        resources: &Arc<Resources>,
-    ) -> Result<BulkSender, OpenBulkError> {
-        if header.len() > MAX_BULK_HEADER {
-            return Err(OpenBulkError::TooLong { len: header.len() });
-        }
-        let lost = |reason: String| OpenBulkError::Lost { reason };
-        let slot = tokio::select! {
-            slot = resources.send_slot() => slot,
-            gone = over(self.link.clone()) => return Err(lost(gone.to_string())),
-        };
-        let lanes = Lanes {
-            session: self.id,
-            dialled: self.dialled,
-            link: self.link.borrow().clone(),
-            spares: &self.spares,
-            peer: &self.peer,
-            endpoint: &self.endpoint,
-            choice: &self.choice,
-            hangups: &self.hangups,
-        };
-        let (lane, kind) = lanes.open(header, bytes, resources).await.map_err(lost)?;
-        Ok(BulkSender {
-            lane,
-            cancel: Cancel::default(),
-            resources: Arc::clone(resources),
-            peer: Some(self.peer.fingerprint),
-            _slot: Some(slot),
-            choice: Some(Arc::clone(&self.choice)),
-            kind,
-            pace: Pace::default(),
-        })
-    }
-
-    pub(super) fn lane_status(&self) -> LaneStatus {
-        self.choice.status(Instant::now())
-    }
-
-    /// Takes a lane that the peer opened over TLS, as one of the session's bulk streams.
-    pub(super) fn attach(&self, lane: LaneArrival, local: &LocalNode) {
-        if let Err(error) = self.arriving.try_send(lane) {
-            let (TrySendError::Full(lane) | TrySendError::Closed(lane)) = error;
-            lane.refuse(local, RejectCode::Other, "too many transfers are being opened");
-        }
-    }
-}
-
-/// What a payload takes of the queue's room; small ones take a little too, or their number would be
-/// without bound.
-fn cost(payload: &Bytes) -> Result<u32, ControlError> {
-    let len = payload.len();
-    if len > MAX_CONTROL {
-        return Err(ControlError::TooLong { len });
-    }
-    Ok(u32::try_from(len.max(256)).unwrap_or(u32::MAX))
-}
-
-/// Completes when the link of the session is over, whichever it is then.
-async fn over(mut links: watch::Receiver<Link>) -> Gone {
-    loop {
-        let link = links.borrow_and_update().clone();
-        tokio::select! {
-            biased;
-            changed = links.changed() => if changed.is_err() {
-                return link.closed().await;
-            },
-            gone = link.closed() => return gone,
-        }
-    }
-}
 
 /// A session about to run.
 pub(super) struct Session {
@@ -439,70 +206,9 @@ impl Session {
 }
 
 /// From now on the peer is trusted: beside the control stream it may open bulk transfers.
-fn trusted(link: &Link) {
+pub(super) fn trusted(link: &Link) {
     if let Link::Quic(quic) = link {
         quic.set_max_concurrent_bi_streams(VarInt::from_u32(1 + MAX_BULK_STREAMS));
-    }
-}
-
-/// Takes the session over to QUIC.
-struct Mover<'a> {
-    dialled: bool,
-    peer: &'a PeerInfo,
-    endpoint: &'a Endpoint,
-    link: &'a watch::Sender<Link>,
-    standing: &'a Mutex<Standing>,
-    choice: &'a Choice,
-    spares: &'a Spares,
-    crossing: &'a Crossing,
-}
-
-impl Mover<'_> {
-    /// Runs until it fails in the middle.
-    async fn run(&self, mut continuing: mpsc::Receiver<Connection>) -> DownReason {
-        let kind = self.link.borrow().kind();
-        let moved = match (kind, self.dialled) {
-            (LaneKind::Quic, _) => Ok(()),
-            (LaneKind::Tls, true) => self.as_dialler().await,
-            (LaneKind::Tls, false) => self.as_dialled(&mut continuing).await,
-        };
-        match moved {
-            Ok(()) => pending().await,
-            Err(reason) => reason,
-        }
-    }
-
-    async fn as_dialler(&self) -> Result<(), DownReason> {
-        loop {
-            let connection = moving::seek(self.endpoint, self.peer).await;
-            let link = connection.link.clone();
-            if self.crossing.second(connection).await? {
-                self.arrived(link);
-                return Ok(());
-            }
-        }
-    }
-
-    async fn as_dialled(
-        &self,
-        continuing: &mut mpsc::Receiver<Connection>,
-    ) -> Result<(), DownReason> {
-        let Some(connection) = continuing.recv().await else { return Ok(()) };
-        let Connection { link, send, recv, .. } = connection;
-        self.crossing.first(send, recv).await;
-        self.arrived(link);
-        self.crossing.peer_moved().await
-    }
-
-    fn arrived(&self, link: Link) {
-        trusted(&link);
-        let standing = Standing { since: Instant::now(), why: None, udp_blocked: false };
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
-        self.choice.rides(link.kind());
-        tracing::info!(peer = %self.peer.fingerprint.short(), "UDP passes again: control rides on QUIC");
-        self.link.send_replace(link);
-        // Whatever waits there is of no use to QUIC.
-        self.spares.clear();
     }
 }
 
