@@ -1,28 +1,28 @@
 //! The endpoint: one port, of UDP and of TCP, through which a node dials and is dialled.
 //!
-//! Owns: binding, dialling a pinned key, the limits on what unknown callers may cost over QUIC (those over TCP are
+//! Owns: binding, dialling a pinned key, taking what strangers dial over QUIC (`accept`; over TCP that is
 //! [`crate::tcp`]'s), and the greeting that makes a `Link` a [`Connection`] with a peer (`greeting`). Leaves to
 //! others: the order of QUIC and TLS (`link::dial`), redialling and keeping one connection per peer
 //! ([`crate::peers`]), pairing ([`crate::pairing`]).
+
+mod accept;
+mod sides;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use flocker_core::ids::Fingerprint;
-use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use rustls::pki_types::CertificateDer;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
-use crate::counters;
 use crate::error::{BindError, ConnectError, RefusedPeer};
-use crate::frame::PROTOCOL_VERSION;
-use crate::frame::hello::{Call, Hello};
+use crate::frame::hello::Call;
 use crate::greeting;
-use crate::identity::{Identity, fingerprint_of};
+use crate::identity::Identity;
 use crate::lane::choice::LaneMode;
 use crate::link::dial::{self, Dialled};
 use crate::link::tls::TlsLink;
@@ -31,14 +31,12 @@ use crate::pairing::InviterSlot;
 use crate::tcp::{self, LaneArrival, TcpError};
 use crate::tls::{self, ALPN_PAIR, ALPN_PEER};
 use crate::trust::Trust;
-use crate::tuning::{self, UdpMode};
+use crate::tuning;
 use crate::udp::{self, GatherRuntime, GatherSocket};
-
-/// Strangers whose handshake is under way at once; more are turned away.
-const MAX_HANDSHAKES: usize = 64;
-
-/// From this many on, a caller must first show that it receives at the address it claims.
-const HANDSHAKES_UNVALIDATED: usize = 16;
+use accept::listen_loop;
+pub(crate) use accept::refused;
+pub(crate) use sides::random_u64;
+pub use sides::{CloseCode, LocalNode, PeerInfo};
 
 /// Pairing connections at once: nobody needs more than one, and they may take seconds.
 const MAX_PAIRINGS: usize = 8;
@@ -57,140 +55,6 @@ const ARRIVALS: usize = 16;
 
 /// The server name of every dial; certificates are not looked at for names.
 const SERVER_NAME: &str = "flocker-repl";
-
-/// Codes with which connections are closed, see `WIRE.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum CloseCode {
-    /// The node stops.
-    Shutdown = 0,
-    /// The key is not, or no longer, paired.
-    NotPaired = 1,
-    /// The protocol versions differ.
-    Version = 2,
-    /// Both dialled at once, or again; the other connection stays.
-    Duplicate = 3,
-    /// The peer broke the protocol.
-    Protocol = 4,
-    /// Too much at once.
-    Busy = 5,
-    /// Pairing is over, well or not.
-    PairingOver = 6,
-}
-
-impl CloseCode {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Shutdown,
-        Self::NotPaired,
-        Self::Version,
-        Self::Duplicate,
-        Self::Protocol,
-        Self::Busy,
-        Self::PairingOver,
-    ];
-
-    /// The number on the wire.
-    pub const fn code(self) -> u32 {
-        self as u32
-    }
-
-    /// The meaning of a number.
-    pub fn from_code(code: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|c| u64::from(c.code()) == code)
-    }
-}
-
-/// What this node says of itself.
-#[derive(Debug, Clone)]
-pub struct LocalNode {
-    /// Its name, for people; at most 64 bytes.
-    pub name: String,
-    /// Its software version, for people.
-    pub software: String,
-    /// The protocol version it speaks: [`PROTOCOL_VERSION`], but for tests.
-    pub protocol: u16,
-    /// Drawn when the process starts, so that peers see a restart.
-    pub incarnation: u64,
-    /// Which lanes it uses for bulk.
-    pub lane: LaneMode,
-    /// How its UDP socket sends.
-    pub udp: UdpMode,
-    /// Whether it listens for TLS: the endpoint finds out when it binds.
-    pub(crate) tls: bool,
-    /// What its UDP socket was granted to hold unread, in KiB; found out in the same way.
-    pub(crate) udp_room_kib: u32,
-}
-
-impl LocalNode {
-    /// This build, under a name.
-    pub fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: PROTOCOL_VERSION,
-            incarnation: random_u64(),
-            lane: LaneMode::default(),
-            udp: UdpMode::default(),
-            tls: false,
-            udp_room_kib: 0,
-        }
-    }
-
-    /// The same, with other lanes.
-    #[must_use]
-    pub fn with_lane(self, lane: LaneMode) -> Self {
-        Self { lane, ..self }
-    }
-
-    /// The same, with another way to send over UDP: for measuring one against the other.
-    #[must_use]
-    pub fn with_udp(self, udp: UdpMode) -> Self {
-        Self { udp, ..self }
-    }
-
-    pub(crate) fn hello(&self, call: Call) -> Hello {
-        Hello {
-            protocol: self.protocol,
-            incarnation: self.incarnation,
-            name: self.name.clone(),
-            software: self.software.clone(),
-            tls: self.tls,
-            quic: self.lane != LaneMode::Tls,
-            call,
-            udp_room_kib: self.udp_room_kib,
-        }
-    }
-}
-
-/// Eight random bytes. Without entropy nothing here is safe, TLS least of all.
-pub(crate) fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    let drawn = getrandom::fill(&mut bytes);
-    assert!(drawn.is_ok(), "the system has no entropy: {drawn:?}");
-    u64::from_le_bytes(bytes)
-}
-
-/// Who is at the other end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerInfo {
-    /// Its key, proven.
-    pub fingerprint: Fingerprint,
-    /// Its name, claimed.
-    pub name: String,
-    /// Its software version, claimed.
-    pub software: String,
-    /// Changes when its process restarts.
-    pub incarnation: u64,
-    /// Where its packets come from.
-    pub address: SocketAddr,
-    /// Whether it listens for TLS, on the TCP port of the number that it listens on.
-    pub tls: bool,
-    /// Whether it listens for QUIC, on the UDP port of that number.
-    pub quic: bool,
-    /// What its UDP socket may hold unread, in KiB; 0: it does not say.
-    pub udp_room_kib: u32,
-}
 
 /// A greeted connection with a trusted peer.
 #[derive(Debug)]
@@ -571,86 +435,4 @@ fn sockets(
             }
         }
     }
-}
-
-async fn listen_loop(
-    quic: quinn::Endpoint,
-    endpoint: Endpoint,
-    trust: Arc<dyn Trust>,
-    arrivals: mpsc::Sender<Arrival>,
-) {
-    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    while let Some(incoming) = quic.accept().await {
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refused("busy");
-            incoming.refuse();
-            continue;
-        };
-        let under_way = MAX_HANDSHAKES - places.available_permits();
-        if under_way > HANDSHAKES_UNVALIDATED
-            && !incoming.remote_address_validated()
-            && incoming.may_retry()
-        {
-            // It may retry, as was just asked; the answer can only say the same.
-            let _ = incoming.retry();
-            continue;
-        }
-        let (endpoint, trust, arrivals) = (endpoint.clone(), Arc::clone(&trust), arrivals.clone());
-        tokio::spawn(async move {
-            let welcomed = welcome(&endpoint, trust.as_ref(), incoming).await;
-            drop(place);
-            if let Some(arrival) = welcomed {
-                // The node is stopping when nobody takes it; dropping the connection then closes it.
-                let _ = arrivals.send(arrival).await;
-            }
-        });
-    }
-}
-
-pub(crate) fn refused(reason: &'static str) {
-    metrics::counter!(counters::CONNECTIONS_REFUSED, "reason" => reason).increment(1);
-}
-
-/// One incoming connection, from its first packet to its arrival; `None` when it comes to nothing, or is for
-/// pairing.
-async fn welcome(
-    endpoint: &Endpoint,
-    trust: &dyn Trust,
-    incoming: quinn::Incoming,
-) -> Option<Arrival> {
-    let address = incoming.remote_address();
-    let quic = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
-        Ok(Ok(quic)) => quic,
-        Ok(Err(error)) => {
-            refused("handshake");
-            tracing::debug!(%address, %error, "an incoming connection did not finish its handshake");
-            return None;
-        }
-        Err(_) => {
-            refused("timeout");
-            return None;
-        }
-    };
-    let (key, for_pairing) = (proven_key(&quic), alpn(&quic).as_deref() == Some(ALPN_PAIR));
-    let link = Link::Quic(quic);
-    let Some(peer) = key else {
-        refused("no key");
-        link.close(CloseCode::Protocol, "no key was shown");
-        return None;
-    };
-    if for_pairing {
-        endpoint.pair(link, peer);
-        return None;
-    }
-    endpoint.greet(trust, link, peer).await
-}
-
-/// The key that the other side proved in its handshake.
-fn proven_key(quic: &quinn::Connection) -> Option<Fingerprint> {
-    let certificates = quic.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    fingerprint_of(certificates.first()?).ok()
-}
-
-fn alpn(quic: &quinn::Connection) -> Option<Vec<u8>> {
-    quic.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
 }
