@@ -31,7 +31,7 @@ pub struct Batch {
     /// Where in it payloads are that may be deduplicated, in order.
     pub blocks: Vec<Range<usize>>,
     /// How many of its bytes are of each [`Content`].
-    pub contents: [usize; 3],
+    pub contents: [usize; Content::ALL.len()],
     /// Where the first and the last of its blocks are that an old copy may have; with [`Cutter::reseeding`].
     pub places: Option<(Place, Place)>,
     /// Its blocks are encrypted: only an old copy may have the very same.
@@ -41,8 +41,7 @@ pub struct Batch {
 impl Batch {
     /// What most of its bytes are.
     pub fn content(&self) -> Content {
-        let all = [Content::Plain, Content::Light, Content::Dense];
-        let most = all.into_iter().zip(self.contents).max_by_key(|(_, bytes)| *bytes);
+        let most = Content::ALL.into_iter().zip(self.contents).max_by_key(|(_, bytes)| *bytes);
         most.map(|(content, _)| content).unwrap_or_default()
     }
 

@@ -7,7 +7,7 @@
 //! A change of level is tried for a moment and kept only where the stream moved faster for it. So a receiver whose disk
 //! is the limit, which looks like a slow link from here, costs nobody any compression that does not help.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use zfs_stream::{Compression as Zio, Record};
@@ -59,6 +59,9 @@ pub enum Content {
 }
 
 impl Content {
+    /// All of them, by their numbers.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Light, Self::Dense];
+
     /// What a record holds; `raw`: in a stream of raw blocks, which may be encrypted.
     pub fn of(record: &Record, raw: bool) -> Self {
         let compression = match record {
@@ -87,6 +90,9 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// All of them, by their numbers.
+    const ALL: [Self; 3] = [Self::Source, Self::Processor, Self::Lane];
+
     /// In a word, as `status` shows it.
     pub fn word(self) -> &'static str {
         match self {
@@ -103,7 +109,8 @@ impl Limit {
 #[derive(Debug)]
 pub struct Rung {
     rung: AtomicUsize,
-    limit: AtomicU8,
+    /// The number of the limit; beyond all of them while it is not known.
+    limit: AtomicUsize,
     held_up: AtomicBool,
 }
 
@@ -111,7 +118,7 @@ impl Default for Rung {
     fn default() -> Self {
         Self {
             rung: AtomicUsize::new(START),
-            limit: AtomicU8::new(0),
+            limit: AtomicUsize::new(usize::MAX),
             held_up: AtomicBool::new(false),
         }
     }
@@ -130,12 +137,7 @@ impl Rung {
 
     /// What limits the transfer, once that is known.
     pub fn limit(&self) -> Option<Limit> {
-        match self.limit.load(Ordering::Relaxed) {
-            1 => Some(Limit::Source),
-            2 => Some(Limit::Processor),
-            3 => Some(Limit::Lane),
-            _ => None,
-        }
+        Limit::ALL.get(self.limit.load(Ordering::Relaxed)).copied()
     }
 
     /// Says that the reading thread waits for memory or for a worker, or does so no longer.
@@ -151,13 +153,9 @@ impl Rung {
     /// What no window said clearly stays as it was.
     fn set(&self, rung: usize, limit: Option<Limit>) {
         self.rung.store(rung, Ordering::Relaxed);
-        let number = match limit {
-            None => return,
-            Some(Limit::Source) => 1,
-            Some(Limit::Processor) => 2,
-            Some(Limit::Lane) => 3,
-        };
-        self.limit.store(number, Ordering::Relaxed);
+        if let Some(limit) = limit {
+            self.limit.store(limit as usize, Ordering::Relaxed);
+        }
     }
 }
 
@@ -190,19 +188,20 @@ struct Window {
     since: Instant,
     bytes: u64,
     batches: u32,
-    /// How often each was the limit: source, processor, lane.
-    limits: [u32; 3],
+    /// How often each was the limit.
+    limits: [u32; Limit::ALL.len()],
 }
 
 impl Window {
     fn new(since: Instant) -> Self {
-        Self { since, bytes: 0, batches: 0, limits: [0; 3] }
+        Self { since, bytes: 0, batches: 0, limits: [0; Limit::ALL.len()] }
     }
 
     /// What most of its batches say.
     fn limit(&self) -> Option<Limit> {
-        let all = [Limit::Source, Limit::Processor, Limit::Lane];
-        (all.into_iter().zip(self.limits)).find(|(_, n)| n * 2 > self.batches).map(|(l, _)| l)
+        (Limit::ALL.into_iter().zip(self.limits))
+            .find(|(_, n)| n * 2 > self.batches)
+            .map(|(l, _)| l)
     }
 
     fn bytes_per_second(&self, now: Instant) -> u64 {
