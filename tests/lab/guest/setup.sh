@@ -6,7 +6,7 @@ new() { rm -f "$1"; mkdir -p "$(dirname "$1")"; cat >"$1"; }
 
 passwd -d root >/dev/null 2>&1 || true
 printf 'localhost\n' | new /etc/hostname
-printf '127.0.0.1 localhost\n10.77.0.1 alpha\n10.77.0.2 beta\n' | new /etc/hosts
+printf '127.0.0.1 localhost\n10.77.0.1 alpha\n10.77.0.2 beta\n10.77.0.3 gamma\n' | new /etc/hosts
 printf '/dev/vda / ext4 noatime 0 0\n' | new /etc/fstab
 new /etc/resolv.conf </dev/null
 mkdir -p /mnt/share /var/lib/postgresql
@@ -95,6 +95,8 @@ printf 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 systemctl -q set-default multi-user.target
 systemctl -q enable lab-net.service ssh.service
+# No database of the distribution's own: tests make theirs.
+for u in mariadb redis-server nats-server; do systemctl -q disable "$u.service" 2>/dev/null || true; done
 # What a host starts at boot that touches pools, mounts, containers or databases starts here, too. Masked is only what
 # makes a boot slow under emulation and has no say in that: consoles, timers, bookkeeping of systemd, udev's settling.
 for u in getty@tty1.service serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
