@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use flocker_store::{DatasetKind, DatasetName, Guid};
 use serde::{Deserialize, Serialize};
@@ -16,14 +17,139 @@ use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, UnitId, VolumeId};
 pub enum WorkloadKind {
     /// A supervised process in the volume's path.
     Process,
+    /// Containers of podman.
+    Podman,
+    /// Containers of docker.
+    Docker,
+    /// Units of systemd.
+    Systemd,
+    /// An OCI bundle, run by runc or crun.
+    Oci,
+    /// A container of LXC.
+    Lxc,
+}
+
+impl WorkloadKind {
+    /// All of them.
+    pub const ALL: [WorkloadKind; 6] = [
+        WorkloadKind::Process,
+        WorkloadKind::Podman,
+        WorkloadKind::Docker,
+        WorkloadKind::Systemd,
+        WorkloadKind::Oci,
+        WorkloadKind::Lxc,
+    ];
 }
 
 impl fmt::Display for WorkloadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WorkloadKind::Process => "process",
+            WorkloadKind::Podman => "podman",
+            WorkloadKind::Docker => "docker",
+            WorkloadKind::Systemd => "systemd",
+            WorkloadKind::Oci => "oci",
+            WorkloadKind::Lxc => "lxc",
+        })
+    }
+}
+
+/// Who runs containers of the docker kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerRuntime {
+    /// podman.
+    Podman,
+    /// docker.
+    Docker,
+}
+
+/// Who runs an OCI bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OciRuntime {
+    /// runc.
+    Runc,
+    /// crun.
+    Crun,
+}
+
+/// What runs in a unit: a command that the daemon supervises, or something that another program on the node runs
+/// and that is known there by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// Program and arguments, not passed through a shell.
+    Process(Vec<String>),
+    /// Containers by name: started in this order, stopped in the opposite one.
+    Containers {
+        /// Whose.
+        runtime: ContainerRuntime,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Units of systemd, with their suffixes: started in this order, stopped in the opposite one.
+    Systemd(Vec<String>),
+    /// An OCI bundle.
+    Oci {
+        /// By whom.
+        runtime: OciRuntime,
+        /// The container's id there.
+        id: String,
+        /// The bundle's folder: absolute, or below the first volume's path.
+        bundle: PathBuf,
+    },
+    /// A container of LXC, by name.
+    Lxc(String),
+}
+
+impl Program {
+    /// The kind that a grant has to name.
+    pub fn kind(&self) -> WorkloadKind {
         match self {
-            WorkloadKind::Process => f.write_str("process"),
+            Program::Process(_) => WorkloadKind::Process,
+            Program::Containers { runtime: ContainerRuntime::Podman, .. } => WorkloadKind::Podman,
+            Program::Containers { runtime: ContainerRuntime::Docker, .. } => WorkloadKind::Docker,
+            Program::Systemd(_) => WorkloadKind::Systemd,
+            Program::Oci { .. } => WorkloadKind::Oci,
+            Program::Lxc(_) => WorkloadKind::Lxc,
         }
     }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Program::Process(command) => f.write_str(&command.join(" ")),
+            Program::Containers { names, .. } => {
+                write!(f, "{} {}", self.kind(), names.join(", "))
+            }
+            Program::Systemd(units) => f.write_str(&units.join(", ")),
+            Program::Oci { runtime, id, bundle } => {
+                let runtime = match runtime {
+                    OciRuntime::Runc => "runc",
+                    OciRuntime::Crun => "crun",
+                };
+                write!(f, "{runtime} {id} in {}", bundle.display())
+            }
+            Program::Lxc(name) => write!(f, "lxc {name}"),
+        }
+    }
+}
+
+/// How a workload is brought to rest for a move.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveMode {
+    /// It is asked to stop, and started anew.
+    #[default]
+    Stop,
+    /// Its processes are written down with all they have in memory, and go on from there.
+    Checkpoint {
+        /// The last component of the name of the volume that they are written to: one of the unit's that the
+        /// workload itself does not see.
+        state: String,
+    },
 }
 
 /// What a peer may do here. Nothing else.
@@ -154,11 +280,11 @@ pub struct Hooks {
 /// The local configuration of a unit's workload: only this says what is started here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRecord {
-    /// Its kind.
-    pub kind: WorkloadKind,
-    /// Program and arguments, not passed through a shell.
-    pub command: Vec<String>,
-    /// What asks it to stop.
+    /// What.
+    pub program: Program,
+    /// How it is brought to rest for a move.
+    pub mode: MoveMode,
+    /// What asks a process to stop; containers and units say so themselves.
     pub stop_signal: StopSignal,
     /// How long it may take to stop after that before it is killed, milliseconds.
     pub stop_limit_ms: u64,
@@ -180,8 +306,8 @@ impl WorkloadRecord {
     /// A process with nothing but a command: SIGTERM, ten seconds to stop, outlives the daemon.
     pub fn process(command: Vec<String>) -> Self {
         Self {
-            kind: WorkloadKind::Process,
-            command,
+            program: Program::Process(command),
+            mode: MoveMode::Stop,
             stop_signal: StopSignal::Term,
             stop_limit_ms: 10_000,
             die_with_daemon: false,

@@ -1,0 +1,115 @@
+//! Workloads that another program on the node runs: containers, units of systemd.
+//!
+//! Owns: what all of them have in common, and finding the one that a [`Program`] names. Each has a file: how it is
+//! asked what it is, taken over, made ready on the other node, started, stopped, frozen, and written down with its
+//! memory. Leaves to others: when any of it happens (`flocker_core`), processes of our own
+//! ([`crate::workload`]), and whether the volumes are free of writers (the store's fence).
+//!
+//! - **Only we start it** from the moment it is given to us ([`Driver::take`]): its restart policy is off, its unit
+//!   disabled. What that was before is kept in `<state>/taken/`, and given back by [`Driver::release`].
+//! - Everything may be asked twice: a start of what runs, a stop of what does not.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flocker_core::Failure;
+
+/// What has to be at the other node for a workload to go on as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    /// For [`Driver::prepare`] over there; JSON, at most [`DESCRIPTION_BYTES`]. Empty where the other node has to
+    /// have it already.
+    pub(crate) description: String,
+    /// What would be left behind.
+    pub(crate) losses: Vec<Loss>,
+}
+
+/// Most bytes of a description.
+pub(crate) const DESCRIPTION_BYTES: usize = 256 << 10;
+
+/// Something that a move would leave behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// By which it is accepted: `pg:layer`, `pg:volume:3f2a…`, `pg:bind:/etc/ssl`, `pg:device:/dev/fuse`, …
+    pub(crate) name: String,
+    /// For a person: what it is, and what to do.
+    pub(crate) what: String,
+}
+
+/// How one ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// For a person.
+    pub(crate) status: String,
+    /// It ended well, and is not started again.
+    pub(crate) success: bool,
+}
+
+/// One workload of one unit. Made anew for each use, so it remembers nothing that is not on disk.
+///
+/// Failures: [`flocker_core::FailureCode::NotStarted`] only where nothing of it can have run;
+/// [`flocker_core::FailureCode::NotFound`] where it does not exist here; each names the workload, the cause and
+/// the next step.
+pub(crate) trait Driver: Debug + Send {
+    /// From now on only we start it. What that takes away is written down first, once; asked again it looks that
+    /// nobody has turned it back on.
+    fn take(&self) -> Result<(), Failure>;
+
+    /// Gives back what [`Driver::take`] took away. What is gone is no error.
+    fn release(&self) -> Result<(), Failure>;
+
+    /// What it is, and what a move would leave behind. `volumes`: where the unit's volumes are reachable here, in
+    /// the unit's order.
+    fn describe(&self, volumes: &[PathBuf]) -> Result<Described, Failure>;
+
+    /// Makes it ready here for when the unit arrives, stopped, and takes it; `volumes`: where they will be
+    /// reachable. What is there already under its name and was not made by us stays as it is. Fails where
+    /// something that it needs is missing here (its image, say).
+    fn prepare(&self, description: &str, volumes: &[PathBuf]) -> Result<(), Failure>;
+
+    /// Whether anything of it runs (also frozen, also half started).
+    fn runs(&self) -> Result<bool, Failure>;
+
+    /// Starts it, unless it runs.
+    fn start(&self, volumes: &[PathBuf]) -> Result<(), Failure>;
+
+    /// Asks it to stop in its own way, kills after `limit`; returns once nothing of it is left.
+    fn stop(&self, limit: Duration) -> Result<(), Failure>;
+
+    /// Kills it; returns once nothing of it is left.
+    fn kill(&self) -> Result<(), Failure>;
+
+    /// Every process of it stands still until [`Driver::thaw`].
+    fn freeze(&self) -> Result<(), Failure>;
+
+    /// Undoes [`Driver::freeze`]; what is not frozen is left alone.
+    fn thaw(&self) -> Result<(), Failure>;
+
+    /// Waits until it has ended by itself or by us. Called on a thread of its own.
+    fn wait(&self) -> Result<Ended, Failure>;
+
+    /// Whether it can be written down with its memory and go on over there; why not, if not: no CRIU, a runtime
+    /// that cannot, connections behind NAT.
+    fn can_checkpoint(&self) -> Result<(), Failure>;
+
+    /// Writes its memory into `folder` while it runs on, so that [`Driver::checkpoint`] has less left to write.
+    fn pre_dump(&self, folder: &Path) -> Result<(), Failure>;
+
+    /// Writes all of it into `folder` and ends it; returns once nothing of it is left. `pre_dumped`: on top of
+    /// what is there.
+    fn checkpoint(&self, folder: &Path, pre_dumped: bool) -> Result<Vec<Part>, Failure>;
+
+    /// Goes on from what [`Driver::checkpoint`] has written, here or on the other node.
+    fn restore(&self, folder: &Path, volumes: &[PathBuf]) -> Result<Vec<Part>, Failure>;
+}
+
+/// A part of the time that a checkpoint or a restore took, as whoever did it says: CRIU's own statistics, the
+/// runtime's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// `criu frozen`, `criu dump`, `criu restore`, `runtime`, …
+    pub(crate) name: &'static str,
+    /// Milliseconds.
+    pub(crate) ms: u64,
+}
