@@ -112,9 +112,12 @@ pub enum Request {
     Run {
         /// The unit's name.
         name: String,
-        /// Program and arguments, not passed through a shell.
-        command: Vec<String>,
-        /// What asks it to stop.
+        /// What runs.
+        program: Program,
+        /// How it is brought to rest for a move.
+        #[serde(default)]
+        mode: MoveMode,
+        /// What asks a process to stop.
         #[serde(default)]
         stop_signal: StopSignal,
         /// How long it may take to stop before it is killed, milliseconds.
@@ -155,6 +158,9 @@ pub enum Request {
         /// Preflight and prediction only.
         #[serde(default)]
         dry_run: bool,
+        /// What of the workload may be left behind, by the names that a refusal says.
+        #[serde(default)]
+        accept: BTreeSet<String>,
     },
     /// Take a migration back; refused once it is committed. → [`Answer::Done`]
     CancelMigration {

@@ -55,6 +55,8 @@ pub enum FailureCode {
     Workload,
     /// The workload ran, and did not become healthy in time.
     Unhealthy,
+    /// A move would leave something of the workload behind that nobody has accepted to lose.
+    LeftBehind,
     /// The workload's command never ran, so nobody can have been answered.
     NotStarted,
     /// A request that makes no sense as things are.

@@ -27,6 +27,13 @@ pub(crate) const CLAIM_ALARM_MS: u64 = 10_000;
 /// The target must answer `Preflight` and `Prepare` within this time.
 pub(crate) const ANSWER_LIMIT_MS: u64 = 20_000;
 
+/// The target's answer to `Preflight` where it has to make a workload ready that another program runs: an image may
+/// have to be loaded.
+pub(crate) const MAKE_READY_LIMIT_MS: u64 = 300_000;
+
+/// Writing down what a workload has in memory while it runs on.
+pub(crate) const PRE_DUMP_LIMIT_MS: u64 = 300_000;
+
 /// A standby that does not answer an introduction made by `protect`: the command is refused.
 pub(crate) const PROTECT_LIMIT_MS: u64 = 20_000;
 

@@ -129,6 +129,15 @@ pub struct ActivationTimes {
     pub start_ms: u64,
 }
 
+/// A workload that is to be started where a unit arrives, or may have to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// What the grant has to name.
+    pub kind: WorkloadKind,
+    /// What is needed to make it ready there; see [`crate::Outcome::Described`]. Empty: nothing.
+    pub description: String,
+}
+
 /// What a target says of a move to it that could be done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreflightFacts {
@@ -200,8 +209,8 @@ pub enum Body {
     Preflight {
         /// To be named in the answer.
         question: QuestionId,
-        /// A workload of this kind is to be started.
-        workload: Option<WorkloadKind>,
+        /// A workload is to be started.
+        workload: Option<Wanted>,
     },
     /// Target → source.
     PreflightReply {

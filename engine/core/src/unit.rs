@@ -23,7 +23,7 @@ use crate::network::Network;
 use crate::node::Adopting;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
 use crate::replicate::{Replica, Snapshotting};
-use crate::service::{Service, Work};
+use crate::service::{Offer, Service, Work};
 use crate::standby::StandbyView;
 use crate::upkeep::Upkeep;
 
@@ -53,6 +53,10 @@ pub(crate) enum Op {
     /// Its outcome is not looked at.
     Ahead,
     Preflight,
+    /// For a move, or what only asks for one.
+    Describe,
+    /// For standbys to be ready.
+    Offer,
     Network,
     StepBack,
     Failover,
@@ -111,6 +115,7 @@ pub(crate) struct Unit {
     pub(crate) strict: bool,
     pub(crate) service: Service,
     pub(crate) work: Work,
+    pub(crate) offer: Offer,
     pub(crate) local: Local,
     pub(crate) replicas: BTreeMap<Fingerprint, Replica>,
     pub(crate) snapshotting: Snapshotting,
@@ -145,6 +150,7 @@ impl Unit {
             strict: false,
             service: Service::New,
             work: Work::Unknown,
+            offer: Offer::default(),
             local: Local::default(),
             replicas: BTreeMap::new(),
             snapshotting: Snapshotting::default(),
@@ -546,6 +552,8 @@ impl Unit {
             Op::Resolve => self.resolve_done(ctx, op, outcome),
             Op::Prepare => self.prepare_done(ctx, op, outcome),
             Op::Preflight => self.preflight_done(ctx, op, outcome),
+            Op::Describe => self.described(ctx, op, outcome),
+            Op::Offer => self.offer_described(ctx, op, outcome),
             Op::Network => self.network_done(ctx, op, outcome),
             Op::StepBack => self.step_back_done(ctx, op, outcome),
             Op::Failover => self.failover_done(ctx, op, outcome),
@@ -587,6 +595,7 @@ impl Unit {
         self.advance_cutover(ctx);
         self.advance_dry_runs(ctx);
         self.advance_network(ctx);
+        self.advance_offer(ctx);
         self.advance_resolving(ctx);
         self.advance_step_back(ctx);
         self.advance_replication(ctx);

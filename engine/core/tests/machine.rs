@@ -35,7 +35,7 @@ use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flocker_core::ids::{AttemptId, Epoch, Incarnation, QuestionId, RequestId};
-use flocker_core::message::{ActivationTimes, PreflightFacts};
+use flocker_core::message::{ActivationTimes, PreflightFacts, Wanted};
 use flocker_core::record::{Answer, Role, WorkloadKind};
 use flocker_core::{Body, Command, Input, Message};
 use pair::{Item, Pair, UNIT, VOLUME, failed, first_word, kind_of, print_of};
@@ -47,7 +47,7 @@ const PAST_ALL_LIMITS_MS: u64 = 700_000;
 type States = BTreeMap<(usize, String), (usize, Pair)>;
 
 fn migrate() -> Command {
-    Command::Migrate { name: "db".into(), to: "b".into(), budget_ms: None, dry_run: false }
+    Command::Migrate { name: "db".into(), to: "b".into(), budget_ms: None, dry_run: false, accept: Default::default() }
 }
 
 fn cancel() -> Command {
@@ -173,10 +173,11 @@ fn bodies(pair: &Pair, side: usize, attempt: AttemptId) -> Vec<Body> {
     let finals = me.snapshots.last().map(|s| (VOLUME, s.guid)).into_iter().collect();
     let facts = PreflightFacts { available_bytes: 1 << 40, last: None };
     let times = ActivationTimes::default();
+    let wanted = Wanted { kind: WorkloadKind::Process, description: String::new() };
     let failure = failed();
     let settled = |answer, incarnation| Body::SettleReply { attempt, answer, incarnation };
     vec![
-        Body::Preflight { question, workload: Some(WorkloadKind::Process) },
+        Body::Preflight { question, workload: Some(wanted) },
         Body::PreflightReply { question, answer: Ok(facts) },
         Body::PreflightReply { question, answer: Err(failure.clone()) },
         Body::Prepare { attempt, next: next(print_of(side)), finals, workload_wanted: true },

@@ -243,7 +243,7 @@ impl Forwards {
         let asked = match action {
             Action::StartWorkload { .. } => Asked::Start,
             Action::StopWorkload { .. } => Asked::Stop,
-            Action::ProbeWorkload => Asked::Probe,
+            Action::ProbeWorkload { .. } => Asked::Probe,
             _ => return,
         };
         let mut state = self.lock();

@@ -12,7 +12,9 @@ pub(super) fn word(action: &Action) -> &'static str {
         Action::Tidy { .. } => "tidy",
         Action::Mark { .. } => "mark",
         Action::Changed { .. } => "changed",
-        Action::ProbeWorkload => "probe-workload",
+        Action::ProbeWorkload { .. } => "probe-workload",
+        Action::DescribeWorkload { .. } => "describe-workload",
+        Action::PreDump { .. } => "pre-dump",
         Action::StartWorkload { .. } => "start-workload",
         Action::StopWorkload { .. } => "stop-workload",
         Action::Fence { .. } => "fence",
@@ -34,7 +36,8 @@ pub(super) fn word(action: &Action) -> &'static str {
 pub(super) fn needs_lane(action: &Action) -> bool {
     match action {
         Action::Snapshot { .. }
-        | Action::ProbeWorkload
+        | Action::ProbeWorkload { .. }
+        | Action::PreDump { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
@@ -46,6 +49,7 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         | Action::Activate { .. }
         | Action::GiveBack { .. } => true,
         Action::Inspect { .. }
+        | Action::DescribeWorkload { .. }
         | Action::Find { .. }
         | Action::Room { .. }
         | Action::Tidy { .. }

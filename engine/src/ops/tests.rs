@@ -337,7 +337,7 @@ fn many_actions_all_end_though_only_two_run_at_a_time() {
     }
     here.ops.drain(LIMIT);
     here.tell.send(Input::Tick).unwrap();
-    here.begin(Action::ProbeWorkload);
+    here.begin(Action::ProbeWorkload { program: None });
     assert_eq!(here.inputs.recv_timeout(LIMIT).unwrap(), Input::Tick);
     assert!(here.inputs.recv_timeout(Duration::from_millis(100)).is_err(), "begun after the end");
 }

@@ -61,8 +61,8 @@ pub(super) async fn answer(
         request @ Request::Protect { .. } => protect(api, request).await,
         request @ Request::Run { .. } => run(api, request).await,
         Request::Stop { name } => api.done(Command::StopWorkload { name }).await,
-        Request::Migrate { name, to, budget_ms, dry_run } => {
-            let command = Command::Migrate { name: name.clone(), to, budget_ms, dry_run };
+        Request::Migrate { name, to, budget_ms, dry_run, accept } => {
+            let command = Command::Migrate { name: name.clone(), to, budget_ms, dry_run, accept };
             followed(api, name, command, lines).await
         }
         Request::CancelMigration { name } => api.done(Command::CancelMigration { name }).await,
@@ -367,7 +367,8 @@ fn random() -> Result<u128, Failure> {
 async fn run(api: &Api, request: Request) -> End {
     let Request::Run {
         name,
-        command,
+        program,
+        mode,
         stop_signal,
         stop_limit_ms,
         die_with_daemon,
@@ -379,7 +380,7 @@ async fn run(api: &Api, request: Request) -> End {
     else {
         unreachable!("only called for it");
     };
-    runnable("the command", &command)?;
+    nameable(&program)?;
     for (what, hook) in [
         ("the hook before the stop", &hooks.before_stop),
         ("the hook after the start", &hooks.after_start),
@@ -399,9 +400,36 @@ async fn run(api: &Api, request: Request) -> End {
         addresses,
         forwards,
         hooks,
-        ..WorkloadRecord::process(command)
+        program,
+        mode,
+        wanted: true,
     };
     api.done(Command::SetWorkload { name, workload }).await
+}
+
+/// Something that could run at all.
+fn nameable(program: &Program) -> Result<(), Failure> {
+    let names: &[String] = match program {
+        Program::Process(command) => return runnable("the command", command),
+        Program::Containers { names, .. } | Program::Systemd(names) => names,
+        Program::Oci { id, .. } => std::slice::from_ref(id),
+        Program::Lxc(name) => std::slice::from_ref(name),
+    };
+    let kind = program.kind();
+    if names.is_empty() {
+        return Err(refused(FailureCode::BadRequest, format!("no {kind} was named")));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.@:\\-".contains(c);
+    for (at, name) in names.iter().enumerate() {
+        // None is taken for an option, or for a way out of where names belong.
+        if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(plain) {
+            return Err(refused(FailureCode::BadRequest, format!("`{name}` is no name of a {kind}")));
+        }
+        if names[..at].contains(name) {
+            return Err(refused(FailureCode::BadRequest, format!("{kind} {name} is named twice")));
+        }
+    }
+    Ok(())
 }
 
 /// A command that could be started at all.

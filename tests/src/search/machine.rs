@@ -353,7 +353,7 @@ impl<'a> Step<'a> {
                     name: "db".into(),
                     to: "b".into(),
                     budget_ms: None,
-                    dry_run: false,
+                    dry_run: false, accept: Default::default()
                 };
                 self.ask(MIGRATE, command);
             }
@@ -585,7 +585,8 @@ fn ended(transfer: TransferId, outcome: Result<Option<Snapshot>, Failure>) -> In
 /// Whether the actions of one unit of this kind are performed one after another.
 fn takes_turns(action: &Action) -> bool {
     match action {
-        Action::ProbeWorkload
+        Action::ProbeWorkload { .. }
+        | Action::PreDump { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
@@ -603,6 +604,7 @@ fn takes_turns(action: &Action) -> bool {
         | Action::Mark { .. }
         | Action::Changed { .. }
         | Action::Mirror { .. }
+        | Action::DescribeWorkload { .. }
         | Action::FencingHook { .. }
         | Action::Drill { .. }
         | Action::GiveBack { .. } => false,
@@ -620,7 +622,8 @@ fn leaves_a_trace(action: &Action) -> bool {
         | Action::Mirror { .. }
         | Action::Tidy { .. }
         | Action::Mark { .. } => true,
-        Action::ProbeWorkload
+        Action::ProbeWorkload { .. }
+        | Action::PreDump { .. }
         | Action::Rehearse { .. }
         | Action::Preflight { .. }
         | Action::Network { .. }
@@ -629,6 +632,7 @@ fn leaves_a_trace(action: &Action) -> bool {
         | Action::Room { .. }
         | Action::Find { .. }
         | Action::Changed { .. }
+        | Action::DescribeWorkload { .. }
         | Action::FencingHook { .. }
         | Action::Drill { .. }
         | Action::GiveBack { .. } => false,
@@ -680,7 +684,10 @@ impl Machine {
                 }
                 Ok(Outcome::Changed(change))
             }
-            Action::ProbeWorkload => Ok(Outcome::Probed { running: self.works }),
+            Action::ProbeWorkload { .. } => Ok(Outcome::Probed { running: self.works }),
+            Action::DescribeWorkload { .. } | Action::PreDump { .. } => {
+                unreachable!("the workload is a process")
+            }
             Action::StartWorkload { .. } => {
                 if !self.dataset().is_some_and(Dataset::can_be_written) {
                     return Err(failed(FailureCode::NotStarted, "read-only"));

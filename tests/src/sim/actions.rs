@@ -43,7 +43,9 @@ impl World {
             | Action::Room { .. }
             | Action::Find { .. }
             | Action::Changed { .. }
-            | Action::ProbeWorkload
+            | Action::ProbeWorkload { .. }
+            | Action::DescribeWorkload { .. }
+            | Action::PreDump { .. }
             | Action::Fence { .. }
             | Action::VerifyUnwritten { .. }
             | Action::Activate { .. }
@@ -127,7 +129,11 @@ impl World {
                 Ok(Outcome::Nothing)
             }
             Action::Changed { since } => self.changed(node, since),
-            Action::ProbeWorkload => Ok(self.probe(node, unit)),
+            Action::ProbeWorkload { .. } => Ok(self.probe(node, unit)),
+            Action::DescribeWorkload { program, .. } => {
+                Ok(Outcome::Described { description: program.to_string(), losses: Vec::new() })
+            }
+            Action::PreDump { .. } => Ok(Outcome::Nothing),
             Action::StartWorkload { workload, datasets, lease_until_ms, .. } => {
                 self.lease_is(node, unit, *lease_until_ms);
                 self.start_workload(node, unit, workload, datasets)

@@ -416,7 +416,7 @@ impl World {
 
     /// What a node knows once an action has ended well.
     pub(super) fn learn_from(&mut self, node: usize, unit: UnitId, action: &Action) {
-        if let Action::ProbeWorkload | Action::StopWorkload { .. } = action
+        if let Action::ProbeWorkload { .. } | Action::StopWorkload { .. } = action
             && let Some(life) = &mut self.hosts[node].life
         {
             life.probed.insert(unit);

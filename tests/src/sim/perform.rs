@@ -250,7 +250,8 @@ impl World {
 /// Whether the actions of one unit of this kind are performed one after another.
 fn takes_turns(action: &Action) -> bool {
     match action {
-        Action::ProbeWorkload
+        Action::ProbeWorkload { .. }
+        | Action::PreDump { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
@@ -268,6 +269,7 @@ fn takes_turns(action: &Action) -> bool {
         | Action::Mark { .. }
         | Action::Changed { .. }
         | Action::Mirror { .. }
+        | Action::DescribeWorkload { .. }
         | Action::FencingHook { .. }
         | Action::Drill { .. }
         | Action::GiveBack { .. } => false,

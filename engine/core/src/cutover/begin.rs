@@ -3,14 +3,15 @@
 use super::{Cutover, Kind, Phase};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{AttemptId, Fingerprint, QuestionId, RequestId};
-use crate::io::{MigrationPlan, Reply};
-use crate::limits::{ANSWER_LIMIT_MS, RESEND_MS, ROOM_MARGIN_BYTES};
+use crate::ids::{AttemptId, Fingerprint, OpId, QuestionId, RequestId};
+use crate::io::{MigrationPlan, Outcome, Reply};
+use crate::limits::{RESEND_MS, ROOM_MARGIN_BYTES};
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
-use crate::record::{Role, WorkloadKind};
+use crate::record::Role;
 use crate::service::Service;
-use crate::unit::Unit;
+use crate::unit::{Op, Unit};
+use std::collections::BTreeSet;
 
 /// `migrate --dry-run`, while the target is asked.
 #[derive(Debug, Clone)]
@@ -19,6 +20,9 @@ pub(crate) struct DryRun {
     target: Fingerprint,
     budget_ms: Option<u64>,
     question: QuestionId,
+    describing: Option<OpId>,
+    description: String,
+    accepted: BTreeSet<String>,
     ask_at: u64,
     by: u64,
 }
@@ -44,6 +48,8 @@ impl Cutover {
             facts: PreflightFacts::default(),
             coming_back: None,
             notes: Vec::new(),
+            description: String::new(),
+            accepted: BTreeSet::new(),
         }
     }
 }
@@ -56,6 +62,7 @@ impl Unit {
         target: Fingerprint,
         budget_ms: Option<u64>,
         dry_run: bool,
+        accepted: BTreeSet<String>,
     ) {
         if !dry_run && self.joins_migration(ctx, request, target) {
             return;
@@ -66,15 +73,27 @@ impl Unit {
         let question = ctx.new_question();
         let now = ctx.now.mono_ms;
         if dry_run {
-            let by = now + ANSWER_LIMIT_MS;
-            let dry_run = DryRun { request, target, budget_ms, question, ask_at: now, by };
-            return self.dry_runs.push(dry_run);
+            let by = now + self.ready_limit_ms();
+            let describing = self.describe(ctx, Op::Describe);
+            return self.dry_runs.push(DryRun {
+                request,
+                target,
+                budget_ms,
+                question,
+                describing,
+                description: String::new(),
+                accepted,
+                ask_at: now,
+                by,
+            });
         }
-        let phase = Phase::Preflight { ask_at: now, question };
+        let describing = self.describe(ctx, Op::Describe);
+        let phase = Phase::Preflight { describing, ask_at: now, question };
         self.begin_cutover(ctx, Kind::Move, self.next_attempt(ctx), target, phase);
         if let Some(c) = &mut self.cutover {
             c.requests.push(request);
             c.budget_ms = budget_ms;
+            c.accepted = accepted;
         }
         self.report_phase(ctx);
     }
@@ -215,7 +234,6 @@ impl Unit {
 
     pub(crate) fn advance_dry_runs(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
-        let kind = self.workload_kind();
         for at in (0..self.dry_runs.len()).rev() {
             let dry_run = &mut self.dry_runs[at];
             let (request, target, question) = (dry_run.request, dry_run.target, dry_run.question);
@@ -224,20 +242,42 @@ impl Unit {
                 self.dry_runs.remove(at);
                 let failure = Failure::new(Remedy::Retry, FailureCode::TimedOut, text);
                 ctx.reply(request, Err(failure));
-            } else if now >= dry_run.ask_at {
+            } else if now >= dry_run.ask_at && dry_run.describing.is_none() {
                 dry_run.ask_at = now + RESEND_MS;
-                self.say(ctx, target, Body::Preflight { question, workload: kind });
+                let description = dry_run.description.clone();
+                let workload = self.wanted_there(description);
+                self.say(ctx, target, Body::Preflight { question, workload });
             }
         }
     }
 
     pub(crate) fn dry_run_timeout(&self) -> Option<u64> {
-        self.dry_runs.iter().map(|d| d.ask_at.min(d.by)).min()
+        let due = |d: &DryRun| if d.describing.is_some() { d.by } else { d.ask_at.min(d.by) };
+        self.dry_runs.iter().map(due).min()
     }
 
-    /// The kind of workload that a move would start; `None`: none is wanted.
-    pub(super) fn workload_kind(&self) -> Option<WorkloadKind> {
-        self.record.workload.as_ref().filter(|w| w.wanted).map(|w| w.kind)
+    /// What the workload is was found out for a dry run; `false`: for none of them.
+    pub(super) fn dry_run_described(
+        &mut self,
+        ctx: &mut Ctx,
+        op: OpId,
+        outcome: &Result<Outcome, Failure>,
+    ) -> bool {
+        let Some(at) = self.dry_runs.iter().position(|d| d.describing == Some(op)) else {
+            return false;
+        };
+        let accepted = &self.dry_runs[at].accepted;
+        match self.accept_losses(outcome.clone(), accepted) {
+            Ok((description, _)) => {
+                let dry_run = &mut self.dry_runs[at];
+                (dry_run.describing, dry_run.description) = (None, description);
+            }
+            Err(failure) => {
+                let dry_run = self.dry_runs.remove(at);
+                ctx.reply(dry_run.request, Err(failure));
+            }
+        }
+        true
     }
 
     /// An answer to a dry run; `false`: it was none of theirs.

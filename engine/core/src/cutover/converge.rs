@@ -1,16 +1,17 @@
 //! While the workload still runs: preflight, rounds, the prediction, and whether it is good enough.
 
-use super::{Phase, Unit};
+use super::{Cutover, Phase, Unit};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
-use crate::ids::{Fingerprint, Now, QuestionId};
-use crate::io::{Prediction, RoundReport};
+use crate::ids::{Fingerprint, Now, OpId, QuestionId};
+use crate::io::{Action, Outcome, Prediction, RoundReport};
 use crate::limits::{
     CONVERGE_GAIN_PERCENT, CONVERGE_ROUNDS, CONVERGED_MS, GUESSED_START_MS, GUESSED_STOP_MS,
     GUESSED_STORE_MS, OUTRUN_MS, OUTRUN_ROUNDS,
 };
 use crate::message::PreflightFacts;
 use crate::service::Work;
+use crate::unit::Op;
 
 impl Unit {
     pub(crate) fn on_preflight_reply(
@@ -20,7 +21,9 @@ impl Unit {
         asked: QuestionId,
         answer: Result<PreflightFacts, Failure>,
     ) {
-        if self.dry_run_answered(ctx, peer, asked, &answer) {
+        if self.dry_run_answered(ctx, peer, asked, &answer)
+            || self.offer_answered(ctx, peer, asked, &answer)
+        {
             return;
         }
         let Some(c) = &mut self.cutover else {
@@ -35,11 +38,51 @@ impl Unit {
                 c.facts = facts;
                 let delta_bytes = self.predict(ctx.now, peer, &facts).delta_bytes;
                 match self.check_room(ctx, peer, &facts, delta_bytes) {
-                    Ok(()) => {
-                        let phase = Phase::Converge { rounds: 0, last_ms: None, outrun: 0 };
-                        self.enter(ctx, phase);
-                    }
+                    Ok(()) => self.pre_dump(ctx),
                     Err(failure) => self.undo(ctx, failure),
+                }
+            }
+            Err(failure) => self.undo(ctx, failure),
+        }
+    }
+
+    /// Where the workload moves with its memory, most of that goes ahead, like its data.
+    fn pre_dump(&mut self, ctx: &mut Ctx) {
+        let runs = matches!(self.work, Work::Running { .. });
+        let program = self.record.workload.as_ref().map(|w| w.program.clone());
+        match (self.state_folder(), program) {
+            (Some(state), Some(program)) if runs => {
+                let op = ctx.run(self.id(), Op::Cutover, Action::PreDump { program, state });
+                self.enter(ctx, Phase::PreDump { op });
+            }
+            _ => self.converge(ctx),
+        }
+    }
+
+    pub(super) fn converge(&mut self, ctx: &mut Ctx) {
+        self.enter(ctx, Phase::Converge { rounds: 0, last_ms: None, outrun: 0 });
+    }
+
+    /// What the workload is was found out; then the target is asked.
+    pub(crate) fn described(&mut self, ctx: &mut Ctx, op: OpId, outcome: Result<Outcome, Failure>) {
+        if self.dry_run_described(ctx, op, &outcome) {
+            return;
+        }
+        let Some(Cutover { phase: Phase::Preflight { describing, .. }, accepted, .. }) =
+            &self.cutover
+        else {
+            return;
+        };
+        if *describing != Some(op) {
+            return;
+        }
+        match self.accept_losses(outcome, accepted) {
+            Ok((description, notes)) => {
+                let Some(c) = &mut self.cutover else { return };
+                c.description = description;
+                c.notes.extend(notes);
+                if let Phase::Preflight { describing, ask_at, .. } = &mut c.phase {
+                    (*describing, *ask_at) = (None, ctx.now.mono_ms);
                 }
             }
             Err(failure) => self.undo(ctx, failure),

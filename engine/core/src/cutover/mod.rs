@@ -57,7 +57,7 @@ use crate::ids::{
 };
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, RESEND_MS, RIDE_OVER_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PRE_DUMP_LIMIT_MS, RESEND_MS, RIDE_OVER_MS,
     STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
@@ -65,6 +65,7 @@ use crate::node::PlantedBug;
 use crate::record::Role;
 use crate::service::Service;
 use crate::unit::Unit;
+use std::collections::BTreeSet;
 
 /// A change of primary under way.
 #[derive(Debug, Clone)]
@@ -92,6 +93,10 @@ pub(crate) struct Cutover {
     /// The target could not bring it up, and hands it back.
     coming_back: Option<Failure>,
     notes: Vec<String>,
+    /// What the target needs to make the workload ready.
+    description: String,
+    /// What a person has accepted to leave behind.
+    accepted: BTreeSet<String>,
 }
 
 /// Why the unit leaves.
@@ -108,9 +113,15 @@ enum Kind {
 
 #[derive(Debug, Clone)]
 enum Phase {
+    /// First what the target needs is found out here (the workload's description), then it is asked.
     Preflight {
+        describing: Option<OpId>,
         ask_at: u64,
         question: QuestionId,
+    },
+    /// What the workload has in memory is written for the first time.
+    PreDump {
+        op: OpId,
     },
     Converge {
         rounds: u32,
@@ -154,6 +165,7 @@ impl Phase {
     fn word(&self) -> &'static str {
         match self {
             Phase::Preflight { .. } => "preflight",
+            Phase::PreDump { .. } => "pre-dump",
             Phase::Converge { .. } => "converge",
             Phase::Quiesce { .. } => "quiesce",
             Phase::Fence { .. } => "fence",
@@ -167,10 +179,12 @@ impl Phase {
     }
 
     /// How long the phase may last before the cutover is taken back, milliseconds.
-    fn limit_ms(&self, stop_limit_ms: u64) -> Option<u64> {
+    fn limit_ms(&self, stop_limit_ms: u64, ready_limit_ms: u64) -> Option<u64> {
         match self {
-            Phase::Preflight { .. } | Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS),
+            Phase::Preflight { .. } => Some(ready_limit_ms),
+            Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS),
             Phase::Quiesce { .. } => Some(stop_limit_ms + STOPPED_PHASE_LIMIT_MS),
+            Phase::PreDump { .. } => Some(PRE_DUMP_LIMIT_MS),
             Phase::Fence { .. } | Phase::Snapshot { .. } => Some(STOPPED_PHASE_LIMIT_MS),
             Phase::Transfer { .. } => Some(FINAL_TRANSFER_LIMIT_MS),
             Phase::Activating { .. } => Some(ACTIVATION_LIMIT_MS),
@@ -188,7 +202,10 @@ impl Phase {
             | Phase::Prepare { .. }
             | Phase::Commit
             | Phase::Activating { .. } => true,
-            Phase::Preflight { .. } | Phase::Converge { .. } | Phase::Undo { .. } => false,
+            Phase::Preflight { .. }
+            | Phase::PreDump { .. }
+            | Phase::Converge { .. }
+            | Phase::Undo { .. } => false,
         }
     }
 
@@ -196,6 +213,7 @@ impl Phase {
     fn before_commit(&self) -> bool {
         match self {
             Phase::Preflight { .. }
+            | Phase::PreDump { .. }
             | Phase::Converge { .. }
             | Phase::Quiesce { .. }
             | Phase::Fence { .. }
@@ -382,12 +400,12 @@ impl Unit {
 
     pub(crate) fn advance_cutover(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
-        let limit = self.stop_limit_ms();
+        let limits = (self.stop_limit_ms(), self.ready_limit_ms());
         let fully_up = self.fully_up();
         let Some(c) = &mut self.cutover else {
             return;
         };
-        if c.phase.limit_ms(limit).is_some_and(|ms| now >= c.since + ms) {
+        if c.phase.limit_ms(limits.0, limits.1).is_some_and(|ms| now >= c.since + ms) {
             return self.phase_timed_out(ctx);
         }
         let (attempt, target) = (c.attempt, c.target);
@@ -397,10 +415,10 @@ impl Unit {
             return self.undo(ctx, failure);
         }
         match &mut c.phase {
-            Phase::Preflight { ask_at, question } if now >= *ask_at => {
+            Phase::Preflight { describing: None, ask_at, question } if now >= *ask_at => {
                 *ask_at = now + RESEND_MS;
-                let question = *question;
-                let workload = self.workload_kind();
+                let (question, description) = (*question, c.description.clone());
+                let workload = self.wanted_there(description);
                 self.say(ctx, target, Body::Preflight { question, workload });
             }
             Phase::Transfer { .. } => self.advance_transfer(ctx, target),
@@ -463,12 +481,13 @@ impl Unit {
 
     pub(crate) fn cutover_timeout(&self) -> Option<u64> {
         let c = self.cutover.as_ref()?;
-        let limit = c.phase.limit_ms(self.stop_limit_ms()).map(|ms| c.since + ms);
+        let limit = c.phase.limit_ms(self.stop_limit_ms(), self.ready_limit_ms()).map(|ms| c.since + ms);
         let ask = match &c.phase {
             // The standby has become ready for it after this cutover had its turn.
             Phase::Transfer { begun: false, .. } if self.can_begin_transfer(c.target) => {
                 Some(c.since)
             }
+            Phase::Preflight { describing: Some(_), .. } => None,
             Phase::Preflight { ask_at, .. }
             | Phase::Prepare { ask_at, .. }
             | Phase::Activating { ask_at } => Some(*ask_at),

@@ -15,7 +15,8 @@ use flocker_store::{Guid, Snapshot};
 impl Unit {
     pub(super) fn quiesce(&mut self, ctx: &mut Ctx) {
         let mut action = self.stop_action();
-        if let Action::StopWorkload { before, .. } = &mut action {
+        if let Action::StopWorkload { before, state, .. } = &mut action {
+            *state = self.state_folder();
             *before = self.record.workload.as_ref().and_then(|w| w.hooks.before_stop.clone());
         }
         if let Some(c) = &self.cutover
@@ -101,6 +102,15 @@ impl Unit {
             return;
         };
         match &c.phase {
+            Phase::PreDump { op: mine } if *mine == op => {
+                if let Err(failure) = outcome {
+                    let text = format!("nothing of its memory went ahead: {failure}");
+                    if let Some(c) = &mut self.cutover {
+                        c.notes.push(text);
+                    }
+                }
+                self.converge(ctx);
+            }
             Phase::Quiesce { op: mine } if *mine == op => match outcome {
                 Ok(_) => self.fence(ctx),
                 Err(failure) => self.undo(ctx, failure),

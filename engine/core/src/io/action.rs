@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::ids::{Fingerprint, UnitId, VolumeId};
-use crate::record::{AddressRecord, Mirror, StopSignal, WorkloadRecord};
+use crate::record::{AddressRecord, Mirror, Program, StopSignal, WorkloadRecord};
 
 /// What is done in the store or with the workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,27 @@ pub enum Action {
         since: Vec<SnapshotName>,
     },
     /// Is the unit's workload running? Adopts it if it is, and thaws it. → [`Outcome::Probed`]
-    ProbeWorkload,
+    ProbeWorkload {
+        /// What it is; `None`: none is known, so it can only be a process that was left.
+        program: Option<Program>,
+    },
+    /// What another node needs so that the workload goes on there as it was, and what a move would leave behind.
+    /// → [`Outcome::Described`]
+    DescribeWorkload {
+        /// What it is.
+        program: Program,
+        /// It is to be moved with its memory, written to this folder: whether that can be done at all.
+        state: Option<PathBuf>,
+        /// The path of each volume.
+        paths: Vec<PathBuf>,
+    },
+    /// Write the workload's memory while it runs on, so that less is left for when it stops. → [`Outcome::Nothing`]
+    PreDump {
+        /// What it is.
+        program: Program,
+        /// Where to.
+        state: PathBuf,
+    },
     /// Start it; never a second one. → [`Outcome::Nothing`] once it runs and is healthy. A failure
     /// with [`crate::FailureCode::NotStarted`]: its command never ran; with any other code it may have,
     /// and is stopped again.
@@ -85,7 +105,11 @@ pub enum Action {
     },
     /// Stop it, and prove that nothing of it is left. → [`Outcome::Nothing`]
     StopWorkload {
-        /// What asks it to stop.
+        /// What it is; `None`: none is known, so it can only be a process that was left.
+        program: Option<Program>,
+        /// Its processes are written to this folder with all they have in memory, in place of being asked to stop.
+        state: Option<PathBuf>,
+        /// What asks it to stop, if it is a process.
         signal: StopSignal,
         /// A local command to be run first; its failure is the action's, and nothing was stopped then.
         before: Option<Vec<String>>,
@@ -115,6 +139,8 @@ pub enum Action {
     Preflight {
         /// The volumes.
         datasets: Vec<DatasetName>,
+        /// The workload to be made ready here, stopped, from its primary's description.
+        workload: Option<(Program, String)>,
     },
     /// Set fenced volumes back to these snapshots, in content and in newest snapshot. Whatever is beyond
     /// them is kept: the dataset is renamed `…-diverged-<time>`, and a clone of the snapshot takes its
@@ -195,6 +221,15 @@ pub struct MirrorState {
     pub state: String,
 }
 
+/// Something of a workload that a move would leave behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// By which a person accepts it: `pg:layer`, `pg:bind:/etc/ssl`, …
+    pub name: String,
+    /// What it is, and what to do about it.
+    pub what: String,
+}
+
 /// One dataset, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspected {
@@ -244,6 +279,13 @@ pub enum Outcome {
     Probed {
         /// It does, and is ours again.
         running: bool,
+    },
+    /// What another node needs of the workload.
+    Described {
+        /// For [`Action::Preflight`] there.
+        description: String,
+        /// What would be left behind.
+        losses: Vec<Loss>,
     },
     /// What a move would meet.
     Preflight {

@@ -14,7 +14,7 @@
 mod action;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flocker_store::{DatasetKind, DatasetName, Partial, ReceiveSpec, SendSpec, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use crate::ids::{Fingerprint, OpId, RequestId, TransferId, UnitId, VolumeId};
 use crate::message::Message;
 use crate::record::{Adoption, Grant, JournalChange, Mirror, PeerRecord, Policy, WorkloadRecord};
 
-pub use action::{Action, Inspected, MirrorState, Outcome};
+pub use action::{Action, Inspected, Loss, MirrorState, Outcome};
 pub use report::*;
 
 /// Something happened.
@@ -156,6 +156,8 @@ pub enum Command {
         budget_ms: Option<u64>,
         /// Preflight and prediction only; nothing is changed.
         dry_run: bool,
+        /// What may be left behind of the workload, by name.
+        accept: BTreeSet<String>,
     },
     /// Take a migration back; refused once it is committed.
     CancelMigration {

@@ -33,11 +33,11 @@ impl Node {
                 Ok(unit) => return unit.stop_workload(&mut ctx, request),
                 Err(failure) => Err(failure),
             },
-            Command::Migrate { name, to, budget_ms, dry_run } => {
+            Command::Migrate { name, to, budget_ms, dry_run, accept } => {
                 let target = find_peer(&self.peers, &to);
                 match (find(&mut self.units, &name), target) {
                     (Ok(unit), Ok(target)) => {
-                        return unit.migrate(&mut ctx, request, target, budget_ms, dry_run);
+                        return unit.migrate(&mut ctx, request, target, budget_ms, dry_run, accept);
                     }
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
                 }

@@ -74,7 +74,7 @@ pub(crate) struct Replica {
     /// What was asked for, until it is answered.
     pub(crate) asked: Option<Asked>,
     /// It agreed to keep replicas, at least once since this machine began.
-    introduced: bool,
+    pub(crate) introduced: bool,
     pub(crate) failure: Option<Failure>,
     failures: u32,
     pub(crate) rounds: u64,

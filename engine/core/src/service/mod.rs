@@ -16,8 +16,10 @@
 //! Postconditions. `Up`: the volumes are reachable and writable by this node's workload, and by
 //! nobody else's. `Halted`: no workload of this unit runs here and its volumes are fenced.
 
+mod describe;
 mod work;
 
+pub(crate) use describe::Offer;
 pub(crate) use work::Work;
 
 use std::collections::BTreeSet;
@@ -123,7 +125,7 @@ impl Unit {
                     self.work = Work::Stopped;
                     return self.begin_claiming(ctx);
                 }
-                let op = ctx.run(self.id(), Op::Service, Action::ProbeWorkload);
+                let op = ctx.run(self.id(), Op::Service, self.probe_action());
                 self.service = Service::Probing { op };
             }
             Role::HandedOver { .. } | Role::Following { .. } | Role::Ready { .. } => {
@@ -158,10 +160,17 @@ impl Unit {
         self.service = Service::Halting { op, stage: Halt::Work };
     }
 
+    /// How this unit's workload is looked for.
+    pub(crate) fn probe_action(&self) -> Action {
+        Action::ProbeWorkload { program: self.record.workload.as_ref().map(|w| w.program.clone()) }
+    }
+
     /// How this unit's workload is stopped.
     pub(crate) fn stop_action(&self) -> Action {
         let workload = self.record.workload.as_ref();
         Action::StopWorkload {
+            program: workload.map(|w| w.program.clone()),
+            state: None,
             signal: workload.map(|w| w.stop_signal).unwrap_or_default(),
             before: None,
             limit_ms: self.stop_limit_ms(),

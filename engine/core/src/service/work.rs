@@ -67,7 +67,7 @@ impl Unit {
         // Addresses that are on would stay on, and nobody would know of them any more.
         let same =
             self.record.workload.as_ref().is_some_and(|w| {
-                w.command == workload.command && w.addresses == workload.addresses
+                w.program == workload.program && w.addresses == workload.addresses
             });
         if self.record.role.is_primary() && running && !same {
             let text =
@@ -77,6 +77,9 @@ impl Unit {
         if self.cutover.is_some() {
             let text = format!("{} is being migrated; wait until it has ended", self.record.name);
             return ctx.reply(request, Err(Failure::refused(FailureCode::Busy, text)));
+        }
+        if let Err(failure) = self.can_be(&workload) {
+            return ctx.reply(request, Err(failure));
         }
         self.record.workload = Some(workload);
         self.persist(ctx);
@@ -186,7 +189,7 @@ impl Unit {
                 let request = *request;
                 if let Err(failure) = &outcome {
                     self.raise(ctx, failure.clone());
-                    let op = ctx.run(self.id(), Op::Work, Action::ProbeWorkload);
+                    let op = ctx.run(self.id(), Op::Work, self.probe_action());
                     self.work = Work::Looking { op };
                 } else {
                     self.work = Work::Stopped;
@@ -249,7 +252,7 @@ impl Unit {
                 return self.enter_role(ctx);
             }
             Work::Looking { .. } => {
-                let op = ctx.run(self.id(), Op::Work, Action::ProbeWorkload);
+                let op = ctx.run(self.id(), Op::Work, self.probe_action());
                 self.work = Work::Looking { op };
                 return;
             }

@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{AttemptId, Epoch, EpochOrder, Fingerprint, OpId, QuestionId, VolumeId};
 use crate::io::{Action, Outcome};
-use crate::message::{Body, PreflightFacts};
+use crate::message::{Body, PreflightFacts, Wanted};
 use crate::node::PlantedBug;
 use crate::record::{Answer, Role, TAKEN_KEPT, WorkloadKind};
 use crate::service::{Halt, Service};
@@ -18,17 +18,20 @@ impl Unit {
         ctx: &mut Ctx,
         peer: Fingerprint,
         question: QuestionId,
-        workload: Option<WorkloadKind>,
+        workload: Option<Wanted>,
     ) {
         if self.standby.preflighting.as_ref().is_some_and(|(_, p, q)| (*p, *q) == (peer, question))
         {
             return; // Asked again while it is being looked at.
         }
-        if let Err(failure) = self.preflight(ctx, peer, workload) {
+        if let Err(failure) = self.preflight(ctx, peer, workload.as_ref().map(|w| w.kind)) {
             let answer = Err(failure);
             return self.say(ctx, peer, Body::PreflightReply { question, answer });
         }
-        let action = Action::Preflight { datasets: self.datasets() };
+        let program = self.record.workload.as_ref().map(|w| w.program.clone());
+        let workload = workload.filter(|w| !w.description.is_empty());
+        let workload = program.zip(workload.map(|w| w.description));
+        let action = Action::Preflight { datasets: self.datasets(), workload };
         let op = ctx.run(self.id(), Op::Preflight, action);
         self.standby.preflighting = Some((op, peer, question));
     }
@@ -97,10 +100,14 @@ impl Unit {
             );
             return Err(Failure::refused(FailureCode::Unsupported, text));
         }
-        if self.record.workload.as_ref().is_none_or(|w| w.kind != kind) {
+        if self.record.workload.as_ref().is_none_or(|w| w.program.kind() != kind) {
+            let what = match kind {
+                WorkloadKind::Process => "-- COMMAND…".to_owned(),
+                kind => format!("--{kind} NAME"),
+            };
             let text = format!(
-                "this node does not know what to start for {0}: run `flocker-repl run {0} -- COMMAND…` \
-                 here first (commands are never taken from a peer)",
+                "this node does not know what to start for {0}: run `flocker-repl run {0} {what}` \
+                 here first (what runs here is never taken from a peer)",
                 self.record.name
             );
             return Err(Failure::refused(FailureCode::NotGranted, text));

@@ -19,7 +19,7 @@ fn reboot(pair: &mut Pair, side: usize) {
 /// Answers what this side does with its workload until nothing of that is under way.
 fn probe(pair: &mut Pair, side: usize) {
     while let Some(at) = pair.pending.iter().position(
-        |i| matches!(i, Item::Op { at, action: Action::ProbeWorkload, .. } if *at == side),
+        |i| matches!(i, Item::Op { at, action: Action::ProbeWorkload { .. }, .. } if *at == side),
     ) {
         let Some(Item::Op { op, action, .. }) = pair.pending.remove(at) else { unreachable!() };
         let outcome = pair.perform(side, &action);
@@ -268,7 +268,7 @@ fn a_yield_taken_back_before_the_unit_was_up_begins_with_the_questions_of_a_star
     let asked = pair
         .pending
         .iter()
-        .any(|i| matches!(i, Item::Op { at: 0, action: Action::ProbeWorkload, .. }));
+        .any(|i| matches!(i, Item::Op { at: 0, action: Action::ProbeWorkload { .. }, .. }));
     let started = pair
         .pending
         .iter()

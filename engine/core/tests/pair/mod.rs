@@ -515,7 +515,11 @@ impl Pair {
                 Outcome::Changed(Change::Changed { bytes: 1 })
             }
             Action::Changed { .. } => Outcome::Changed(Change::Unchanged),
-            Action::ProbeWorkload => Outcome::Probed { running: side.runs },
+            Action::ProbeWorkload { .. } => Outcome::Probed { running: side.runs },
+            Action::DescribeWorkload { program, .. } => {
+                Outcome::Described { description: program.to_string(), losses: side.losses.clone() }
+            }
+            Action::PreDump { .. } => Outcome::Nothing,
             Action::StartWorkload { .. } if fails => {
                 return Err(Failure::new(
                     Remedy::Retry,
