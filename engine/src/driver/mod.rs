@@ -9,11 +9,73 @@
 //!   disabled. What that was before is kept in `<state>/taken/`, and given back by [`Driver::release`].
 //! - Everything may be asked twice: a start of what runs, a stop of what does not.
 
+mod cgroup;
+mod command;
+mod containers;
+mod systemd;
+mod taken;
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flocker_core::Failure;
+use flocker_core::ids::UnitId;
+use flocker_core::record::Program;
+use flocker_core::{Failure, FailureCode};
+
+pub(crate) use containers::Containers;
+
+/// Where drivers keep their files, and whom they ask.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places {
+    /// The state directory; `taken/` is made in it. Images that a node lacks are looked for in
+    /// `images/<unit>.tar`.
+    pub(crate) state: PathBuf,
+    /// Podman's API; `None`: where it is on any host.
+    pub(crate) podman: Option<PathBuf>,
+    /// Docker's API; `None`: where it is on any host.
+    pub(crate) docker: Option<PathBuf>,
+}
+
+impl Places {
+    fn podman_socket(&self) -> PathBuf {
+        self.podman.clone().unwrap_or_else(|| PathBuf::from("/run/podman/podman.sock"))
+    }
+
+    fn docker_socket(&self) -> PathBuf {
+        self.docker.clone().unwrap_or_else(|| PathBuf::from("/var/run/docker.sock"))
+    }
+}
+
+/// Whoever drives a program on this node.
+///
+/// # Errors
+/// It is a process, which [`crate::workload`] runs, or names nothing.
+pub(crate) fn driver(
+    places: &Places,
+    unit: UnitId,
+    program: &Program,
+) -> Result<Box<dyn Driver>, Failure> {
+    let nothing = |what: &str| {
+        Failure::refused(FailureCode::BadRequest, format!("the unit's workload names no {what}"))
+    };
+    match program {
+        Program::Process(_) => Err(Failure::refused(
+            FailureCode::Unsupported,
+            "a process is run by its supervisor, and by no other program",
+        )),
+        Program::Containers { names, .. } if names.is_empty() => Err(nothing("container")),
+        Program::Containers { runtime, names } => {
+            Ok(Box::new(Containers::new(places, unit, *runtime, names)))
+        }
+        Program::Systemd(units) if units.is_empty() => Err(nothing("unit")),
+        Program::Systemd(units) => Ok(Box::new(systemd::Systemd::new(places, unit, units))),
+        Program::Oci { .. } | Program::Lxc(_) => Err(Failure::refused(
+            FailureCode::Unsupported,
+            format!("{program} cannot be driven yet"),
+        )),
+    }
+}
 
 /// What has to be at the other node for a workload to go on as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
