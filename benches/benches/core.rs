@@ -10,8 +10,13 @@ use pair::Pair;
 
 fn core(c: &mut Criterion) {
     let at_rest = Pair::in_step();
-    let migrate =
-        Command::Migrate { name: "db".into(), to: "b".into(), budget_ms: None, dry_run: false, accept: Default::default() };
+    let migrate = Command::Migrate {
+        name: "db".into(),
+        to: "b".into(),
+        budget_ms: None,
+        dry_run: false,
+        accept: Default::default(),
+    };
     c.bench_function("core: nothing is due", |b| {
         let mut pair = at_rest.clone();
         b.iter(|| pair.input(0, Input::Tick));

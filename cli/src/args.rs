@@ -16,8 +16,8 @@ use crate::quantity::{parse_duration, parse_size};
 
 pub(crate) use units::{
     BrowseArgs, DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, FailoverArgs, HistoryArgs, HoldsArgs,
-    MigrateArgs, ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs, StatusArgs,
-    UnitArgs, UnprotectArgs,
+    MigrateArgs, ProgramArgs, ProtectArgs, ResolveArgs, RoundsArgs, RunArgs, StartAloneArgs,
+    StatusArgs, UnitArgs, UnprotectArgs,
 };
 
 const ABOUT: &str = "Keeps a second copy of your volumes seconds behind, and moves them running";
@@ -256,6 +256,16 @@ pub(crate) struct GrantArgs {
 pub(crate) enum KindArg {
     /// A supervised process in the volume's path
     Process,
+    /// Containers of podman
+    Podman,
+    /// Containers of docker
+    Docker,
+    /// Units of systemd
+    Systemd,
+    /// OCI bundles, run by runc or crun
+    Oci,
+    /// Containers of LXC
+    Lxc,
 }
 
 /// Commands about one peer.
@@ -384,7 +394,7 @@ mod tests {
         let cli = parse("run db --stop-limit 30s -- server --json --config z").unwrap();
         assert!(!cli.json);
         let Command::Run(run) = cli.command else { panic!("run was parsed as {:?}", cli.command) };
-        assert_eq!(run.command, ["server", "--json", "--config", "z"]);
+        assert_eq!(run.program.command, ["server", "--json", "--config", "z"]);
         assert_eq!(run.stop_limit, Duration::from_secs(30));
     }
 

@@ -72,6 +72,7 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
         | FailureCode::NoBase
         | FailureCode::NoOrigin
         | FailureCode::OverBudget
+        | FailureCode::LeftBehind
         | FailureCode::NoProof
         | FailureCode::NoSpace
         | FailureCode::Busy => Exit::Refused,

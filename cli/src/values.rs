@@ -4,6 +4,7 @@
 //! (`flocker_core::record`), whether this machine has such an interface (the node).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use flocker_core::record::{AddressRecord, ForwardRecord, HealthCheck};
 
@@ -119,6 +120,29 @@ pub(crate) fn parse_forward(text: &str) -> Result<ForwardRecord, ValueError> {
         return useless(text, "LOCAL and REMOTE are where one connects to, not `any address`");
     }
     Ok(ForwardRecord { listen, local, remote })
+}
+
+/// A container of runc or crun, and where its bundle is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    /// Its id there.
+    pub(crate) id: String,
+    /// The bundle's folder.
+    pub(crate) path: PathBuf,
+}
+
+/// `ID=BUNDLE`
+pub(crate) fn parse_bundle(text: &str) -> Result<Bundle, ValueError> {
+    match text.split_once('=') {
+        Some((id, path)) if !id.is_empty() && !path.is_empty() => {
+            Ok(Bundle { id: id.to_owned(), path: path.into() })
+        }
+        _ => Err(ValueError::Form {
+            text: text.into(),
+            what: "a bundle",
+            form: "ID=FOLDER, the folder absolute or below the first volume's path, such as web=bundle",
+        }),
+    }
 }
 
 /// A command and its arguments, split as a shell would; nothing else of a shell happens.

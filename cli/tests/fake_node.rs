@@ -6,7 +6,8 @@ mod common;
 use common::fake::{A, B, FakeNode, done, round};
 use flocker_core::ids::UnitId;
 use flocker_core::record::{
-    AddressRecord, ForwardRecord, Health, HealthCheck, Hooks, Policy, StopSignal, WorkloadKind,
+    AddressRecord, ForwardRecord, Health, HealthCheck, Hooks, MoveMode, Policy, Program,
+    StopSignal, WorkloadKind,
 };
 use flocker_core::{Failure, FailureCode};
 use flocker_engine::api::{Answer, InviteOpen, PairedPeer, Request, Response, StampedRound};
@@ -57,7 +58,8 @@ fn what_is_asked_is_what_was_typed() {
             },
             Request::Run {
                 name: "db".into(),
-                command: vec!["x".into(), "--json".into()],
+                program: Program::Process(vec!["x".into(), "--json".into()]),
+                mode: MoveMode::Stop,
                 stop_signal: StopSignal::Term,
                 stop_limit_ms: 30_000,
                 die_with_daemon: true,
@@ -68,7 +70,8 @@ fn what_is_asked_is_what_was_typed() {
             },
             Request::Run {
                 name: "db".into(),
-                command: vec!["x".into()],
+                program: Program::Process(vec!["x".into()]),
+                mode: MoveMode::Stop,
                 stop_signal: StopSignal::Int,
                 stop_limit_ms: 10_000,
                 die_with_daemon: false,

@@ -17,7 +17,7 @@
 //! Who may talk: the socket is `0600` in a `0700` directory, and the node asks the kernel who is
 //! at the other end (`SO_PEERCRED`): the node's own user or root, nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use flocker_core::Failure;
@@ -28,7 +28,8 @@ use flocker_core::io::{
 };
 use flocker_core::message::Adopted;
 use flocker_core::record::{
-    AddressRecord, ForwardRecord, Health, Hooks, Policy, StopSignal, WorkloadKind,
+    AddressRecord, ForwardRecord, Health, Hooks, MoveMode, Policy, Program, StopSignal,
+    WorkloadKind,
 };
 use flocker_core::status::NodeStatus;
 use serde::{Deserialize, Serialize};
@@ -688,7 +689,8 @@ mod tests {
     fn what_a_workload_needs_beyond_its_command_survives_the_line_it_travels_in() {
         let request = Request::Run {
             name: "db".into(),
-            command: vec!["x".into()],
+            program: Program::Process(vec!["x".into()]),
+            mode: MoveMode::Stop,
             stop_signal: StopSignal::Int,
             stop_limit_ms: 1,
             die_with_daemon: false,

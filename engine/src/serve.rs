@@ -16,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, unbounded};
 use flocker_core::ids::Incarnation;
 use flocker_core::node::NodeConfig;
+use flocker_core::record::MoveMode;
 use flocker_core::{Boot, Input, Node};
 use flocker_store::{Store, StoreError};
 use flocker_transport::bulk::dedup::CacheOptions;
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::config::{Config, make_private_dir};
+use crate::driver::Programs;
 use crate::fencing::Fencing;
 use crate::history::History;
 use crate::hub::Hub;
@@ -36,8 +38,8 @@ use crate::rates::Rates;
 use crate::server::{self, Api, SocketFile};
 use crate::transfer::{Parts, PeerLanes, Transfers};
 use crate::turn::{Loop, Peers, Turn, Turns};
-use crate::workload::{Exit, Places, Workloads};
-use crate::{links, metrics, store};
+use crate::workload::{Exit, OnExit, Places, Workloads};
+use crate::{driver, links, metrics, store};
 
 /// Threads of the runtime that moves packets and control; bulk has threads of its own.
 const RUNTIME_THREADS: usize = 2;
@@ -272,7 +274,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
     let taken_apart = tokio::task::spawn_blocking(move || {
         let _ = thread.join();
         ops.drain(DRAIN_LIMIT);
-        tools.workloads.shut_down(STOP_LIMIT);
+        tools.programs.processes.shut_down(STOP_LIMIT);
     });
     let _ = taken_apart.await;
     manager.close().await;
@@ -306,6 +308,11 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
     let tools = Arc::new(tools(&base, &report)?);
     let units: Vec<_> = base.contents.units.iter().map(|unit| unit.id).collect();
     drill::clean_up(&tools, &units);
+    for workload in base.contents.units.iter().filter_map(|unit| unit.workload.as_ref()) {
+        if workload.mode != MoveMode::Stop {
+            crate::network::quiet::clean_up(&workload.addresses);
+        }
+    }
     let trust = Arc::new(TrustSet::new(base.contents.peers.iter().map(|peer| peer.fingerprint)));
     let (manager, events) = PeerManager::start(
         base.config.node.listen,
@@ -404,7 +411,7 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
     };
     let drills = Workloads::new(apart, Arc::new(|_| {})).map_err(io("preparing for drills"))?;
     let report = Arc::clone(report);
-    let on_exit = Arc::new(move |exit: Exit| {
+    let on_exit: OnExit = Arc::new(move |exit: Exit| {
         tracing::warn!(unit = %exit.unit.short(), status = exit.status, "workload ended");
         report(Input::WorkloadExited {
             unit: exit.unit,
@@ -412,10 +419,12 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
             success: exit.success,
         });
     });
-    let workloads = Workloads::new(places, on_exit).map_err(io("preparing for workloads"))?;
+    let drivers = driver::Places { state: places.state.clone(), ..driver::Places::default() };
+    let workloads =
+        Workloads::new(places, Arc::clone(&on_exit)).map_err(io("preparing for workloads"))?;
     Ok(Tools {
         store: Arc::clone(&base.store),
-        workloads: Arc::new(workloads),
+        programs: Programs::new(workloads, drivers, on_exit),
         drills,
         clock: base.clock,
         fencing: Fencing::new(base.config.fencing.clone(), &base.config.node.state),

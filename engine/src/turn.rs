@@ -208,7 +208,7 @@ impl Loop {
             }
             Effect::Lease { unit, until_ms } => {
                 let until = until_ms.map(|until| self.clock.deadline(until));
-                if let Err(error) = self.ops.tools().workloads.lease(unit, until) {
+                if let Err(error) = self.ops.tools().programs.processes.lease(unit, until) {
                     // The deadline before holds: the workload ends too early rather than too late.
                     tracing::error!(unit = %unit.short(), %error, "a lease cannot be written down");
                 }

@@ -6,7 +6,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use flocker_core::record::{AddressRecord, ForwardRecord, HealthCheck, StopSignal};
 
 use crate::quantity::parse_duration;
-use crate::values::{CommandWords, parse_address, parse_command, parse_forward, parse_health};
+use crate::values::{
+    Bundle, CommandWords, parse_address, parse_bundle, parse_command, parse_forward, parse_health,
+};
 
 /// `protect`
 #[derive(Debug, Args)]
@@ -91,7 +93,7 @@ fn parse_lease(text: &str) -> Result<Duration, String> {
 /// `run`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The command is not passed through a shell. It starts where the unit is primary, in the path of its first \
+A command is not passed through a shell. It starts where the unit is primary, in the path of its first \
 volume, with FLOCKER_UNIT and FLOCKER_VOLUME_PATH set; its output goes to the state directory's logs. On a \
 standby it is kept for when the unit arrives: run the same on both nodes, each with its own addresses and \
 devices. What is said here replaces what was said before.
@@ -104,8 +106,18 @@ and its arguments as a shell would, and started without one.
 on this node whether the unit is here or not, and holds new connections while it moves: LOCAL is where the \
 workload listens while it is here, REMOTE where it listens on the other node.
 
+Containers, units of systemd and bundles are named, and stay whoever's they are: from now on only this node starts \
+them (their restart policy is off, a unit is disabled) until the unit is no longer protected. A container is made \
+ready on every standby from what it is here, so run the same there before it exists. What a move would leave behind \
+(changes in its writable layer, binds and volumes that are not the unit's) is refused with its name. See \
+docs/containers.md.
+
 Examples:
   flocker-repl run db -- /usr/bin/my-server --port 5000
+  flocker-repl run db --podman pg --before-stop 'podman exec pg psql -U postgres -c CHECKPOINT'
+  flocker-repl run shop --docker shop-db-1,shop-web-1
+  flocker-repl run db --systemd mariadb.service --health tcp:127.0.0.1:3306
+  flocker-repl run cache --podman redis --checkpoint memory --address 10.0.0.60/24@eth0
   flocker-repl run db --stop-limit 30s -- /bin/sh -c 'exec ./start.sh'
   flocker-repl run pg --stop-signal INT --health tcp:127.0.0.1:5432 --address 10.0.0.50/24@eth0 \
 -- /usr/lib/postgresql/15/bin/postgres -D data
@@ -142,10 +154,40 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "CMD", value_parser = parse_command, help_heading = "Hooks")]
     pub(crate) after_start: Option<CommandWords>,
     /// The workload ends when the daemon dies; without this it runs on and is adopted again
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["podman", "docker", "systemd", "runc", "crun", "lxc"])]
     pub(crate) die_with_daemon: bool,
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// It moves with all it has in memory (CRIU), written to this volume of the unit, which the workload itself does
+    /// not see; the last part of its name
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["docker", "systemd", "lxc", "command"])]
+    pub(crate) checkpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) program: ProgramArgs,
+}
+
+/// What runs: one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ProgramArgs {
+    /// Containers of podman, by name; several are started in this order and stopped in the opposite one
+    #[arg(long, value_name = "CONTAINER", help_heading = "What runs", value_delimiter = ',')]
+    pub(crate) podman: Vec<String>,
+    /// Containers of docker, in the same way
+    #[arg(long, value_name = "CONTAINER", help_heading = "What runs", value_delimiter = ',')]
+    pub(crate) docker: Vec<String>,
+    /// Units of systemd, in the same way
+    #[arg(long, value_name = "UNIT", help_heading = "What runs", value_delimiter = ',')]
+    pub(crate) systemd: Vec<String>,
+    /// A bundle that runc runs
+    #[arg(long, value_name = "ID=BUNDLE", value_parser = parse_bundle, help_heading = "What runs")]
+    pub(crate) runc: Option<Bundle>,
+    /// A bundle that crun runs
+    #[arg(long, value_name = "ID=BUNDLE", value_parser = parse_bundle, help_heading = "What runs")]
+    pub(crate) crun: Option<Bundle>,
+    /// A container of LXC
+    #[arg(long, value_name = "CONTAINER", help_heading = "What runs")]
+    pub(crate) lxc: Option<String>,
+    /// A command and its arguments, which the daemon supervises
+    #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
 
@@ -237,6 +279,9 @@ pub(crate) struct MigrateArgs {
     /// Only check whether it could be done, and predict the downtime
     #[arg(long, conflicts_with = "cancel")]
     pub(crate) dry_run: bool,
+    /// Move although this of a container stays behind, by the name that the refusal says; may be given more than once
+    #[arg(long, value_name = "NAME", conflicts_with = "cancel")]
+    pub(crate) accept_loss: Vec<String>,
     /// Take a migration that is under way back; refused once it is committed
     #[arg(long)]
     pub(crate) cancel: bool,

@@ -26,7 +26,8 @@ struct AlreadyThere<'a> {
 
 /// `migrate`
 pub(super) fn migrate(context: &Context<'_>, args: MigrateArgs) -> anyhow::Result<Exit> {
-    let MigrateArgs { name, to, budget, dry_run, cancel: _ } = args;
+    let MigrateArgs { name, to, budget, dry_run, accept_loss, cancel: _ } = args;
+    let accept = accept_loss.into_iter().collect();
     let Some(to) = to else {
         return cancel(context, name);
     };
@@ -35,7 +36,7 @@ pub(super) fn migrate(context: &Context<'_>, args: MigrateArgs) -> anyhow::Resul
         other => return unexpected(&other),
     };
     let target = to.clone();
-    let request = Request::Migrate { name, to, budget_ms: budget.map(whole_ms), dry_run };
+    let request = Request::Migrate { name, to, budget_ms: budget.map(whole_ms), dry_run, accept };
     let out = context.out;
     match follow::ask(context, &request, &names)? {
         Answer::Migrated(report) => {

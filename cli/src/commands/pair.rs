@@ -47,6 +47,11 @@ fn kinds(given: &[KindArg]) -> Vec<WorkloadKind> {
         .iter()
         .map(|kind| match kind {
             KindArg::Process => WorkloadKind::Process,
+            KindArg::Podman => WorkloadKind::Podman,
+            KindArg::Docker => WorkloadKind::Docker,
+            KindArg::Systemd => WorkloadKind::Systemd,
+            KindArg::Oci => WorkloadKind::Oci,
+            KindArg::Lxc => WorkloadKind::Lxc,
         })
         .collect()
 }
@@ -190,13 +195,13 @@ fn ask_for_grant(peer: &PairedPeer) -> anyhow::Result<Option<Gift>> {
         }
     };
     let prompt = format!(
-        "May migrations from {} start processes here? What is started, this node says with `run`. [Y/n] ",
+        "May migrations from {} start workloads here? What is started, this node says with `run`. [Y/n] ",
         peer.name
     );
     let workloads = match question(&mut input, &prompt)? {
         None => return Ok(None),
         Some(answer) if is_no(&answer) => Vec::new(),
-        Some(_) => vec![WorkloadKind::Process],
+        Some(_) => WorkloadKind::ALL.to_vec(),
     };
     Ok(Some(Gift { receive, quota_bytes, workloads }))
 }

@@ -9,17 +9,20 @@ use std::time::Duration;
 use flocker_core::FailureCode;
 use flocker_core::ids::UnitId;
 use flocker_core::message::Adopted;
-use flocker_core::record::{Health, HealthCheck, Hooks, Policy};
+use flocker_core::record::{
+    ContainerRuntime, Health, HealthCheck, Hooks, MoveMode, OciRuntime, Policy, Program,
+};
 use flocker_engine::api::{Answer, Request};
 use serde::Serialize;
 
 use super::{Context, unexpected};
 use crate::args::{
-    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, ProtectArgs, RunArgs, StartAloneArgs, UnprotectArgs,
+    DEFAULT_HEALTH_LIMIT, DEFAULT_RPO, ProgramArgs, ProtectArgs, RunArgs, StartAloneArgs,
+    UnprotectArgs,
 };
 use crate::exit::{Exit, failure_in};
 use crate::quantity;
-use crate::values::CommandWords;
+use crate::values::{Bundle, CommandWords};
 
 /// What `protect --json` prints.
 #[derive(Serialize)]
@@ -128,12 +131,27 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
 
 /// `run`
 pub(super) fn run(context: &Context<'_>, args: RunArgs) -> anyhow::Result<Exit> {
-    let sentence = format!(
-        "{} runs `{}` on this node whenever it is primary here",
-        args.name,
-        args.command.join(" ")
-    );
-    context.simple(&run_request(args), sentence)
+    let name = args.name.clone();
+    let request = run_request(args);
+    let Request::Run { program, .. } = &request else { unreachable!("just made") };
+    let sentence = format!("{name} runs `{program}` on this node whenever it is primary here");
+    context.simple(&request, sentence)
+}
+
+fn program(args: ProgramArgs) -> Program {
+    let ProgramArgs { podman, docker, systemd, runc, crun, lxc, command } = args;
+    let containers = |runtime, names| Program::Containers { runtime, names };
+    let oci =
+        |runtime, bundle: Bundle| Program::Oci { runtime, id: bundle.id, bundle: bundle.path };
+    match (runc, crun, lxc) {
+        (Some(bundle), ..) => oci(OciRuntime::Runc, bundle),
+        (_, Some(bundle), _) => oci(OciRuntime::Crun, bundle),
+        (.., Some(name)) => Program::Lxc(name),
+        _ if !podman.is_empty() => containers(ContainerRuntime::Podman, podman),
+        _ if !docker.is_empty() => containers(ContainerRuntime::Docker, docker),
+        _ if !systemd.is_empty() => Program::Systemd(systemd),
+        _ => Program::Process(command),
+    }
 }
 
 fn run_request(args: RunArgs) -> Request {
@@ -142,7 +160,8 @@ fn run_request(args: RunArgs) -> Request {
     let limit_ms = whole_ms(args.health_limit.unwrap_or(DEFAULT_HEALTH_LIMIT));
     Request::Run {
         name: args.name,
-        command: args.command,
+        program: program(args.program),
+        mode: args.checkpoint.map_or(MoveMode::Stop, |state| MoveMode::Checkpoint { state }),
         stop_signal: args.stop_signal.into(),
         stop_limit_ms: whole_ms(args.stop_limit),
         die_with_daemon: args.die_with_daemon,

@@ -215,7 +215,10 @@ fn workload(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Them
         state if state.starts_with("exited") => theme.bad(&clean(state)),
         other => other.to_owned(),
     };
-    text.push_str(&format!("  workload  {state}  {}\n", theme.dim(&workload.command.join(" "))));
+    text.push_str(&format!(
+        "  workload  {state}  {}\n",
+        theme.dim(&clean(&workload.program.to_string()))
+    ));
     let running = status.workload_state == "running";
     for address in &workload.addresses {
         let place = if running { "moves with it" } else { "comes with it" };

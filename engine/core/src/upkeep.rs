@@ -375,7 +375,8 @@ impl Unit {
             && !busy
         {
             let keep_newest = ending.keep_newest;
-            let action = Action::GiveBack { datasets, tag, prefix, keep_newest };
+            let program = self.record.workload.as_ref().map(|w| w.program.clone());
+            let action = Action::GiveBack { datasets, tag, prefix, keep_newest, program };
             ending.op = Some(ctx.run(id, Op::GiveBack, action));
         }
     }

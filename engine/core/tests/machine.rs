@@ -14,6 +14,8 @@ mod ahead;
 mod carried;
 #[path = "machine/clones.rs"]
 mod clones;
+#[path = "machine/foreign.rs"]
+mod foreign;
 #[path = "machine/late.rs"]
 mod late;
 mod pair;
@@ -47,7 +49,13 @@ const PAST_ALL_LIMITS_MS: u64 = 700_000;
 type States = BTreeMap<(usize, String), (usize, Pair)>;
 
 fn migrate() -> Command {
-    Command::Migrate { name: "db".into(), to: "b".into(), budget_ms: None, dry_run: false, accept: Default::default() }
+    Command::Migrate {
+        name: "db".into(),
+        to: "b".into(),
+        budget_ms: None,
+        dry_run: false,
+        accept: Default::default(),
+    }
 }
 
 fn cancel() -> Command {

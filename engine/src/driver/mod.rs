@@ -12,6 +12,7 @@
 mod cgroup;
 mod command;
 mod containers;
+mod programs;
 mod systemd;
 mod taken;
 
@@ -24,6 +25,7 @@ use flocker_core::record::Program;
 use flocker_core::{Failure, FailureCode};
 
 pub(crate) use containers::Containers;
+pub(crate) use programs::{Programs, Starting, Still, Stopping};
 
 /// Where drivers keep their files, and whom they ask.
 #[derive(Debug, Clone, Default)]

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use flocker_core::ids::UnitId;
+use flocker_core::record::WorkloadKind;
 use flocker_core::{Failure, FailureCode, Remedy};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +101,10 @@ const PROPERTIES: &str = "LoadState,ActiveState,SubState,UnitFileState,ControlGr
 
 impl Systemd {
     pub(super) fn new(places: &Places, unit: UnitId, units: &[String]) -> Self {
-        Self { units: units.to_vec(), taken: Taken::new(&places.state, unit) }
+        Self {
+            units: units.to_vec(),
+            taken: Taken::new(&places.state, unit, WorkloadKind::Systemd),
+        }
     }
 
     fn show(&self, unit: &str) -> Result<Shown, Failure> {

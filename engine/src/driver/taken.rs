@@ -1,4 +1,4 @@
-//! What was taken away from a workload's own program, so that it can be given back: `<state>/taken/<unit>.json`.
+//! What was taken away from a workload's own program, so that it can be given back: `<state>/taken/<unit>-<kind>.json`.
 //!
 //! Owns: one small file for each unit, whole or not there, durable before it is acted on. Leaves to others: what
 //! the entries mean (each driver's own).
@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use flocker_core::ids::UnitId;
+use flocker_core::record::WorkloadKind;
 use flocker_core::{Failure, FailureCode, Remedy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,8 @@ impl<T> Default for Before<T> {
 }
 
 impl Taken {
-    pub(super) fn new(state: &Path, unit: UnitId) -> Self {
-        Self { path: state.join("taken").join(format!("{unit}.json")) }
+    pub(super) fn new(state: &Path, unit: UnitId, kind: WorkloadKind) -> Self {
+        Self { path: state.join("taken").join(format!("{unit}-{kind}.json")) }
     }
 
     /// What was written last; nothing if nothing was.
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn what_was_before_is_kept_until_nothing_of_it_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        let taken = Taken::new(dir.path(), UnitId(7));
+        let taken = Taken::new(dir.path(), UnitId(7), WorkloadKind::Podman);
         assert_eq!(taken.load::<String>().unwrap(), Before::default());
         let mut before = Before::default();
         before.0.insert("pg".to_owned(), "always".to_owned());

@@ -69,6 +69,12 @@ pub(crate) fn set(addresses: &[AddressRecord], up: bool) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Puts the addresses on, and tells nobody: whoever asks for them finds them here all the same.
+pub(crate) fn put_on_silently(addresses: &[AddressRecord]) -> Result<(), Failure> {
+    let before = Interfaces::read()?;
+    addresses.iter().try_for_each(|record| put_on(&before, record))
+}
+
 fn put_on(now: &Interfaces, record: &AddressRecord) -> Result<(), Failure> {
     let AddressRecord { address, prefix, device } = record;
     let Some(link) = now.link(device) else {

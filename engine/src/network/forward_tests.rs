@@ -171,7 +171,13 @@ impl Here {
 }
 
 fn stop() -> Action {
-    Action::StopWorkload { program: None, state: None, signal: StopSignal::Term, before: None, limit_ms: 1 }
+    Action::StopWorkload {
+        program: None,
+        state: None,
+        signal: StopSignal::Term,
+        before: None,
+        limit_ms: 1,
+    }
 }
 
 fn start() -> Action {

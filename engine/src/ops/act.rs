@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use flocker_core::ids::UnitId;
 use flocker_core::io::{Inspected, MirrorState};
-use flocker_core::record::{StopSignal, WorkloadKind, WorkloadRecord};
+use flocker_core::record::{Program, StopSignal};
 use flocker_core::{Action, Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{
     BookmarkName, Capabilities, Change, DatasetName, Guid, HoldTag, Holder, SnapshotName,
@@ -16,7 +16,7 @@ use flocker_store::{
 use rustix::process::Signal;
 
 use super::{Tools, drill};
-use crate::workload::{Deadline, Start};
+use crate::driver::{Starting, Still, Stopping};
 use crate::{failpoint, mirror, network, old_copy};
 
 fn failure(error: StoreError) -> Failure {
@@ -42,17 +42,30 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
         }
         Action::Mark { make, destroy } => mark(tools, &make, &destroy),
         Action::Changed { since } => changed(tools, &since),
-        Action::ProbeWorkload => {
-            let running = tools.workloads.probe(unit)?;
+        Action::ProbeWorkload { program } => {
+            let running = tools.programs.probe(unit, program.as_ref())?;
             Ok(Outcome::Probed { running })
+        }
+        Action::DescribeWorkload { program, state, paths } => {
+            tools.programs.describe(unit, &program, state.as_deref(), &paths)
+        }
+        Action::PreDump { program, state } => {
+            tools.programs.pre_dump(unit, &program, &state)?;
+            Ok(Outcome::Nothing)
+        }
+        Action::ReleaseWorkload { program } => {
+            tools.programs.release(unit, Some(&program))?;
+            Ok(Outcome::Nothing)
         }
         Action::StartWorkload { workload, datasets, paths, lease_until_ms } => {
             reachable(tools, &datasets, &paths)?;
             let lease = lease_until_ms.map(|until| tools.clock.deadline(until));
-            start(tools, unit, &workload, &paths, lease)
+            let workload = &workload;
+            start(tools, unit, Starting { workload, datasets: &datasets, paths: &paths, lease })
         }
-        Action::StopWorkload { signal, before, limit_ms } => {
-            stop(tools, unit, signal, before, Duration::from_millis(limit_ms))
+        Action::StopWorkload { program, state, signal, before, limit_ms } => {
+            let limit = Duration::from_millis(limit_ms);
+            stop(tools, unit, before, &Stopping { program, state, signal, limit })
         }
         Action::Fence { datasets } => fence(tools, &datasets),
         Action::VerifyUnwritten { snapshots } => {
@@ -62,7 +75,9 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             Ok(Outcome::Nothing)
         }
         Action::Activate { datasets } => activate(tools, &datasets),
-        Action::Preflight { datasets } => preflight(tools, unit, &datasets),
+        Action::Preflight { datasets, program, description } => {
+            preflight(tools, unit, &datasets, program.as_ref(), description.as_deref())
+        }
         Action::Network { addresses, up } => {
             network::addresses::set(&addresses, up)?;
             Ok(Outcome::Nothing)
@@ -75,7 +90,8 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             drill::hold(tools, unit, &name, &snapshots, workload.as_ref())
         }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
-        Action::GiveBack { datasets, tag, prefix, keep_newest } => {
+        Action::GiveBack { datasets, tag, prefix, keep_newest, program } => {
+            tools.programs.release(unit, program.as_ref())?;
             for dataset in &datasets {
                 give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
             }
@@ -130,14 +146,29 @@ fn find(tools: &Tools, guid: Guid, within: &[DatasetName]) -> Result<Outcome, Fa
     Ok(Outcome::Found(None))
 }
 
-fn preflight(tools: &Tools, unit: UnitId, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
+fn preflight(
+    tools: &Tools,
+    unit: UnitId,
+    datasets: &[DatasetName],
+    program: Option<&Program>,
+    description: Option<&str>,
+) -> Result<Outcome, Failure> {
     let mut available_bytes = u64::MAX;
     for dataset in datasets {
         tools.store.rehearse(dataset).map_err(failure)?;
         let space = tools.store.space(dataset).map_err(failure)?;
         available_bytes = available_bytes.min(space.available_bytes);
     }
-    Ok(Outcome::Preflight { available_bytes, running: tools.workloads.runs(unit) })
+    let running = tools.programs.runs(unit, program)?;
+    if let (Some(program), Some(description), false) = (program, description, running) {
+        let paths = datasets.iter().map(|dataset| tools.store.live_path(dataset));
+        let paths: Vec<Option<PathBuf>> = paths.collect::<Result<_, _>>().map_err(failure)?;
+        // One without a path is a unit at rest, whose workload would not be started.
+        if let Some(paths) = paths.into_iter().collect::<Option<Vec<PathBuf>>>() {
+            tools.programs.prepare(unit, program, description, &paths)?;
+        }
+    }
+    Ok(Outcome::Preflight { available_bytes, running })
 }
 
 fn room(tools: &Tools, root: &DatasetName) -> Result<Outcome, Failure> {
@@ -183,12 +214,12 @@ fn snapshot(
     if look {
         let paths = live_paths(tools, &names)?;
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-        let outsiders = tools.workloads.outsiders(unit, &paths);
+        let outsiders = tools.programs.processes.outsiders(unit, &paths);
         alone = outsiders.is_empty();
         tell_fuzzy(tools, unit, &outsiders);
     }
     let frozen = match freeze {
-        true => Some(tools.workloads.freeze(unit)?),
+        true => Some(tools.programs.freeze(unit)?),
         false => None,
     };
     failpoint::pass(|| "frozen");
@@ -198,10 +229,7 @@ fn snapshot(
         properties: BTreeMap::new(),
     });
     // It goes on first, whatever came of it.
-    let frozen_ms = frozen.map_or(0, |frozen| match frozen.count() {
-        0 => 0,
-        _ => frozen.thaw(),
-    });
+    let frozen_ms = frozen.map_or(0, Still::thaw);
     Ok(Outcome::Snapshots { snapshots: taken.map_err(failure)?, frozen_ms })
 }
 
@@ -370,27 +398,11 @@ fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Resu
 /// How long the hook after a start may take.
 const AFTER_START_LIMIT: Duration = Duration::from_secs(60);
 
-fn start(
-    tools: &Tools,
-    unit: UnitId,
-    workload: &WorkloadRecord,
-    paths: &[PathBuf],
-    lease: Option<Deadline>,
-) -> Result<Outcome, Failure> {
-    match workload.kind {
-        WorkloadKind::Process => {
-            let start = Start {
-                command: &workload.command,
-                paths,
-                stays: workload.die_with_daemon,
-                health: workload.health.as_ref(),
-                lease,
-            };
-            tools.workloads.start(unit, &start)?;
-        }
-    }
-    if let Some(hook) = &workload.hooks.after_start
-        && let Err(failure) = tools.workloads.hook(unit, hook, paths, AFTER_START_LIMIT)
+fn start(tools: &Tools, unit: UnitId, what: Starting<'_>) -> Result<Outcome, Failure> {
+    tools.programs.start(unit, what)?;
+    if let Some(hook) = &what.workload.hooks.after_start
+        && let Err(failure) =
+            tools.programs.processes.hook(unit, hook, what.paths, AFTER_START_LIMIT)
     {
         tracing::warn!(%failure, "the workload runs; the hook after its start did not do its part");
     }
@@ -401,20 +413,19 @@ fn start(
 fn stop(
     tools: &Tools,
     unit: UnitId,
-    signal: StopSignal,
     before: Option<Vec<String>>,
-    limit: Duration,
+    what: &Stopping,
 ) -> Result<Outcome, Failure> {
     if let Some(hook) = before
-        && tools.workloads.runs(unit)
+        && tools.programs.runs(unit, what.program.as_ref())?
     {
-        tools.workloads.hook(unit, &hook, &[], limit)?;
+        tools.programs.processes.hook(unit, &hook, &[], what.limit)?;
     }
-    tools.workloads.stop(unit, stop_signal(signal), limit)?;
+    tools.programs.stop(unit, what)?;
     Ok(Outcome::Nothing)
 }
 
-pub(super) fn stop_signal(signal: StopSignal) -> Signal {
+pub(crate) fn stop_signal(signal: StopSignal) -> Signal {
     match signal {
         StopSignal::Term => Signal::TERM,
         StopSignal::Int => Signal::INT,

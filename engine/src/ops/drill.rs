@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use flocker_core::ids::UnitId;
-use flocker_core::record::WorkloadRecord;
+use flocker_core::record::{Program, WorkloadRecord};
 use flocker_core::{Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{CloneAccess, DatasetName, SnapshotName, StoreError};
 
@@ -117,11 +117,18 @@ fn try_workload(
         let text = "the workload was not started: a network namespace of its own needs root; the clones could be made";
         return Err(Failure::refused(FailureCode::Unsupported, text));
     }
-    let start = Start { command: &workload.command, paths, stays: true, health: None, lease: None };
+    let Program::Process(command) = &workload.program else {
+        let text = format!(
+            "{} was not started: a drill can isolate only a process so far; the clones could be made",
+            workload.program
+        );
+        return Err(Failure::refused(FailureCode::Unsupported, text));
+    };
+    let start = Start { command, paths, stays: true, health: None, lease: None };
     parts.timed("start", || tools.drills.start(unit, &start))?;
     let healthy = parts.timed("health", || match &workload.health {
         Some(health) => tools.drills.wait_until_healthy(unit, &start, health),
-        None => lives(tools, unit, &workload.command),
+        None => lives(tools, unit, command),
     });
     let limit = Duration::from_millis(workload.stop_limit_ms);
     let stopped =

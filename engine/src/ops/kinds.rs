@@ -15,6 +15,7 @@ pub(super) fn word(action: &Action) -> &'static str {
         Action::ProbeWorkload { .. } => "probe-workload",
         Action::DescribeWorkload { .. } => "describe-workload",
         Action::PreDump { .. } => "pre-dump",
+        Action::ReleaseWorkload { .. } => "release-workload",
         Action::StartWorkload { .. } => "start-workload",
         Action::StopWorkload { .. } => "stop-workload",
         Action::Fence { .. } => "fence",
@@ -38,6 +39,7 @@ pub(super) fn needs_lane(action: &Action) -> bool {
         Action::Snapshot { .. }
         | Action::ProbeWorkload { .. }
         | Action::PreDump { .. }
+        | Action::ReleaseWorkload { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }

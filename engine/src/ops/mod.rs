@@ -17,6 +17,8 @@ mod kinds;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use act::stop_signal;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -28,6 +30,7 @@ use flocker_core::{Action, Failure, FailureCode, Input, Outcome, Remedy};
 use flocker_store::{DatasetName, Store};
 
 use crate::clock::Clock;
+use crate::driver::Programs;
 use crate::failpoint;
 use crate::fencing::Fencing;
 use crate::workload::Workloads;
@@ -38,7 +41,7 @@ const SLOW: Duration = Duration::from_secs(30);
 /// What actions work on.
 pub(crate) struct Tools {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) workloads: Arc<Workloads>,
+    pub(crate) programs: Programs,
     /// Workloads on clones, where nobody can reach them.
     pub(crate) drills: Workloads,
     /// By which the core's moments are read.

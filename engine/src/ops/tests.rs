@@ -11,6 +11,7 @@ use flocker_vault::Vault;
 use tempfile::TempDir;
 
 use super::*;
+use crate::driver::{self, Programs};
 use crate::workload::{OnExit, Places};
 
 const UNIT: UnitId = UnitId(77);
@@ -55,8 +56,12 @@ impl Here {
         let on_exit: OnExit = Arc::new(|_| {});
         let tools = Arc::new(Tools {
             store: Arc::new(vault),
-            workloads: Arc::new(Workloads::new(places, on_exit.clone()).unwrap()),
-            drills: Workloads::new(drills, on_exit).unwrap(),
+            drills: Workloads::new(drills, on_exit.clone()).unwrap(),
+            programs: Programs::new(
+                Workloads::new(places, on_exit.clone()).unwrap(),
+                driver::Places { state: dir.path().join("state"), ..driver::Places::default() },
+                on_exit,
+            ),
             clock: Clock::start(),
             fencing: Fencing::new(None, dir.path()),
             paths: Mutex::default(),
@@ -258,6 +263,7 @@ fn giving_back_takes_away_what_is_ours_and_nothing_else() {
         tag: tag.clone(),
         prefix: "fr-".into(),
         keep_newest,
+        program: None,
     };
     here.act(give_back(true)).unwrap();
     assert_eq!(here.snapshots("db"), ["mine", "fr-3"]);

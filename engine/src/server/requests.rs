@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use flocker_core::ids::{UnitId, VolumeId};
 use flocker_core::node::UnitAccount;
-use flocker_core::record::{Adoption, Grant, Health, HealthCheck, WorkloadKind, WorkloadRecord};
+use flocker_core::record::{
+    Adoption, Grant, Health, HealthCheck, Program, WorkloadKind, WorkloadRecord,
+};
 use flocker_core::status::NodeStatus;
 use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
@@ -423,7 +425,10 @@ fn nameable(program: &Program) -> Result<(), Failure> {
     for (at, name) in names.iter().enumerate() {
         // None is taken for an option, or for a way out of where names belong.
         if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(plain) {
-            return Err(refused(FailureCode::BadRequest, format!("`{name}` is no name of a {kind}")));
+            return Err(refused(
+                FailureCode::BadRequest,
+                format!("`{name}` is no name of a {kind}"),
+            ));
         }
         if names[..at].contains(name) {
             return Err(refused(FailureCode::BadRequest, format!("{kind} {name} is named twice")));

@@ -1,5 +1,6 @@
 //! Two whole nodes in this process, asked only through their sockets, as a person would.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream as Socket;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use flocker_core::EventKind;
-use flocker_core::record::{Hooks, Policy, StopSignal, WorkloadKind};
+use flocker_core::record::{Hooks, MoveMode, Policy, Program, StopSignal, WorkloadKind};
 use tempfile::TempDir;
 
 use super::*;
@@ -186,7 +187,8 @@ fn run(script: &str, die_with_daemon: bool) -> Request {
 fn run_command(name: &str, command: &[&str], die_with_daemon: bool) -> Request {
     Request::Run {
         name: name.into(),
-        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        program: Program::Process(command.iter().map(|word| (*word).to_owned()).collect()),
+        mode: MoveMode::Stop,
         stop_signal: StopSignal::Term,
         stop_limit_ms: 5000,
         die_with_daemon,
@@ -198,7 +200,13 @@ fn run_command(name: &str, command: &[&str], die_with_daemon: bool) -> Request {
 }
 
 fn migrate(name: &str, to: &str) -> Request {
-    Request::Migrate { name: name.into(), to: to.into(), budget_ms: None, dry_run: false }
+    Request::Migrate {
+        name: name.into(),
+        to: to.into(),
+        budget_ms: None,
+        dry_run: false,
+        accept: BTreeSet::new(),
+    }
 }
 
 /// Appends numbers, going on from where the file ends.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flocker_core::record::{Health, HealthCheck};
+use flocker_core::{Failure, FailureCode, Remedy};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::hook;
@@ -32,6 +33,23 @@ pub(super) enum Sick {
     Limit(String),
     /// Nobody could look.
     Unknown(std::io::Error),
+}
+
+impl Sick {
+    /// For a person; `see`: where the workload says more.
+    pub(super) fn failure(self, program: &str, health: &Health, see: &str) -> Failure {
+        let text = match self {
+            Sick::Ended => format!("the workload `{program}` ended before it was healthy{see}"),
+            Sick::Unknown(error) => {
+                format!("whether the workload `{program}` is healthy cannot be seen: {error}")
+            }
+            Sick::Limit(reason) => {
+                let limit_ms = health.limit_ms;
+                format!("the workload `{program}` was not healthy within {limit_ms} ms: {reason}")
+            }
+        };
+        Failure::new(Remedy::Operator, FailureCode::Unhealthy, text)
+    }
 }
 
 /// Does it on a thread that is in the network namespace of a process; what it starts is so too.

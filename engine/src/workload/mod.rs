@@ -245,22 +245,26 @@ impl Workloads {
             Some(pid) => health::inside_network_of(pid, healthy),
             None => healthy(),
         };
-        outcome.map_err(|sick| {
-            let text = match sick {
-                health::Sick::Ended => format!(
-                    "the workload `{program}` ended before it was healthy: see {}",
-                    start::log_path(&self.places, unit).display()
-                ),
-                health::Sick::Unknown(error) => {
-                    format!("whether the workload `{program}` is healthy cannot be seen: {error}")
-                }
-                health::Sick::Limit(reason) => format!(
-                    "the workload `{program}` was not healthy within {} ms: {reason}",
-                    health.limit_ms
-                ),
-            };
-            Failure::new(Remedy::Operator, FailureCode::Unhealthy, text)
-        })
+        let log = start::log_path(&self.places, unit);
+        outcome.map_err(|sick| sick.failure(program, health, &format!(": see {}", log.display())))
+    }
+
+    /// Waits until what another program runs is healthy.
+    ///
+    /// # Errors
+    /// [`FailureCode::Unhealthy`]; it may still run.
+    pub(crate) fn foreign_healthy(
+        &self,
+        unit: UnitId,
+        paths: &[PathBuf],
+        health: &Health,
+        program: &str,
+        lives: &dyn Fn() -> bool,
+    ) -> Result<(), Failure> {
+        let environment = hook_environment(unit, paths);
+        let output = self.places.state.join("logs").join(format!("{unit}.health"));
+        health::wait_until_healthy(health, &environment, &output, lives)
+            .map_err(|sick| sick.failure(program, health, ""))
     }
 
     /// How long it may go on from now; `None`: as long as it likes.

@@ -235,6 +235,12 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Busy`] when the path is taken.
     fn activate(&self, dataset: &DatasetName) -> Result<Option<PathBuf>>;
 
+    /// Where [`Store::activate`] would make a dataset reachable; `None`: nowhere. Changes nothing.
+    ///
+    /// # Errors
+    /// It has no place to go to.
+    fn live_path(&self, dataset: &DatasetName) -> Result<Option<PathBuf>>;
+
     /// Does all that [`Store::activate`] would need and that can be done while nothing is writable
     /// yet: the content is whole and ready, the path is free. Changes nothing that anybody sees.
     ///

@@ -289,6 +289,10 @@ impl Inner {
         }
     }
 
+    pub(crate) fn live_path_of(self: &Arc<Self>, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        Ok(self.directory(dataset)?.map(|directory| directory.live_path()))
+    }
+
     pub(crate) fn rehearse(self: &Arc<Self>, dataset: &DatasetName) -> Result<()> {
         match self.directory(dataset)? {
             Some(mut directory) => directory.rehearse(),

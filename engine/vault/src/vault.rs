@@ -266,6 +266,10 @@ impl Store for Vault {
         self.inner.activate(dataset)
     }
 
+    fn live_path(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        self.inner.live_path_of(dataset)
+    }
+
     fn rehearse(&self, dataset: &DatasetName) -> Result<()> {
         self.inner.rehearse(dataset)
     }

@@ -161,6 +161,15 @@ impl ZfsStore {
         Ok(false)
     }
 
+    /// Where a filesystem is mounted when it is activated.
+    pub(crate) fn live_path_of(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        let now = self.native_with_key(dataset, &["type", "mountpoint"])?;
+        match now["type"].value == "filesystem" {
+            true => self.mount_path(dataset, &now["mountpoint"]).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Nobody holds it, and the path it belongs to is free. Where it goes is remembered.
     pub(crate) fn rehearse_dataset(&self, dataset: &DatasetName) -> Result<()> {
         if self.dialect.fuse

@@ -329,6 +329,10 @@ impl Store for ZfsStore {
         self.in_place(self.start_receive(spec))
     }
 
+    fn live_path(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        self.live_path_of(dataset)
+    }
+
     fn rehearse(&self, dataset: &DatasetName) -> Result<()> {
         self.inside(dataset)?;
         self.in_place(self.rehearse_dataset(dataset))

@@ -353,7 +353,8 @@ impl<'a> Step<'a> {
                     name: "db".into(),
                     to: "b".into(),
                     budget_ms: None,
-                    dry_run: false, accept: Default::default()
+                    dry_run: false,
+                    accept: Default::default(),
                 };
                 self.ask(MIGRATE, command);
             }
@@ -587,6 +588,7 @@ fn takes_turns(action: &Action) -> bool {
     match action {
         Action::ProbeWorkload { .. }
         | Action::PreDump { .. }
+        | Action::ReleaseWorkload { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }
@@ -624,6 +626,7 @@ fn leaves_a_trace(action: &Action) -> bool {
         | Action::Mark { .. } => true,
         Action::ProbeWorkload { .. }
         | Action::PreDump { .. }
+        | Action::ReleaseWorkload { .. }
         | Action::Rehearse { .. }
         | Action::Preflight { .. }
         | Action::Network { .. }
@@ -685,7 +688,9 @@ impl Machine {
                 Ok(Outcome::Changed(change))
             }
             Action::ProbeWorkload { .. } => Ok(Outcome::Probed { running: self.works }),
-            Action::DescribeWorkload { .. } | Action::PreDump { .. } => {
+            Action::DescribeWorkload { .. }
+            | Action::PreDump { .. }
+            | Action::ReleaseWorkload { .. } => {
                 unreachable!("the workload is a process")
             }
             Action::StartWorkload { .. } => {

@@ -45,6 +45,7 @@ impl World {
             | Action::Changed { .. }
             | Action::ProbeWorkload { .. }
             | Action::DescribeWorkload { .. }
+            | Action::ReleaseWorkload { .. }
             | Action::PreDump { .. }
             | Action::Fence { .. }
             | Action::VerifyUnwritten { .. }
@@ -133,7 +134,7 @@ impl World {
             Action::DescribeWorkload { program, .. } => {
                 Ok(Outcome::Described { description: program.to_string(), losses: Vec::new() })
             }
-            Action::PreDump { .. } => Ok(Outcome::Nothing),
+            Action::PreDump { .. } | Action::ReleaseWorkload { .. } => Ok(Outcome::Nothing),
             Action::StartWorkload { workload, datasets, lease_until_ms, .. } => {
                 self.lease_is(node, unit, *lease_until_ms);
                 self.start_workload(node, unit, workload, datasets)
@@ -170,7 +171,7 @@ impl World {
                 Ok(Outcome::Activated { paths })
             }
             Action::Mirror { mirrors } => self.write_mirrors(node, mirrors),
-            Action::GiveBack { datasets, tag, prefix, keep_newest } => {
+            Action::GiveBack { datasets, tag, prefix, keep_newest, program: _ } => {
                 self.give_back(node, datasets, tag, prefix, *keep_newest);
                 Ok(Outcome::Nothing)
             }

@@ -491,6 +491,11 @@ impl World {
         let dry_run = !self.healing && self.rng.one_in(12);
         let tight = !self.healing && self.rng.one_in(12);
         let budget_ms = tight.then(|| self.rng.log_range(1, 20_000));
-        self.ask(node, unit, "migrate", Command::Migrate { name, to, budget_ms, dry_run, accept: Default::default() });
+        self.ask(
+            node,
+            unit,
+            "migrate",
+            Command::Migrate { name, to, budget_ms, dry_run, accept: Default::default() },
+        );
     }
 }

@@ -252,6 +252,7 @@ fn takes_turns(action: &Action) -> bool {
     match action {
         Action::ProbeWorkload { .. }
         | Action::PreDump { .. }
+        | Action::ReleaseWorkload { .. }
         | Action::StartWorkload { .. }
         | Action::StopWorkload { .. }
         | Action::Fence { .. }

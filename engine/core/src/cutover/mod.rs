@@ -57,8 +57,8 @@ use crate::ids::{
 };
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PRE_DUMP_LIMIT_MS, RESEND_MS, RIDE_OVER_MS,
-    STOPPED_PHASE_LIMIT_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PRE_DUMP_LIMIT_MS, RESEND_MS,
+    RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
@@ -481,7 +481,8 @@ impl Unit {
 
     pub(crate) fn cutover_timeout(&self) -> Option<u64> {
         let c = self.cutover.as_ref()?;
-        let limit = c.phase.limit_ms(self.stop_limit_ms(), self.ready_limit_ms()).map(|ms| c.since + ms);
+        let limit =
+            c.phase.limit_ms(self.stop_limit_ms(), self.ready_limit_ms()).map(|ms| c.since + ms);
         let ask = match &c.phase {
             // The standby has become ready for it after this cutover had its turn.
             Phase::Transfer { begun: false, .. } if self.can_begin_transfer(c.target) => {

@@ -139,8 +139,10 @@ pub enum Action {
     Preflight {
         /// The volumes.
         datasets: Vec<DatasetName>,
-        /// The workload to be made ready here, stopped, from its primary's description.
-        workload: Option<(Program, String)>,
+        /// The workload that would run here.
+        program: Option<Program>,
+        /// Its primary's description of it, by which it is made ready here, stopped.
+        description: Option<String>,
     },
     /// Set fenced volumes back to these snapshots, in content and in newest snapshot. Whatever is beyond
     /// them is kept: the dataset is renamed `…-diverged-<time>`, and a clone of the snapshot takes its
@@ -205,6 +207,13 @@ pub enum Action {
         prefix: String,
         /// Keep the newest (a replica's data).
         keep_newest: bool,
+        /// The unit's workload, to which is given back what was taken from it; it runs on as it does.
+        program: Option<Program>,
+    },
+    /// It is this unit's workload no more: what was taken from it is given back. → [`Outcome::Nothing`]
+    ReleaseWorkload {
+        /// What it is.
+        program: Program,
     },
 }
 

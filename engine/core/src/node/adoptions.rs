@@ -170,6 +170,7 @@ impl Node {
             tag: Unit::tag_of(unit),
             prefix: Unit::prefix_of(unit),
             keep_newest: true,
+            program: None,
         };
         let adopting = Adopting { stage: Stage::GiveBack(failure), ..adopting };
         self.adopt_by(now, adopting, action);

@@ -69,7 +69,8 @@ impl Unit {
         let (taken, open): (Vec<_>, Vec<_>) =
             losses.into_iter().partition(|loss| accepted.contains(&loss.name));
         if open.is_empty() {
-            let notes = taken.iter().map(|loss| format!("left behind, as was accepted: {}", loss.what));
+            let notes =
+                taken.iter().map(|loss| format!("left behind, as was accepted: {}", loss.what));
             return Ok((description, notes.collect()));
         }
         let named = open.iter().map(|loss| format!("{}: {}", loss.name, loss.what));
@@ -153,7 +154,10 @@ impl Unit {
             Ok(_) => unreachable!("asked for a description"),
             Err(failure) => {
                 // The next to connect has it asked again; a move says it to whoever asked for it.
-                self.note(ctx, format!("{}: what runs cannot be told: {failure}", self.record.name));
+                self.note(
+                    ctx,
+                    format!("{}: what runs cannot be told: {failure}", self.record.name),
+                );
                 String::new()
             }
         };

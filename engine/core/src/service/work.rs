@@ -9,7 +9,7 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{OpId, RequestId};
 use crate::io::{Action, EventKind, Outcome, Reply};
 use crate::limits::{RESTART_FIRST_MS, RETRY_MS};
-use crate::record::WorkloadRecord;
+use crate::record::{WorkloadKind, WorkloadRecord};
 use crate::unit::{Op, Unit};
 
 /// The workload here.
@@ -81,8 +81,14 @@ impl Unit {
         if let Err(failure) = self.can_be(&workload) {
             return ctx.reply(request, Err(failure));
         }
-        self.record.workload = Some(workload);
+        let before = self.record.workload.replace(workload).map(|w| w.program);
         self.persist(ctx);
+        let now = self.record.workload.as_ref().map(|w| &w.program);
+        if let Some(program) =
+            before.filter(|p| Some(p) != now && p.kind() != WorkloadKind::Process)
+        {
+            ctx.run(self.id(), Op::Ahead, Action::ReleaseWorkload { program });
+        }
         match (&self.service, &self.work) {
             (Service::Up { paths: None, .. }, _) => {
                 let text = format!(

@@ -29,9 +29,8 @@ impl Unit {
             return self.say(ctx, peer, Body::PreflightReply { question, answer });
         }
         let program = self.record.workload.as_ref().map(|w| w.program.clone());
-        let workload = workload.filter(|w| !w.description.is_empty());
-        let workload = program.zip(workload.map(|w| w.description));
-        let action = Action::Preflight { datasets: self.datasets(), workload };
+        let description = workload.map(|w| w.description).filter(|text| !text.is_empty());
+        let action = Action::Preflight { datasets: self.datasets(), program, description };
         let op = ctx.run(self.id(), Op::Preflight, action);
         self.standby.preflighting = Some((op, peer, question));
     }

@@ -8,7 +8,16 @@ fn the_target_rehearses_while_the_last_step_arrives_and_again_before_it_promises
     let mut pair = Pair::in_step();
     pair.written = true;
     let to = "b".into();
-    pair.command(0, Command::Migrate { name: "db".into(), to, budget_ms: None, dry_run: false, accept: Default::default() });
+    pair.command(
+        0,
+        Command::Migrate {
+            name: "db".into(),
+            to,
+            budget_ms: None,
+            dry_run: false,
+            accept: Default::default(),
+        },
+    );
     let (mut ahead, mut while_receiving) = (Vec::new(), false);
     pair.settle(|pair, _| {
         let rehearsals = pair.pending.iter().filter_map(|item| match item {

@@ -10,7 +10,16 @@ use flocker_core::{Action, Command};
 fn after_a_move_clients_are_served_before_anything_is_looked_at_or_taken_away() {
     let mut pair = Pair::in_step();
     let to = "b".into();
-    pair.command(0, Command::Migrate { name: "db".into(), to, budget_ms: None, dry_run: false, accept: Default::default() });
+    pair.command(
+        0,
+        Command::Migrate {
+            name: "db".into(),
+            to,
+            budget_ms: None,
+            dry_run: false,
+            accept: Default::default(),
+        },
+    );
     let mut served_at = None;
     let mut first = BTreeMap::<(usize, String), u64>::new();
     pair.settle(|pair, _| {

@@ -9,7 +9,7 @@ use flocker_core::ids::{
     AttemptId, Epoch, Fingerprint, Incarnation, Now, OpId, QuestionId, RequestId, TransferId,
     UnitId, VolumeId,
 };
-use flocker_core::io::Inspected;
+use flocker_core::io::{Inspected, Loss};
 use flocker_core::node::NodeConfig;
 use flocker_core::record::{
     Grant, JournalChange, PeerRecord, Policy, Role, UnitRecord, VolumeRecord, WorkloadKind,
@@ -59,6 +59,8 @@ pub(crate) struct Side {
     pub(crate) asked: Option<QuestionId>,
     /// Its dataset cannot be seen: renamed away by a person, its pool not imported.
     pub(crate) vanished: bool,
+    /// What a move would leave behind of its workload.
+    pub(crate) losses: Vec<Loss>,
 }
 
 /// The pair.
@@ -163,6 +165,7 @@ impl Side {
             peer,
             snapshots: Vec::new(),
             runs: false,
+            losses: Vec::new(),
             up: false,
             boots: 1,
             expected: BTreeMap::new(),
@@ -519,7 +522,7 @@ impl Pair {
             Action::DescribeWorkload { program, .. } => {
                 Outcome::Described { description: program.to_string(), losses: side.losses.clone() }
             }
-            Action::PreDump { .. } => Outcome::Nothing,
+            Action::PreDump { .. } | Action::ReleaseWorkload { .. } => Outcome::Nothing,
             Action::StartWorkload { .. } if fails => {
                 return Err(Failure::new(
                     Remedy::Retry,

@@ -25,7 +25,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use flocker_core::ids::UnitId;
-use flocker_core::record::ContainerRuntime;
+use flocker_core::record::{ContainerRuntime, WorkloadKind};
 use flocker_core::{Failure, FailureCode, Remedy};
 use serde_json::Value;
 
@@ -80,7 +80,7 @@ impl Containers {
             unit,
             names: names.to_vec(),
             api: Api::new(runtime, socket),
-            taken: Taken::new(&places.state, unit),
+            taken: Taken::new(&places.state, unit, kind_of(runtime)),
             state: places.state.clone(),
         }
     }
@@ -519,5 +519,11 @@ fn wait_for_one(api: &Api, name: &str, id: &str) -> Ended {
         if cgroups(id).is_empty() && matches!(api.inspect(name), Ok(Some(found)) if !found.runs()) {
             return Ended { status: format!("container {name} ended"), success: false };
         }
+    }
+}
+fn kind_of(runtime: ContainerRuntime) -> WorkloadKind {
+    match runtime {
+        ContainerRuntime::Podman => WorkloadKind::Podman,
+        ContainerRuntime::Docker => WorkloadKind::Docker,
     }
 }
