@@ -112,7 +112,8 @@ impl Losses {
     }
 }
 
-pub(super) fn strings(value: &Value) -> Vec<String> {
+/// Those of a list.
+pub(in crate::driver) fn strings(value: &Value) -> Vec<String> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -31,6 +31,7 @@ use serde_json::Value;
 
 use self::api::{Api, Inspected};
 use self::describe::inside;
+pub(super) use self::describe::strings;
 use self::description::{Description, Restart};
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};

@@ -12,7 +12,7 @@ use super::api::Inspected;
 use super::create::{self, DESCRIPTION_LABEL, container_body, network_body};
 use super::describe::image_id;
 use super::description::{self, Container, Description, Image, Network, Source};
-use super::{Containers, UNIT_LABEL};
+use super::{Containers, UNIT_LABEL, checkpoint};
 use crate::driver::taken::Before;
 
 impl Containers {
@@ -39,7 +39,27 @@ impl Containers {
             }
         }
         self.taken.store(&before)?;
-        self.names.iter().try_for_each(|name| self.take_one(name, &mut before))
+        for name in &self.names {
+            self.take_one(name, &mut before)?;
+            self.make_restorable_if_it_can(name)?;
+        }
+        Ok(())
+    }
+
+    /// So that it does not have to be done while the unit is down. Where it cannot be done yet (a folder of a
+    /// volume that has not arrived is missing) it is done then.
+    fn make_restorable_if_it_can(&self, name: &str) -> Result<(), Failure> {
+        let Some(inspected) = self.api.inspect_fully(name)? else { return Ok(()) };
+        if inspected.libpod.is_none()
+            || checkpoint::hindrance(&inspected).is_some()
+            || self.one_runs(name, &inspected)?
+        {
+            return Ok(());
+        }
+        if let Err(failure) = self.make_restorable(name) {
+            tracing::debug!(container = name, %failure, "it is made ready to be restored later");
+        }
+        Ok(())
     }
 
     /// The local configuration says which containers these are, not the peer.
