@@ -15,6 +15,8 @@ mod containers;
 mod criu;
 mod lxc;
 mod oci;
+#[cfg(test)]
+mod real;
 mod systemd;
 mod taken;
 

@@ -18,6 +18,8 @@ mod description;
 mod http;
 mod images;
 mod prepare;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
