@@ -299,8 +299,8 @@ fn key_value(line: &str) -> Option<(&str, &str)> {
 
 /// The last line with it counts.
 fn setting<'a>(config: &'a str, wanted: &str) -> Option<&'a str> {
-    let found = config.lines().filter_map(key_value).filter(|(key, _)| *key == wanted);
-    found.last().map(|(_, value)| value)
+    let mut found = config.lines().rev().filter_map(key_value);
+    found.find(|(key, _)| *key == wanted).map(|(_, value)| value)
 }
 
 fn with_setting(config: &str, wanted: &str, value: &str) -> String {

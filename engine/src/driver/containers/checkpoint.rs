@@ -345,7 +345,7 @@ fn add_layer(
         let entry = entry?;
         let name = below.join(entry.file_name());
         let inside = Path::new("/").join(&name);
-        if skipped.iter().any(|path| *path == inside) {
+        if skipped.contains(&inside) {
             continue;
         }
         let found = entry.metadata()?;

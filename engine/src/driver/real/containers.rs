@@ -101,7 +101,7 @@ fn lives_and_moves(runtime: ContainerRuntime) {
     // The other node: the same name, another path, the volume's content.
     shell(&format!("{word} rm {name}"));
     let other = Here::new();
-    shell(&format!("zfs rename tank/drv-a tank/drv-b"));
+    shell("zfs rename tank/drv-a tank/drv-b");
     here.datasets = vec!["tank/drv-b".to_owned()];
     let volumes = [Path::new("/tank/drv-b").to_owned()];
     let driver = other.driver(&program(runtime, &[&name]));
