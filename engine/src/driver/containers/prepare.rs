@@ -29,6 +29,7 @@ impl Containers {
         for network in &description.networks {
             self.make_network(network)?;
         }
+        let not_there = Self::not_there(description, volumes);
         for container in &description.containers {
             self.make_container(container, volumes)?;
         }
@@ -42,6 +43,12 @@ impl Containers {
         for name in &self.names {
             self.take_one(name, &mut before)?;
             self.make_restorable_if_it_can(name)?;
+        }
+        for (base, path) in not_there {
+            // As far as they are empty: not what has arrived meanwhile.
+            for folder in path.ancestors().take_while(|folder| *folder != base) {
+                let _ = std::fs::remove_dir(folder);
+            }
         }
         Ok(())
     }
@@ -139,6 +146,23 @@ impl Containers {
         }
         make_folders(container, volumes)?;
         self.api.create(&container.name, &body)
+    }
+
+    /// What of the volumes has not arrived, and is made below their folders by making the containers: taken away
+    /// again, since it would lie below where they are mounted.
+    fn not_there(description: &Description, volumes: &[PathBuf]) -> Vec<(PathBuf, PathBuf)> {
+        let mounts = description.containers.iter().flat_map(|container| &container.mounts);
+        let mut found = Vec::new();
+        for mount in mounts {
+            let Source::Unit { volume, path } = &mount.source else { continue };
+            if let Some(base) = volumes.get(*volume)
+                && !path.as_os_str().is_empty()
+                && !base.join(path).exists()
+            {
+                found.push((base.clone(), base.join(path)));
+            }
+        }
+        found
     }
 
     /// We made it, for this unit.
