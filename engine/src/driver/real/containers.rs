@@ -392,3 +392,65 @@ fn a_podman_container_goes_on_with_its_memory_elsewhere() {
     assert_eq!(failed.code, FailureCode::NotStarted);
     shell("podman rm -f remembers");
 }
+
+/// One half of a move between two hosts; `tests/lab/guest/move-container.sh` has them in their order. Here Redis
+/// gets going, and is described.
+#[test]
+#[ignore = "a step of tests/lab/guest/move-container.sh"]
+fn step_begin() {
+    let here = Here::new();
+    let volume = Path::new("/tank/mv");
+    let _ = try_shell("podman rm -f traveller");
+    std::fs::create_dir_all(volume.join("data")).unwrap();
+    shell(
+        "podman create --name traveller --network host -v /tank/mv/data:/data --tmpfs /scratch localhost/lab-db \
+         redis-server --dir /data --port 6379 --bind 0.0.0.0 --protected-mode no --appendonly yes",
+    );
+    let driver = here.driver(&program(ContainerRuntime::Podman, &["traveller"]));
+    let volumes = [volume.to_owned()];
+    driver.take().unwrap();
+    driver.can_checkpoint().unwrap();
+    driver.start(&volumes).unwrap();
+    let described = driver.describe(&volumes).unwrap();
+    assert_eq!(described.losses, []);
+    std::fs::write("/tank/mvstate/description", described.description).unwrap();
+}
+
+/// Over there it is made ready, where the volumes are at another path.
+#[test]
+#[ignore = "a step of tests/lab/guest/move-container.sh"]
+fn step_prepare() {
+    let here = Here::new();
+    let _ = try_shell("podman rm -f traveller");
+    let driver = here.driver(&program(ContainerRuntime::Podman, &["traveller"]));
+    driver.can_checkpoint().unwrap_err();
+    let description = std::fs::read_to_string("/tmp/description").unwrap();
+    driver.prepare(&description, &["/tank/there/mv".into()]).unwrap();
+    driver.can_checkpoint().unwrap();
+    assert!(!driver.runs().unwrap());
+}
+
+/// It is written down while it runs, and then for good.
+#[test]
+#[ignore = "a step of tests/lab/guest/move-container.sh"]
+fn step_leave() {
+    let here = Here::new();
+    let driver = here.driver(&program(ContainerRuntime::Podman, &["traveller"]));
+    let state = Path::new("/tank/mvstate");
+    timed("pre-dump", || driver.pre_dump(state).unwrap());
+    let parts = timed("checkpoint", || driver.checkpoint(state, true).unwrap());
+    println!("{parts:?}");
+}
+
+/// It goes on over there.
+#[test]
+#[ignore = "a step of tests/lab/guest/move-container.sh"]
+fn step_arrive() {
+    let here = Here::new();
+    let driver = here.driver(&program(ContainerRuntime::Podman, &["traveller"]));
+    let volumes = ["/tank/there/mv".into()];
+    let parts =
+        timed("restore", || driver.restore(Path::new("/tank/there/mvstate"), &volumes).unwrap());
+    println!("{parts:?}");
+    assert!(driver.runs().unwrap());
+}
