@@ -63,11 +63,7 @@ pub(super) fn run_command(mut command: Command, limit: Duration) -> Result<Outpu
         .spawn()
         .map_err(failure)?;
     let Some(status) = wait(child, limit).map_err(failure)? else {
-        return Err(Failure::new(
-            Remedy::Operator,
-            FailureCode::TimedOut,
-            format!("`{words}` took longer than {} s and was killed", limit.as_secs()),
-        ));
+        return Err(took_too_long(&words, limit));
     };
     Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
 }
@@ -97,6 +93,36 @@ pub(super) fn done_command(command: Command, limit: Duration) -> Result<Output, 
         FailureCode::Workload,
         format!("`{words}` ended with {}: {}", output.status, output.words()),
     ))
+}
+
+/// Runs one whose output, and that of what it leaves behind, goes to a file.
+///
+/// # Errors
+/// It is not there, or took longer than `limit` and was killed.
+pub(super) fn logged(
+    command: &mut Command,
+    log: &File,
+    limit: Duration,
+) -> Result<ExitStatus, Failure> {
+    let words = words(command);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failure = |error: io::Error| cannot_start(&program, &words, &error);
+    let child = command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failure)?)
+        .stderr(log.try_clone().map_err(failure)?)
+        .spawn()
+        .map_err(failure)?;
+    wait(child, limit).map_err(failure)?.ok_or_else(|| took_too_long(&words, limit))
+}
+
+fn took_too_long(words: &str, limit: Duration) -> Failure {
+    Failure::new(
+        Remedy::Operator,
+        FailureCode::TimedOut,
+        format!("`{words}` took longer than {} s and was killed", limit.as_secs()),
+    )
 }
 
 fn words(command: &Command) -> String {

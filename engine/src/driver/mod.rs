@@ -12,7 +12,12 @@
 mod cgroup;
 mod command;
 mod containers;
+mod criu;
+mod lxc;
+mod oci;
 mod programs;
+#[cfg(test)]
+mod real;
 mod systemd;
 mod taken;
 
@@ -37,6 +42,8 @@ pub(crate) struct Places {
     pub(crate) podman: Option<PathBuf>,
     /// Docker's API; `None`: where it is on any host.
     pub(crate) docker: Option<PathBuf>,
+    /// Where LXC's containers are; `None`: where they are on any host.
+    pub(crate) lxc: Option<PathBuf>,
 }
 
 impl Places {
@@ -46,6 +53,10 @@ impl Places {
 
     fn docker_socket(&self) -> PathBuf {
         self.docker.clone().unwrap_or_else(|| PathBuf::from("/var/run/docker.sock"))
+    }
+
+    fn lxc_path(&self) -> PathBuf {
+        self.lxc.clone().unwrap_or_else(|| PathBuf::from("/var/lib/lxc"))
     }
 }
 
@@ -72,10 +83,10 @@ pub(crate) fn driver(
         }
         Program::Systemd(units) if units.is_empty() => Err(nothing("unit")),
         Program::Systemd(units) => Ok(Box::new(systemd::Systemd::new(places, unit, units))),
-        Program::Oci { .. } | Program::Lxc(_) => Err(Failure::refused(
-            FailureCode::Unsupported,
-            format!("{program} cannot be driven yet"),
-        )),
+        Program::Oci { runtime, id, bundle } => {
+            Ok(Box::new(oci::Oci::new(places, unit, *runtime, id, bundle)))
+        }
+        Program::Lxc(name) => Ok(Box::new(lxc::Lxc::new(places, unit, name))),
     }
 }
 

@@ -68,6 +68,16 @@ pub(super) fn container(
     let (network_mode, endpoints) = network(inspected, names, &mut losses);
     if let Some(libpod) = &inspected.libpod {
         only_podmans(libpod, &mut losses);
+        // Podman's API cannot take an image's entrypoint away.
+        let images = image.is_some_and(|image| !is_unset(&image["Config"]["Entrypoint"]));
+        if images && is_unset(&docker["Config"]["Entrypoint"]) {
+            losses.add(
+                "setting:Entrypoint",
+                "it was made without its image's entrypoint, and would be made with it on the other \
+                 node; make it there yourself"
+                    .to_owned(),
+            );
+        }
     }
     let restart = &docker["HostConfig"]["RestartPolicy"];
     let policy = restart["Name"].as_str().filter(|name| !name.is_empty()).unwrap_or("no");
@@ -112,7 +122,8 @@ impl Losses {
     }
 }
 
-pub(super) fn strings(value: &Value) -> Vec<String> {
+/// Those of a list.
+pub(in crate::driver) fn strings(value: &Value) -> Vec<String> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
@@ -140,9 +151,10 @@ fn config(inspected: &Inspected) -> Map<String, Value> {
             out.insert(key.to_owned(), value.clone());
         }
     }
-    // A hostname that was made from the id would be another one's.
+    // A hostname that was made from the id, or is this host's, would be another one's.
     let hostname = config["Hostname"].as_str().unwrap_or_default().to_owned();
-    if !hostname.is_empty() && inspected.id.starts_with(&hostname) {
+    let of_host = inspected.docker["HostConfig"]["NetworkMode"] == "host" && hostname == own_name();
+    if !hostname.is_empty() && (inspected.id.starts_with(&hostname) || of_host) {
         out.remove("Hostname");
     }
     if let Some(Value::Array(list)) = out.get_mut("Env") {
@@ -158,10 +170,15 @@ fn config(inspected: &Inspected) -> Map<String, Value> {
             out.remove("Labels");
         }
     }
-    if out.get("StopSignal").and_then(Value::as_str) == Some("SIGTERM") {
+    if matches!(out.get("StopSignal").and_then(Value::as_str), Some("SIGTERM" | "15")) {
         out.remove("StopSignal");
     }
     out
+}
+
+/// This host's name.
+fn own_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn host(host: &Value, losses: &mut Losses, guarded: &mut Vec<String>) -> Map<String, Value> {

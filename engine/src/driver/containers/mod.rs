@@ -18,6 +18,8 @@ mod description;
 mod http;
 mod images;
 mod prepare;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use serde_json::Value;
 
 use self::api::{Api, Inspected};
 use self::describe::inside;
+pub(super) use self::describe::strings;
 use self::description::{Description, Restart};
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};
@@ -286,15 +289,19 @@ impl Containers {
         Err(Failure { code, ..failure })
     }
 
-    fn cgroups_of_all(&self) -> Result<Vec<(&str, Inspected, Vec<Cgroup>)>, Failure> {
-        let here = self.here()?;
-        Ok(here
-            .into_iter()
-            .map(|(name, inspected)| {
-                let cgroups = cgroups(&inspected.id);
-                (name, inspected, cgroups)
-            })
-            .collect())
+    fn freeze_one(&self, name: &str, inspected: &Inspected) -> Result<(), Failure> {
+        if !inspected.runs() || inspected.docker["State"]["Paused"].as_bool() == Some(true) {
+            return Ok(());
+        }
+        let cgroups = cgroups(&inspected.id);
+        if cgroups.is_empty() {
+            return self.api.pause(name);
+        }
+        cgroups.iter().try_for_each(|cgroup| {
+            cgroup
+                .freeze(FREEZE_LIMIT)
+                .map_err(|error| self.broken(&format!("freezing container {name}"), &error))
+        })
     }
 }
 
@@ -418,19 +425,8 @@ impl Driver for Containers {
     }
 
     fn freeze(&self) -> Result<(), Failure> {
-        let done = self.cgroups_of_all()?.into_iter().try_for_each(|(name, inspected, cgroups)| {
-            if !inspected.runs() || inspected.docker["State"]["Paused"].as_bool() == Some(true) {
-                return Ok(());
-            }
-            if cgroups.is_empty() {
-                return self.api.pause(name);
-            }
-            cgroups.iter().try_for_each(|cgroup| {
-                cgroup
-                    .freeze(FREEZE_LIMIT)
-                    .map_err(|error| self.broken(&format!("freezing container {name}"), &error))
-            })
-        });
+        let here = self.here()?;
+        let done = here.iter().try_for_each(|(name, inspected)| self.freeze_one(name, inspected));
         // All of them or none.
         if done.is_err() {
             self.thaw()?;
@@ -439,8 +435,8 @@ impl Driver for Containers {
     }
 
     fn thaw(&self) -> Result<(), Failure> {
-        for (name, inspected, cgroups) in self.cgroups_of_all()? {
-            self.thaw_one(name, &inspected, &cgroups)?;
+        for (name, inspected) in self.here()? {
+            self.thaw_one(name, &inspected, &cgroups(&inspected.id))?;
         }
         Ok(())
     }

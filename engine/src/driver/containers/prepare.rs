@@ -12,7 +12,7 @@ use super::api::Inspected;
 use super::create::{self, DESCRIPTION_LABEL, container_body, network_body};
 use super::describe::image_id;
 use super::description::{self, Container, Description, Image, Network, Source};
-use super::{Containers, UNIT_LABEL};
+use super::{Containers, UNIT_LABEL, checkpoint};
 use crate::driver::taken::Before;
 
 impl Containers {
@@ -29,6 +29,7 @@ impl Containers {
         for network in &description.networks {
             self.make_network(network)?;
         }
+        let not_there = Self::not_there(description, volumes);
         for container in &description.containers {
             self.make_container(container, volumes)?;
         }
@@ -39,7 +40,33 @@ impl Containers {
             }
         }
         self.taken.store(&before)?;
-        self.names.iter().try_for_each(|name| self.take_one(name, &mut before))
+        for name in &self.names {
+            self.take_one(name, &mut before)?;
+            self.make_restorable_if_it_can(name)?;
+        }
+        for (base, path) in not_there {
+            // As far as they are empty: not what has arrived meanwhile.
+            for folder in path.ancestors().take_while(|folder| *folder != base) {
+                let _ = std::fs::remove_dir(folder);
+            }
+        }
+        Ok(())
+    }
+
+    /// So that it does not have to be done while the unit is down. Where it cannot be done yet (a folder of a
+    /// volume that has not arrived is missing) it is done then.
+    fn make_restorable_if_it_can(&self, name: &str) -> Result<(), Failure> {
+        let Some(inspected) = self.api.inspect_fully(name)? else { return Ok(()) };
+        if inspected.libpod.is_none()
+            || checkpoint::hindrance(&inspected).is_some()
+            || self.one_runs(name, &inspected)?
+        {
+            return Ok(());
+        }
+        if let Err(failure) = self.make_restorable(name) {
+            tracing::debug!(container = name, %failure, "it is made ready to be restored later");
+        }
+        Ok(())
     }
 
     /// The local configuration says which containers these are, not the peer.
@@ -119,6 +146,23 @@ impl Containers {
         }
         make_folders(container, volumes)?;
         self.api.create(&container.name, &body)
+    }
+
+    /// What of the volumes has not arrived, and is made below their folders by making the containers: taken away
+    /// again, since it would lie below where they are mounted.
+    fn not_there(description: &Description, volumes: &[PathBuf]) -> Vec<(PathBuf, PathBuf)> {
+        let mounts = description.containers.iter().flat_map(|container| &container.mounts);
+        let mut found = Vec::new();
+        for mount in mounts {
+            let Source::Unit { volume, path } = &mount.source else { continue };
+            if let Some(base) = volumes.get(*volume)
+                && !path.as_os_str().is_empty()
+                && !base.join(path).exists()
+            {
+                found.push((base.clone(), base.join(path)));
+            }
+        }
+        found
     }
 
     /// We made it, for this unit.
