@@ -31,6 +31,7 @@ fn migrating(_: &Request) -> Vec<Response> {
             epoch: 2,
             rounds: vec![round(1), round(2)],
             downtime_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
+            theirs_ms: Vec::new(),
             downtime_total_ms: 95,
             total_ms: 700,
             predicted: None,

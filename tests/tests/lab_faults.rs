@@ -109,6 +109,7 @@ impl Broken<'_> {
             let known = match guest {
                 Guest::Alpha => before.failed_sends,
                 Guest::Beta => before.failed_receives,
+                Guest::Gamma => unreachable!("clients transfer nothing"),
             };
             lab.until("the broken transfer's end", || lab.counter(guest, counter) > known);
         };

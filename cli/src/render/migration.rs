@@ -30,6 +30,14 @@ pub(crate) fn for_people(migration: &Migration, theme: Theme) -> String {
         text.push_str(&rounds::table_of(&migration.rounds, 2, theme));
     }
     text.push_str(&timeline(&migration.downtime_ms, theme));
+    if !migration.theirs_ms.is_empty() {
+        let parts = migration.theirs_ms.iter().map(|(part, ms)| format!("{part} {}", millis(*ms)));
+        let parts: Vec<String> = parts.collect();
+        text.push_str(&format!(
+            "  of that, the workload's and its runtime's: {}\n",
+            parts.join(", ")
+        ));
+    }
     text.push_str(&outcome(migration, theme));
     text.push_str(&notes(&migration.notes, theme));
     text
@@ -239,6 +247,9 @@ pub(crate) struct Migration {
     pub(crate) rounds: Vec<RoundReport>,
     /// By part.
     pub(crate) downtime_ms: Downtime,
+    /// What of that is the container runtime's, CRIU's or the workload's own, by name, milliseconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) theirs_ms: Vec<(String, u64)>,
     /// From the command to the end, milliseconds.
     pub(crate) total_ms: u64,
     /// Just before the workload was stopped.
@@ -310,6 +321,7 @@ impl Migration {
                 parts: report.downtime_ms.clone(),
                 total_ms: report.downtime_total_ms,
             },
+            theirs_ms: report.theirs_ms.clone(),
             total_ms: report.total_ms,
             predicted: report.predicted.clone(),
             budget_ms: report.budget_ms,
@@ -347,6 +359,15 @@ mod tests {
         assert!(timeline(&downtime, Theme::PLAIN).contains("▏"));
         downtime.parts = vec![("quiesce".into(), u64::MAX), ("fence".into(), u64::MAX)];
         assert!(timeline(&downtime, Theme::PLAIN).contains("█"));
+    }
+
+    #[test]
+    fn what_a_runtime_took_is_said_apart() {
+        let mut migration = sample();
+        assert!(!for_people(&migration, Theme::PLAIN).contains("runtime"));
+        migration.theirs_ms = vec![("stop".into(), 12), ("criu restore".into(), 1500)];
+        let text = for_people(&migration, Theme::PLAIN);
+        assert!(text.contains("stop 12 ms, criu restore 1.50 s"), "{text}");
     }
 
     #[test]

@@ -99,6 +99,7 @@ pub(crate) mod samples {
             epoch: 2,
             rounds: vec![round(1), round(2)],
             downtime_ms: parts.map(|(part, ms)| (part.to_owned(), ms)).to_vec(),
+            theirs_ms: Vec::new(),
             downtime_total_ms: 100,
             total_ms: 2400,
             predicted: None,

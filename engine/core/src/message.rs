@@ -121,12 +121,14 @@ pub struct VolumeSurvey {
 }
 
 /// How long the parts of an activation took, milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivationTimes {
     /// Making the volumes reachable.
     pub mount_ms: u64,
     /// From asking the workload to start until it runs.
     pub start_ms: u64,
+    /// What of that is another program's, by name, milliseconds.
+    pub theirs: Vec<(String, u64)>,
 }
 
 /// A workload that is to be started where a unit arrives, or may have to be.
@@ -139,7 +141,7 @@ pub struct Wanted {
 }
 
 /// What a target says of a move to it that could be done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreflightFacts {
     /// Left in its store, bytes.
     pub available_bytes: u64,

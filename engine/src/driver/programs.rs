@@ -123,24 +123,23 @@ impl Programs {
         Ok(true)
     }
 
-    /// Starts it, unless it runs; returns once it is healthy.
-    pub(crate) fn start(&self, unit: UnitId, what: Starting<'_>) -> Result<(), Failure> {
+    /// Starts it, unless it runs; returns once it is healthy, with what took how long.
+    pub(crate) fn start(&self, unit: UnitId, what: Starting<'_>) -> Result<Vec<Part>, Failure> {
         let workload = what.workload;
         let Some(driver) = self.foreign(unit, Some(&workload.program))? else {
             let Program::Process(command) = &workload.program else {
                 unreachable!("nothing else has no driver")
             };
-            return self.processes.start(
-                unit,
-                &Start {
-                    command,
-                    paths: what.paths,
-                    stays: workload.die_with_daemon,
-                    health: workload.health.as_ref(),
-                    lease: what.lease,
-                },
-            );
+            let start = Start {
+                command,
+                paths: what.paths,
+                stays: workload.die_with_daemon,
+                health: workload.health.as_ref(),
+                lease: what.lease,
+            };
+            return self.processes.start(unit, &start).map(|()| Vec::new());
         };
+        let mut parts = Vec::new();
         driver.take()?;
         let memory = self.state_path(what).map(Memory::at);
         if driver.runs()? {
@@ -154,15 +153,18 @@ impl Programs {
                 None => false,
             };
             match &memory {
-                Some(memory) if whole => self.go_on(driver.as_ref(), memory, what)?,
-                _ => driver.start(what.paths)?,
+                Some(memory) if whole => parts = self.go_on(driver.as_ref(), memory, what)?,
+                _ => timed(&mut parts, "start", || driver.start(what.paths))?,
             }
             if let Some(memory) = &memory {
                 memory.forget()?;
             }
         }
         self.watch(unit, &workload.program);
-        self.wait_until_healthy(unit, driver.as_ref(), what)
+        timed(&mut parts, "until healthy", || {
+            self.wait_until_healthy(unit, driver.as_ref(), what)
+        })?;
+        Ok(parts)
     }
 
     /// Where its memory is, if it moves with it.
@@ -179,7 +181,7 @@ impl Programs {
         driver: &dyn Driver,
         memory: &Memory,
         what: Starting<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Part>, Failure> {
         let addresses = &what.workload.addresses;
         let quiet = network::quiet::Quiet::begin(addresses)?;
         let put_on = network::addresses::put_on_silently(addresses);
@@ -188,7 +190,7 @@ impl Programs {
             Ok(parts) => {
                 tell("restore", &parts);
                 quiet.end();
-                Ok(())
+                Ok(parts)
             }
             Err(failure) => {
                 // Nothing of it runs, so nothing answers there either.
@@ -229,8 +231,9 @@ impl Programs {
         // From here on its end is our doing: nobody is told.
         self.forget(unit);
         let Some(state) = &what.state else {
-            driver.stop(what.limit)?;
-            return Ok(Vec::new());
+            let mut parts = Vec::new();
+            timed(&mut parts, "stop", || driver.stop(what.limit))?;
+            return Ok(parts);
         };
         if !driver.runs()? {
             return Ok(Vec::new());
@@ -370,6 +373,18 @@ fn cannot_take_memory(program: &Program) -> Failure {
         "{program} cannot be written down with its memory: it is not run by a container runtime"
     );
     Failure::refused(FailureCode::Unsupported, text)
+}
+
+/// Does it, and notes how long it took.
+fn timed(
+    parts: &mut Vec<Part>,
+    name: &'static str,
+    what: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    what()?;
+    parts.push(Part { name, ms: crate::clock::millis(begun.elapsed()) });
+    Ok(())
 }
 
 fn tell(what: &str, parts: &[Part]) {

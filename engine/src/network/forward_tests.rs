@@ -67,6 +67,7 @@ fn migrated() -> Event {
         epoch: 2,
         rounds: Vec::new(),
         downtime_ms: Vec::new(),
+        theirs_ms: Vec::new(),
         downtime_total_ms: 0,
         total_ms: 0,
         predicted: None,

@@ -16,7 +16,7 @@ use flocker_store::{
 use rustix::process::Signal;
 
 use super::{Tools, drill};
-use crate::driver::{Starting, Still, Stopping};
+use crate::driver::{Part, Starting, Still, Stopping};
 use crate::{failpoint, mirror, network, old_copy};
 
 fn failure(error: StoreError) -> Failure {
@@ -399,14 +399,14 @@ fn reachable(tools: &Tools, datasets: &[DatasetName], paths: &[PathBuf]) -> Resu
 const AFTER_START_LIMIT: Duration = Duration::from_secs(60);
 
 fn start(tools: &Tools, unit: UnitId, what: Starting<'_>) -> Result<Outcome, Failure> {
-    tools.programs.start(unit, what)?;
+    let parts = tools.programs.start(unit, what)?;
     if let Some(hook) = &what.workload.hooks.after_start
         && let Err(failure) =
             tools.programs.processes.hook(unit, hook, what.paths, AFTER_START_LIMIT)
     {
         tracing::warn!(%failure, "the workload runs; the hook after its start did not do its part");
     }
-    Ok(Outcome::Nothing)
+    Ok(timed(parts))
 }
 
 /// The hook comes first, and only where there is something to stop: it may want to talk to it.
@@ -421,8 +421,16 @@ fn stop(
     {
         tools.programs.processes.hook(unit, &hook, &[], what.limit)?;
     }
-    tools.programs.stop(unit, what)?;
-    Ok(Outcome::Nothing)
+    Ok(timed(tools.programs.stop(unit, what)?))
+}
+
+fn timed(parts: Vec<Part>) -> Outcome {
+    match parts.is_empty() {
+        true => Outcome::Nothing,
+        false => {
+            Outcome::Timed { parts: parts.into_iter().map(|p| (p.name.into(), p.ms)).collect() }
+        }
+    }
 }
 
 pub(crate) fn stop_signal(signal: StopSignal) -> Signal {

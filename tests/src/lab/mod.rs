@@ -8,6 +8,7 @@
 //! the time. The guests stay up when a test ends, for the next one; `lab linger` takes them down when none comes.
 //! `FLOCKER_NO_LAB` set: every test skips. `FLOCKER_LAB_RUN` names other folders: labs beside those.
 
+pub mod clients;
 pub mod daemon;
 pub mod nodes;
 
@@ -39,26 +40,27 @@ fn run_folders() -> Vec<String> {
 }
 
 /// What a lab's mark says when these suites run in it.
-fn pair_mark(alpha: &str, beta: Option<&str>) -> String {
-    format!("{alpha} {}", beta.unwrap_or("-"))
+fn pair_mark(alpha: &str, beta: Option<&str>, clients: bool) -> String {
+    let gamma = if clients { " gamma" } else { "" };
+    format!("{alpha} {}{gamma}", beta.unwrap_or("-"))
 }
 
 /// Whether a lab in which `running` runs has what a test asks for. One guest of a pair is as good as one alone.
-fn serves(running: &str, alpha: &str, beta: Option<&str>) -> bool {
+fn serves(running: &str, alpha: &str, beta: Option<&str>, clients: bool) -> bool {
     match beta {
-        Some(_) => running == pair_mark(alpha, beta),
+        Some(_) => running == pair_mark(alpha, beta, clients),
         None => running.split(' ').next() == Some(alpha),
     }
 }
 
 /// Takes a lab that nobody uses: one in which these suites run already, else any. Waits while there is none.
-fn take(alpha: &str, beta: Option<&str>) -> (String, File) {
+fn take(alpha: &str, beta: Option<&str>, clients: bool) -> (String, File) {
     let mut runs = run_folders();
     loop {
         // What is known of a lab may change until it is locked; then it is looked at again.
         runs.sort_by_cached_key(|run| {
             let running = fs::read_to_string(mark_file(run)).unwrap_or_default();
-            (!serves(&running, alpha, beta), !running.is_empty())
+            (!serves(&running, alpha, beta, clients), !running.is_empty())
         });
         for run in &runs {
             let lock = File::create(format!("{run}.lock")).expect("the lab's lock");
@@ -109,6 +111,8 @@ pub enum Guest {
     Alpha,
     /// 10.77.0.2
     Beta,
+    /// 10.77.0.3, where clients are: nothing under test runs there.
+    Gamma,
 }
 
 impl Guest {
@@ -117,6 +121,7 @@ impl Guest {
         match self {
             Guest::Alpha => "alpha",
             Guest::Beta => "beta",
+            Guest::Gamma => "gamma",
         }
     }
 
@@ -125,6 +130,7 @@ impl Guest {
         match self {
             Guest::Alpha => "10.77.0.1",
             Guest::Beta => "10.77.0.2",
+            Guest::Gamma => "10.77.0.3",
         }
     }
 }
@@ -140,6 +146,18 @@ pub struct Lab {
 
 /// The lab with these suites, empty; or a loud skip.
 pub fn lab_or_skip(alpha: &str, beta: Option<&str>, test: &str) -> Option<Lab> {
+    some_lab_or_skip(alpha, beta, false, test)
+}
+
+/// Two hosts with containers and a third guest for their clients; or a loud skip. Started anew afterwards: what
+/// container runtimes leave behind is not worth the time to take away.
+pub fn lab_with_clients_or_skip(test: &str) -> Option<Lab> {
+    let lab = some_lab_or_skip("trixie", Some("trixie"), true, test)?;
+    lab.spoil();
+    Some(lab)
+}
+
+fn some_lab_or_skip(alpha: &str, beta: Option<&str>, clients: bool, test: &str) -> Option<Lab> {
     let why = if std::env::var_os("FLOCKER_NO_LAB").is_some_and(|v| !v.is_empty()) {
         Some("FLOCKER_NO_LAB is set".to_owned())
     } else if !rustix::process::geteuid().is_root() {
@@ -156,7 +174,7 @@ pub fn lab_or_skip(alpha: &str, beta: Option<&str>, test: &str) -> Option<Lab> {
             skip(&format!("the lab: {why}"), test);
             None
         }
-        None => Some(Lab::start(alpha, beta)),
+        None => Some(Lab::start(alpha, beta, clients)),
     }
 }
 
@@ -174,13 +192,14 @@ fn script() -> PathBuf {
 }
 
 impl Lab {
-    fn start(alpha: &str, beta: Option<&str>) -> Self {
-        let (run, lock) = take(alpha, beta);
+    fn start(alpha: &str, beta: Option<&str>, clients: bool) -> Self {
+        let (run, lock) = take(alpha, beta, clients);
         fs::create_dir_all(&run).expect("a folder for the lab");
         let lab = Lab {
             run,
             suites: [alpha.to_owned(), beta.unwrap_or(alpha).to_owned()],
             guests: match beta {
+                Some(_) if clients => vec![Guest::Alpha, Guest::Beta, Guest::Gamma],
                 Some(_) => vec![Guest::Alpha, Guest::Beta],
                 None => vec![Guest::Alpha],
             },
@@ -189,12 +208,12 @@ impl Lab {
         let mut running = fs::read_to_string(lab.mark()).unwrap_or_default();
         // What cannot be made empty again is started anew for the next test.
         lab.spoil();
-        if !serves(&running, alpha, beta) || !lab.is_up() {
+        if !serves(&running, alpha, beta, clients) || !lab.is_up() {
             // Every guest, whichever were started.
-            let done = lab.lab_command().env("LAB_GUESTS", "alpha beta").arg("down").status();
+            let done = lab.lab_command().env("LAB_GUESTS", "alpha beta gamma").arg("down").status();
             assert!(done.is_ok_and(|s| s.success()), "the lab does not go down");
             lab.run(&["up"]);
-            running = pair_mark(alpha, beta);
+            running = pair_mark(alpha, beta, clients);
         }
         lab.linger();
         for guest in lab.guests.clone() {
@@ -220,7 +239,7 @@ impl Lab {
     /// Takes the guests down when no test has come for a while.
     fn linger(&self) {
         let mut command = self.lab_command();
-        command.env("LAB_GUESTS", "alpha beta").args([
+        command.env("LAB_GUESTS", "alpha beta gamma").args([
             "linger",
             &format!("{}.lock", self.run),
             LINGER_S,
@@ -292,7 +311,7 @@ impl Lab {
 
     /// Puts the binary under test into every guest.
     pub fn put_repl(&self) {
-        for guest in self.guests() {
+        for guest in self.guests().iter().filter(|guest| **guest != Guest::Gamma) {
             self.put(*guest, &e2e::binary());
         }
     }
@@ -322,6 +341,10 @@ impl Lab {
 
     /// Ends what an earlier test has left, and makes the pool anew.
     pub fn clear(&self, guest: Guest) {
+        if guest == Guest::Gamma {
+            self.ssh(guest, "pkill -9 flocker- || true; rm -rf /tmp/f*");
+            return;
+        }
         self.ssh(
             guest,
             "pkill -9 flocker- || true; pkill -9 postgres || true; pkill -9 -f '^sleep 1000000' || true; sleep 0.2

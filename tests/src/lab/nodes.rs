@@ -21,6 +21,9 @@ pub struct Nodes<'a> {
     lab: &'a Lab,
 }
 
+/// What each may start on the other.
+const KINDS: &str = "--workload process --workload podman --workload docker --workload systemd --workload oci --workload lxc";
+
 /// Starts the daemon of a guest with these variables; it survives the command.
 pub fn serve(variables: &str) -> String {
     format!(
@@ -54,14 +57,16 @@ impl<'a> Nodes<'a> {
         }
         lab.ssh(
             Guest::Alpha,
-            "flocker-repl pair --invite --receive recv/beta --workload process >/tmp/f-invite 2>&1 </dev/null &",
+            &format!("flocker-repl pair --invite --receive recv/beta {KINDS} >/tmp/f-invite 2>&1 </dev/null &"),
         );
         let code = "grep -oE '[A-Z0-9]{4}-[A-Z0-9]{4}-[A-Z0-9]$' /tmp/f-invite";
         lab.wait_for(Guest::Alpha, "the code", code);
         let code = lab.ssh(Guest::Alpha, code);
         lab.ssh(
             Guest::Beta,
-            &format!("flocker-repl pair 10.77.0.1:7001 {code} --receive recv/alpha --workload process </dev/null"),
+            &format!(
+                "flocker-repl pair 10.77.0.1:7001 {code} --receive recv/alpha {KINDS} </dev/null"
+            ),
         );
         Self { lab }
     }
@@ -76,6 +81,7 @@ impl<'a> Nodes<'a> {
         match at {
             Guest::Alpha => format!("tank/flocker/data/{}", unit.name),
             Guest::Beta => format!("tank/flocker/recv/alpha/{}", unit.name),
+            Guest::Gamma => unreachable!("clients have no datasets"),
         }
     }
 

@@ -41,6 +41,7 @@ impl Cutover {
             stopped_at: None,
             lost_at: None,
             parts: Vec::new(),
+            theirs: Vec::new(),
             rounds: Vec::new(),
             workload_wanted: false,
             budget_ms: None,

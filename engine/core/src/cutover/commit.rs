@@ -164,6 +164,7 @@ impl Unit {
             epoch: epoch.number,
             rounds: Vec::new(),
             downtime_ms: Vec::new(),
+            theirs_ms: Vec::new(),
             downtime_total_ms: 0,
             total_ms: 0,
             predicted: None,
@@ -215,6 +216,7 @@ impl Unit {
         c.parts.push(("mount".into(), times.mount_ms));
         c.parts.push(("start".into(), times.start_ms));
         c.parts.push(("notice".into(), notice));
+        c.theirs.extend(times.theirs);
         let costs = c.costs();
         let (target, kind) = (c.target, c.kind.clone());
         let report = MigrationReport {
@@ -225,6 +227,7 @@ impl Unit {
             epoch: self.record.epoch.number,
             rounds: std::mem::take(&mut c.rounds),
             downtime_ms: std::mem::take(&mut c.parts),
+            theirs_ms: std::mem::take(&mut c.theirs),
             downtime_total_ms: c.stopped_at.map_or(0, |at| now - at),
             total_ms: now - c.begun,
             predicted: c.predicted.take(),

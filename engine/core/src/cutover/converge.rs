@@ -35,7 +35,7 @@ impl Unit {
         }
         match answer {
             Ok(facts) => {
-                c.facts = facts;
+                c.facts = facts.clone();
                 let delta_bytes = self.predict(ctx.now, peer, &facts).delta_bytes;
                 match self.check_room(ctx, peer, &facts, delta_bytes) {
                     Ok(()) => self.pre_dump(ctx),
@@ -120,7 +120,7 @@ impl Unit {
         report: Option<&RoundReport>,
     ) {
         let Some(c) = &self.cutover else { return };
-        let (facts, budget_ms) = (c.facts, c.budget_ms);
+        let (facts, budget_ms) = (c.facts.clone(), c.budget_ms);
         let prediction = self.predict(ctx.now, peer, &facts);
         let name = self.record.name.clone();
         let Some(c) = &mut self.cutover else { return };
@@ -171,7 +171,7 @@ impl Unit {
         let stopped = self.record.workload.as_ref().is_none_or(|w| !w.wanted);
         let fixed_ms = known.map_or_else(
             || {
-                let start = match (facts.last, &self.work) {
+                let start = match (&facts.last, &self.work) {
                     (Some(times), _) => times.start_ms + times.mount_ms,
                     (None, Work::Running { start_ms, .. }) if *start_ms > 0 => *start_ms,
                     _ => GUESSED_START_MS,

@@ -84,6 +84,8 @@ pub(crate) struct Cutover {
     /// When the connection to the target was lost; `None`: it stands.
     lost_at: Option<u64>,
     parts: Vec<(String, u64)>,
+    /// What of the parts is another program's.
+    theirs: Vec<(String, u64)>,
     rounds: Vec<RoundReport>,
     workload_wanted: bool,
     budget_ms: Option<u64>,

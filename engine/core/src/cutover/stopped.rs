@@ -112,7 +112,12 @@ impl Unit {
                 self.converge(ctx);
             }
             Phase::Quiesce { op: mine } if *mine == op => match outcome {
-                Ok(_) => self.fence(ctx),
+                Ok(outcome) => {
+                    if let (Outcome::Timed { parts }, Some(c)) = (outcome, &mut self.cutover) {
+                        c.theirs.extend(parts);
+                    }
+                    self.fence(ctx);
+                }
                 Err(failure) => self.undo(ctx, failure),
             },
             Phase::Fence { op: mine, network } if *mine == op => match (*network, outcome) {

@@ -90,7 +90,7 @@ pub enum Action {
         /// Where to.
         state: PathBuf,
     },
-    /// Start it; never a second one. → [`Outcome::Nothing`] once it runs and is healthy. A failure
+    /// Start it; never a second one. → [`Outcome::Nothing`] or [`Outcome::Timed`] once it runs and is healthy. A failure
     /// with [`crate::FailureCode::NotStarted`]: its command never ran; with any other code it may have,
     /// and is stopped again.
     StartWorkload {
@@ -103,7 +103,7 @@ pub enum Action {
         /// See [`Effect::Lease`](super::Effect::Lease).
         lease_until_ms: Option<u64>,
     },
-    /// Stop it, and prove that nothing of it is left. → [`Outcome::Nothing`]
+    /// Stop it, and prove that nothing of it is left. → [`Outcome::Nothing`] or [`Outcome::Timed`]
     StopWorkload {
         /// What it is; `None`: none is known, so it can only be a process that was left.
         program: Option<Program>,
@@ -264,6 +264,12 @@ impl Inspected {
 pub enum Outcome {
     /// Done.
     Nothing,
+    /// A workload was started or stopped by another program; what took that how long, by its own word or as it was
+    /// seen, milliseconds.
+    Timed {
+        /// By name: `podman stop`, `criu dump`, …
+        parts: Vec<(String, u64)>,
+    },
     /// In the order asked.
     Inspected(Vec<Inspected>),
     /// Where a snapshot is; `None`: nowhere.

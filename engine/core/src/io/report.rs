@@ -249,6 +249,9 @@ pub struct MigrationReport {
     /// Parts of the downtime by name, milliseconds, in the order in which they passed:
     /// quiesce, fence, snapshot, transfer, prepare, commit, mount, start, notice.
     pub downtime_ms: Vec<(String, u64)>,
+    /// What of these is not ours, but the container runtime's, CRIU's or the workload's own, by name, milliseconds.
+    #[serde(default)]
+    pub theirs_ms: Vec<(String, u64)>,
     /// From the begin of quiesce to the target's word that it runs, milliseconds.
     pub downtime_total_ms: u64,
     /// From the command to the end, milliseconds.

@@ -217,7 +217,7 @@ impl Unit {
     fn probed(&mut self, ctx: &mut Ctx, outcome: Result<Outcome, Failure>) {
         match outcome {
             Ok(Outcome::Probed { running: true }) => {
-                self.work = Work::Running { start_ms: 0, restarts: 0 };
+                self.work = Work::adopted();
                 if self.record.workload.as_ref().is_some_and(|w| !w.wanted) {
                     // A stop was made durable and not carried out.
                     self.work = Work::Stopped;
@@ -467,18 +467,18 @@ impl Unit {
             Service::Up { mount_ms, .. } => mount_ms,
             _ => 0,
         };
-        let start_ms = match self.work {
-            Work::Running { start_ms, .. } => start_ms,
-            _ => 0,
+        let (start_ms, theirs) = match &self.work {
+            Work::Running { start_ms, theirs, .. } => (*start_ms, theirs.clone()),
+            _ => (0, Vec::new()),
         };
-        ActivationTimes { mount_ms, start_ms }
+        ActivationTimes { mount_ms, start_ms, theirs }
     }
 
     pub(crate) fn say_activated(&self, ctx: &mut Ctx, source: Fingerprint, attempt: AttemptId) {
-        if let Some((announced, times)) = self.standby.announced
-            && announced == attempt
+        if let Some((announced, times)) = &self.standby.announced
+            && *announced == attempt
         {
-            self.say(ctx, source, Body::Activated { attempt, times });
+            self.say(ctx, source, Body::Activated { attempt, times: times.clone() });
         }
     }
 

@@ -29,13 +29,25 @@ pub(crate) enum Work {
         ended: Option<(String, bool)>,
     },
     /// It runs.
-    Running { start_ms: u64, restarts: u32 },
+    Running {
+        start_ms: u64,
+        /// What of that is another program's.
+        theirs: Vec<(String, u64)>,
+        restarts: u32,
+    },
     /// Stopping it failed: is it still there?
     Looking { op: OpId },
     /// Being stopped on a person's request.
     Stopping { op: OpId, request: Option<RequestId> },
     /// It ended by itself, or could not be started.
     Ended { status: String, again_at: Option<u64>, restarts: u32 },
+}
+
+impl Work {
+    /// It ran already.
+    pub(super) fn adopted() -> Self {
+        Self::Running { start_ms: 0, theirs: Vec::new(), restarts: 0 }
+    }
 }
 
 impl Unit {
@@ -161,6 +173,10 @@ impl Unit {
             Work::Starting { op: mine, since, request, restarts, ended } if *mine == op => {
                 let (since, request, restarts) = (*since, *request, *restarts);
                 let ended = ended.take();
+                let theirs = match &outcome {
+                    Ok(Outcome::Timed { parts }) => parts.clone(),
+                    _ => Vec::new(),
+                };
                 let answer = outcome.map(|_| Reply::Done);
                 if let Err(failure) = &answer {
                     let again_at = Some(ctx.now.mono_ms + backoff(RESTART_FIRST_MS, restarts));
@@ -176,7 +192,7 @@ impl Unit {
                     self.activation_failed(ctx, ran, failure.clone());
                 } else {
                     let start_ms = ctx.now.mono_ms - since;
-                    self.work = Work::Running { start_ms, restarts };
+                    self.work = Work::Running { start_ms, theirs, restarts };
                     if self.record.lease_ms.is_some() {
                         // It was told what held when it was asked for.
                         self.say_lease(ctx);
@@ -206,9 +222,7 @@ impl Unit {
             }
             Work::Looking { op: mine } if *mine == op => {
                 self.work = match outcome {
-                    Ok(Outcome::Probed { running: true }) => {
-                        Work::Running { start_ms: 0, restarts: 0 }
-                    }
+                    Ok(Outcome::Probed { running: true }) => Work::adopted(),
                     Ok(_) => Work::Stopped,
                     Err(failure) => Work::Ended {
                         status: failure.message,

@@ -55,7 +55,7 @@ impl Unit {
                 ),
             )),
             Ok(Outcome::Preflight { available_bytes, running: false }) => {
-                Ok(PreflightFacts { available_bytes, last: self.standby.last_times })
+                Ok(PreflightFacts { available_bytes, last: self.standby.last_times.clone() })
             }
             Ok(_) => unreachable!("a preflight is answered by what a move would meet"),
             Err(failure) => Err(failure),
