@@ -16,6 +16,7 @@ use super::api::{Api, Inspected};
 use super::create::{check_stays_inside, container_body, network_body};
 use super::description::{self, Container, Description, Source, guard};
 use super::http::{Client, HttpError, Payload, escaped};
+use super::layer::layer;
 use super::{Containers, describe};
 use crate::driver::{Driver, Places};
 
@@ -221,8 +222,8 @@ fn a_restart_policy_is_written_down_before_it_is_turned_off_and_given_back() {
             server.asked().into_iter().filter(|line| line.contains("update")).collect();
         let expected = match runtime {
             Podman => [
-                "POST /libpod/containers/x/update?restartPolicy=no",
-                "POST /libpod/containers/x/update?restartPolicy=on-failure&restartRetries=3",
+                "POST /v4.0.0/libpod/containers/x/update?restartPolicy=no",
+                "POST /v4.0.0/libpod/containers/x/update?restartPolicy=on-failure&restartRetries=3",
             ],
             Docker => ["POST /containers/x/update"; 2],
         };
@@ -488,9 +489,7 @@ fn a_link_in_a_volume_is_not_followed_out_of_it() {
 
 #[test]
 fn only_what_matters_of_a_layer_is_a_loss() {
-    let changes = |paths: &[&str]| {
-        json!(paths.iter().map(|path| json!({"Path": path, "Kind": 0})).collect::<Vec<_>>())
-    };
+    let changes = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     let mounted = ["/var/lib/data".into()];
     let noise = changes(&[
         "/run",
@@ -502,11 +501,9 @@ fn only_what_matters_of_a_layer_is_a_loss() {
         "/var/lib",
         "/var/lib/data",
     ]);
-    assert_eq!(describe::layer("x", &noise, &mounted), None);
-    assert_eq!(describe::layer("x", &Value::Null, &mounted), None);
-    let found =
-        describe::layer("x", &changes(&["/etc", "/etc/passwd", "/opt", "/opt/a"]), &mounted)
-            .unwrap();
+    assert_eq!(layer("x", &noise, &mounted), None);
+    assert_eq!(layer("x", &[], &mounted), None);
+    let found = layer("x", &changes(&["/etc", "/etc/passwd", "/opt", "/opt/a"]), &mounted).unwrap();
     assert_eq!(found.name, "x:layer");
     assert!(found.what.contains("/etc/passwd, /opt/a lie"), "{found:?}");
 }
