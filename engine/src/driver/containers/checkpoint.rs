@@ -136,6 +136,7 @@ impl Containers {
             self.wait_until_gone(name, &cgroups)?;
             let rest = keep_rest(&inspected, libpod, &bundle, &here);
             rest.map_err(|error| self.no_folder(name, &error))?;
+            clear(&bundle);
         }
         Ok(parts)
     }
@@ -348,7 +349,7 @@ fn keep_rest(inspected: &Inspected, libpod: &Value, bundle: &Path, here: &Path) 
 }
 
 /// One folder of an overlay's upper layer: what is there is changed, a device 0:0 is what was deleted.
-fn add_layer(
+pub(super) fn add_layer(
     archive: &mut tar::Builder<File>,
     upper: &Path,
     below: &Path,

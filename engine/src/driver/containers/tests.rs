@@ -13,6 +13,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::api::{Api, Inspected};
+use super::checkpoint::add_layer;
 use super::create::{check_stays_inside, container_body, network_body};
 use super::description::{self, Container, Description, Source, guard};
 use super::http::{Client, HttpError, Payload, escaped};
@@ -506,6 +507,40 @@ fn only_what_matters_of_a_layer_is_a_loss() {
     let found = layer("x", &changes(&["/etc", "/etc/passwd", "/opt", "/opt/a"]), &mounted).unwrap();
     assert_eq!(found.name, "x:layer");
     assert!(found.what.contains("/etc/passwd, /opt/a lie"), "{found:?}");
+}
+
+#[test]
+fn a_layer_is_packed_without_what_is_mounted_and_with_what_was_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    std::fs::create_dir_all(upper.join("opt/empty")).unwrap();
+    std::fs::create_dir_all(upper.join("data")).unwrap();
+    std::fs::write(upper.join("opt/file"), "x").unwrap();
+    std::fs::write(upper.join("data/mounted-over"), "x").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", upper.join("opt/link")).unwrap();
+    let _socket = UnixListener::bind(upper.join("opt/socket")).unwrap();
+    let gone = upper.join("opt/gone");
+    let whiteout = std::process::Command::new("mknod").arg(&gone).args(["c", "0", "0"]).status();
+    let whiteout = whiteout.is_ok_and(|status| status.success());
+    let file = std::fs::File::create(dir.path().join("diff.tar")).unwrap();
+    let mut archive = tar::Builder::new(file);
+    archive.follow_symlinks(false);
+    let mut deleted = std::collections::BTreeSet::new();
+    let skipped = ["/data".into()];
+    add_layer(&mut archive, &upper, Path::new(""), &skipped, &mut deleted).unwrap();
+    archive.into_inner().unwrap();
+    let mut packed = tar::Archive::new(std::fs::File::open(dir.path().join("diff.tar")).unwrap());
+    let mut names: Vec<PathBuf> = packed
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().into_owned())
+        .collect();
+    names.sort();
+    let expected = ["opt", "opt/empty", "opt/file", "opt/link"];
+    assert_eq!(names, expected.map(PathBuf::from));
+    if whiteout {
+        assert_eq!(deleted.into_iter().collect::<Vec<_>>(), ["/opt/gone"]);
+    }
 }
 
 #[test]
