@@ -164,6 +164,10 @@ pub(crate) trait Driver: Debug + Send {
     /// Waits until it has ended by itself or by us. Called on a thread of its own.
     fn wait(&self) -> Result<Ended, Failure>;
 
+    /// It will be started, stopped or written down soon: a service that has to be started for that is awake for
+    /// so long, where it can be.
+    fn keep_ready(&self, _limit: Duration) {}
+
     /// Whether it can be written down with its memory and go on over there; why not, if not: no CRIU, a runtime
     /// that cannot, connections behind NAT.
     fn can_checkpoint(&self) -> Result<(), Failure>;

@@ -3,16 +3,18 @@
 //! Owns: one container of a runtime, by its id and bundle. Leaves to others: the bundle. Where it lies in a volume
 //! of the unit it moves along, and says itself what it may do: whoever writes that volume is root where it runs.
 //!
-//! - It is run in the background with its output in `<state>/logs/<unit>.log`; so its `config.json` must not ask
-//!   for a terminal.
+//! - It is run in the background; so its `config.json` must not ask for a terminal. Its output goes through a pipe
+//!   to a `cat` that writes `<state>/logs/<unit>.log`: a file that is open in it, but not in its own mounts, CRIU
+//!   cannot write down, while runtimes know how to give a pipe back. Without that `cat` its writes would fail.
 //! - Its cgroup is a scope of systemd's where there is systemd, unless `config.json` names another: below the
 //!   daemon's own it would be stopped with the daemon.
 //! - Nobody else starts it, so there is nothing to take.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flocker_core::ids::UnitId;
@@ -37,6 +39,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long it may take to stand still.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the last words of a start that failed may take.
+const WORDS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Pause between two looks whether it has ended.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -190,11 +195,32 @@ impl Oci {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.map_err(self.io("its log"))?;
         let from = log.metadata().map(|found| found.len()).unwrap_or(0);
+        let (read, write) = std::io::pipe().map_err(self.io("its output"))?;
+        let mut logger = Command::new("cat")
+            .current_dir("/")
+            .stdin(read)
+            .stdout(log)
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(self.io("its log"))?;
+        let write = File::from(std::os::fd::OwnedFd::from(write));
         let done = command::logged(
             command_with_pid(&mut command, &self.pid_file, &self.id),
-            &log,
+            &write,
             BULK_LIMIT,
-        )?;
+        );
+        drop(write);
+        if !matches!(&done, Ok(status) if status.success()) {
+            // Its last words are written once nobody holds the pipe any more.
+            let until = Instant::now() + WORDS_LIMIT;
+            while matches!(logger.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let reaper = std::thread::Builder::new().name("oci-log".into());
+        let _ = reaper.spawn(move || logger.wait());
+        let done = done?;
         if done.success() {
             return Ok(());
         }

@@ -206,13 +206,12 @@ impl Systemd {
             return self.thaw_one(unit, &shown);
         }
         self.hold(unit, &shown)?;
-        let Err(failure) = self.systemctl(&["start", "--", unit], START_LIMIT) else {
+        let started = self.systemctl(&["start", "--", unit], START_LIMIT);
+        let after = self.show(unit)?;
+        let Some(failure) = started.err().or_else(|| ended_badly(unit, &after)) else {
             return Ok(());
         };
-        let after = self.show(unit)?;
-        // A start that failed before the main process was there has left no status of it.
-        let never = after.get("ExecMainCode") == "0" || after.get("Result") == "resources";
-        let nothing = never && !self.one_runs(unit, &after)?;
+        let nothing = never_ran(&after) && !self.one_runs(unit, &after)?;
         let code = if nothing { FailureCode::NotStarted } else { FailureCode::Workload };
         Err(Failure { code, ..failure })
     }
@@ -444,6 +443,23 @@ impl Driver for Systemd {
     fn restore(&self, _folder: &Path, _volumes: &[PathBuf]) -> Result<Vec<Part>, Failure> {
         Err(self.cannot_checkpoint())
     }
+}
+
+/// A start that systemd calls one, of something that has failed already.
+fn ended_badly(unit: &str, shown: &Shown) -> Option<Failure> {
+    (shown.get("ActiveState") == "failed").then(|| {
+        let how = ended(unit, shown).status;
+        let message = format!("{how}; see `journalctl -u {unit}`");
+        Failure::new(Remedy::Operator, FailureCode::Workload, message)
+    })
+}
+
+/// Whether its program never ran: there is no status of it, or one that systemd gives what could not be run
+/// (systemd.exec(5), "Process Exit Codes").
+fn never_ran(shown: &Shown) -> bool {
+    let status = shown.get("ExecMainStatus").parse::<u32>().unwrap_or(0);
+    let own_codes = shown.get("ExecMainCode") == "1" && (200..=243).contains(&status);
+    own_codes || shown.get("ExecMainCode") == "0" || shown.get("Result") == "resources"
 }
 
 fn ended(unit: &str, shown: &Shown) -> Ended {

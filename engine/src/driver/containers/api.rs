@@ -2,8 +2,7 @@
 //!
 //! Owns: paths, time limits, what a status that says no means. Leaves to others: carrying it
 //! ([`super::http`]), and what to make of it. Both speak Docker's API; podman has one of its own beside it
-//! (`/libpod/…`) for what Docker's does not have. Versions are left out of the paths: each side answers in its
-//! newest, and what we read is in all of them.
+//! (`/libpod/…`) for what Docker's does not have. Docker's paths need no version, podman's own do.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,6 +20,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(60);
 
 /// A start, a pause, an update: the runtime starts processes for them.
 const ACT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Podman's own API, in the oldest form that its newest versions answer in.
+const LIBPOD: &str = "/v4.0.0/libpod";
 
 /// What copies data: an image, a checkpoint. A gigabyte a minute is a slow disk.
 pub(super) const BULK_LIMIT: Duration = Duration::from_secs(3600);
@@ -171,14 +173,15 @@ impl Api {
     /// Podman's own view of a container.
     pub(super) fn libpod(&self, name: &str) -> Result<Option<Value>, Failure> {
         let what = format!("looking at container {name}");
-        self.get(&what, &format!("/libpod/containers/{}/json", escaped(name)))
+        self.get(&what, &format!("{LIBPOD}/containers/{}/json", escaped(name)))
     }
 
     /// What has changed in a container's writable layer.
     pub(super) fn changes(&self, name: &str) -> Result<Value, Failure> {
         let what = format!("looking for what container {name} wrote outside its volumes");
-        let found = self.get(&what, &format!("/containers/{}/changes", escaped(name)))?;
-        Ok(found.unwrap_or(Value::Null))
+        let path = format!("/containers/{}/changes", escaped(name));
+        let answer = self.act(&what, Method::GET, &path, Payload::Nothing, BULK_LIMIT)?;
+        Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null))
     }
 
     /// A network by name; `None`: it is not here.
@@ -252,7 +255,7 @@ impl Api {
         let plain = escaped(name);
         if self.is_podman() {
             let mut path =
-                format!("/libpod/containers/{plain}/update?restartPolicy={}", escaped(policy));
+                format!("{LIBPOD}/containers/{plain}/update?restartPolicy={}", escaped(policy));
             if policy == "on-failure" && retries > 0 {
                 path.push_str(&format!("&restartRetries={retries}"));
             }
@@ -329,13 +332,15 @@ impl Api {
         payload: Payload<'_>,
         limit: Duration,
     ) -> Result<Value, Failure> {
-        let answer = self.act(what, Method::POST, &format!("/libpod{path}"), payload, limit)?;
+        let answer = self.act(what, Method::POST, &format!("{LIBPOD}{path}"), payload, limit)?;
         Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null))
     }
 
-    /// Where it is asked.
-    pub(super) fn socket(&self) -> &std::path::Path {
-        self.client.socket()
+    /// A question that is open keeps a service awake that would end when nobody asks it for a few seconds.
+    pub(super) fn keep_ready(&self, limit: Duration) {
+        let what = "keeping the service awake";
+        let events = "/events?filters=%7B%22event%22%3A%5B%22none%22%5D%7D";
+        let _ = self.ask(what, Method::GET, events, Payload::Nothing, Some(limit));
     }
 }
 

@@ -29,14 +29,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flocker_core::{Failure, FailureCode, Remedy};
 use serde_json::{Value, json};
 
 use super::api::{BULK_LIMIT, Inspected};
 use super::http::{Payload, escaped};
-use super::{Containers, cgroups};
+use super::{Containers, KILL_LIMIT, cgroups};
 use crate::driver::{Part, command, criu};
 
 /// Podman's name for it, in the container's folder and in ours.
@@ -136,6 +136,7 @@ impl Containers {
             self.wait_until_gone(name, &cgroups)?;
             let rest = keep_rest(&inspected, libpod, &bundle, &here);
             rest.map_err(|error| self.no_folder(name, &error))?;
+            clear(&bundle);
         }
         Ok(parts)
     }
@@ -184,6 +185,7 @@ impl Containers {
             return Ok(Vec::new());
         }
         self.check_mounts(&inspected, volumes)?;
+        self.wait_until_put_away(name)?;
         self.make_restorable(name)?;
         let libpod = inspected.libpod.as_ref().unwrap_or(&Value::Null);
         let bundle = userdata(name, libpod)?;
@@ -208,6 +210,19 @@ impl Containers {
         };
         clear(&bundle);
         Ok(parts(&report))
+    }
+
+    /// What was killed is put away by a program of podman's own; until then it is not gone on with.
+    fn wait_until_put_away(&self, name: &str) -> Result<(), Failure> {
+        let until = Instant::now() + KILL_LIMIT;
+        loop {
+            let inspected = self.inspect(name)?;
+            let status = inspected.docker["State"]["Status"].as_str().unwrap_or_default();
+            if !matches!(status, "stopped" | "stopping") || Instant::now() > until {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn no_folder(&self, name: &str, error: &io::Error) -> Failure {
@@ -334,7 +349,7 @@ fn keep_rest(inspected: &Inspected, libpod: &Value, bundle: &Path, here: &Path) 
 }
 
 /// One folder of an overlay's upper layer: what is there is changed, a device 0:0 is what was deleted.
-fn add_layer(
+pub(super) fn add_layer(
     archive: &mut tar::Builder<File>,
     upper: &Path,
     below: &Path,

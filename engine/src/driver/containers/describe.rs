@@ -163,6 +163,8 @@ fn config(inspected: &Inspected) -> Map<String, Value> {
             let own_name = entry.strip_prefix("HOSTNAME=").is_some_and(|name| name == hostname);
             !(PODMANS_ENVIRONMENT.contains(&entry) || (inspected.libpod.is_some() && own_name))
         });
+        // Podman says it in any order.
+        list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
     }
     if let Some(Value::Object(labels)) = out.get_mut("Labels") {
         labels.retain(|name, _| !name.starts_with(super::LABELS));
@@ -185,7 +187,7 @@ fn host(host: &Value, losses: &mut Losses, guarded: &mut Vec<String>) -> Map<Str
     let mut out = Map::new();
     for (key, value) in host.as_object().into_iter().flatten() {
         let key = key.as_str();
-        if is_unset(value) || ELSEWHERE.contains(&key) {
+        if is_unset(value) || ELSEWHERE.contains(&key) || is_default(key, value) {
             continue;
         }
         if NAMESPACES.contains(&key) {
@@ -200,7 +202,7 @@ fn host(host: &Value, losses: &mut Losses, guarded: &mut Vec<String>) -> Map<Str
             }
         } else if HOST.contains(&key) {
             out.insert(key.to_owned(), carried(key, value));
-        } else if !is_default(key, value) {
+        } else {
             losses.add(
                 format_args!("setting:{key}"),
                 format!("its setting {key} ({value}) is not carried to the other node"),
@@ -266,6 +268,7 @@ fn is_default(key: &str, value: &Value) -> bool {
                 name.starts_with("io.podman.")
                     || name.starts_with("io.container")
                     || name.starts_with("org.opencontainers.image")
+                    || name.starts_with("org.systemd.property.")
             })
         }),
         "IOMaximumBandwidth" | "IOMaximumIOps" | "IDMappings" => is_unset(value),
@@ -415,51 +418,6 @@ fn only_podmans(libpod: &Value, losses: &mut Losses) {
             format!("it requires {other}, which is not made so on the other node"),
         );
     }
-}
-
-/// Folders in which everybody writes what nobody needs elsewhere.
-const NOISE: [&str; 9] =
-    ["/run", "/tmp", "/var/run", "/var/tmp", "/dev", "/proc", "/sys", "/var/cache", "/root/.cache"];
-
-/// Files that the runtime writes itself.
-const RUNTIMES_OWN: [&str; 5] =
-    ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/.dockerenv"];
-
-/// Most paths that are named.
-const NAMED: usize = 5;
-
-/// What a container wrote into its writable layer, if that is anything that matters.
-pub(super) fn layer(name: &str, changes: &Value, mounted: &[PathBuf]) -> Option<Loss> {
-    let all: Vec<&Path> = changes
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|change| change["Path"].as_str().map(Path::new))
-        .collect();
-    let is_noise = |path: &Path| {
-        NOISE.iter().any(|noise| path.starts_with(noise))
-            || RUNTIMES_OWN.iter().any(|own| path == Path::new(own))
-            || mounted.iter().any(|mount| path.starts_with(mount) || mount.starts_with(path))
-    };
-    // A folder is changed by whatever changes in it: only the ends of the branches say anything.
-    let is_parent = |path: &Path| {
-        let noise = NOISE.iter().chain(&RUNTIMES_OWN).map(Path::new);
-        noise.chain(all.iter().copied()).any(|other| other != path && other.starts_with(path))
-    };
-    let mut left: Vec<&Path> =
-        all.iter().copied().filter(|path| !is_noise(path) && !is_parent(path)).collect();
-    left.sort();
-    let sample: Vec<String> = left.iter().take(NAMED).map(|p| p.display().to_string()).collect();
-    let more = left.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    (!left.is_empty()).then(|| Loss {
-        name: format!("{name}:layer"),
-        what: format!(
-            "container {name}: {}{more} lie in its writable layer and stay here; mount a folder of \
-             the unit's volume there, or make an image of it",
-            sample.join(", ")
-        ),
-    })
 }
 
 /// A network, and what of it cannot be made elsewhere.

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -202,11 +202,6 @@ impl Client {
 
     fn broken(&self, error: impl std::error::Error + Send + Sync + 'static) -> HttpError {
         HttpError::Broken { socket: self.socket.clone(), source: Box::new(error) }
-    }
-
-    /// Where it is.
-    pub(super) fn socket(&self) -> &Path {
-        &self.socket
     }
 }
 

@@ -17,11 +17,12 @@ mod describe;
 mod description;
 mod http;
 mod images;
+mod layer;
 mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -64,6 +65,7 @@ pub(crate) struct Containers {
     names: Vec<String>,
     api: Api,
     taken: Taken,
+    ids: Ids,
     /// Where images are looked for that are not here.
     state: PathBuf,
 }
@@ -84,6 +86,7 @@ impl Containers {
             names: names.to_vec(),
             api: Api::new(runtime, socket),
             taken: Taken::new(&places.state, unit, kind_of(runtime)),
+            ids: Ids(places.state.join("run").join(format!("{unit}.containers.json"))),
             state: places.state.clone(),
         }
     }
@@ -111,6 +114,26 @@ impl Containers {
             }
         }
         Ok(found)
+    }
+
+    /// Those that run, and their cgroups, by what is remembered of their ids: an id is one container's for ever, so
+    /// that one with processes is known without its API, which may have to be started first. `None`: it has to be
+    /// asked.
+    fn running_by_memory(&self) -> Option<Vec<(&str, Vec<Cgroup>)>> {
+        let ids = self.ids.load();
+        let of_one = |name| Some((name, cgroups(ids.get(name)?)));
+        let found: Option<Vec<(&str, Vec<Cgroup>)>> =
+            self.names.iter().map(|name| of_one(name.as_str())).collect();
+        found
+            .filter(|all| all.iter().all(|(_, cgroups)| matches!(any_populated(cgroups), Ok(true))))
+    }
+
+    fn remember(&self, name: &str, id: &str) {
+        let mut ids = self.ids.load();
+        if ids.get(name).is_none_or(|known| known != id) {
+            ids.insert(name.to_owned(), id.to_owned());
+            self.ids.store(&ids);
+        }
     }
 
     fn broken(&self, what: &str, error: &std::io::Error) -> Failure {
@@ -203,7 +226,6 @@ impl Containers {
         inspected: &Inspected,
         cgroups: &[Cgroup],
     ) -> Result<(), Failure> {
-        let what = || format!("thawing container {name}");
         if inspected.docker["State"]["Paused"].as_bool() == Some(true) {
             // Frozen by the runtime: only it may thaw it, or it goes on believing that it stands still.
             if let Err(failure) = self.api.unpause(name)
@@ -212,10 +234,7 @@ impl Containers {
                 return Err(failure);
             }
         }
-        for cgroup in cgroups.iter().filter(|cgroup| cgroup.is_frozen()) {
-            cgroup.thaw().map_err(|error| self.broken(&what(), &error))?;
-        }
-        Ok(())
+        self.thaw_these(name, cgroups)
     }
 
     /// Policies as they were before we took them.
@@ -226,6 +245,7 @@ impl Containers {
     /// Turns the restart policy of one off, after writing down what it was.
     fn take_one(&self, name: &str, before: &mut Before<Restart>) -> Result<(), Failure> {
         let inspected = self.inspect(name)?;
+        self.remember(name, &inspected.id);
         let docker = &inspected.docker;
         let word = self.api.word();
         if docker["HostConfig"]["AutoRemove"].as_bool() == Some(true) {
@@ -275,9 +295,9 @@ impl Containers {
 
     fn start_one(&self, name: &str, volumes: &[PathBuf]) -> Result<(), Failure> {
         let inspected = self.inspect(name)?;
-        let cgroups = cgroups(&inspected.id);
+        self.remember(name, &inspected.id);
         if self.one_runs(name, &inspected)? {
-            return self.thaw_one(name, &inspected, &cgroups);
+            return self.thaw_one(name, &inspected, &cgroups(&inspected.id));
         }
         self.check_mounts(&inspected, volumes)?;
         let Err(failure) = self.api.start(name) else { return Ok(()) };
@@ -297,11 +317,52 @@ impl Containers {
         if cgroups.is_empty() {
             return self.api.pause(name);
         }
+        self.freeze_these(name, &cgroups)
+    }
+
+    fn freeze_these(&self, name: &str, cgroups: &[Cgroup]) -> Result<(), Failure> {
         cgroups.iter().try_for_each(|cgroup| {
             cgroup
                 .freeze(FREEZE_LIMIT)
                 .map_err(|error| self.broken(&format!("freezing container {name}"), &error))
         })
+    }
+
+    /// Lets those go on whose cgroups are known; those that the runtime has frozen itself go on as well, and the
+    /// runtime is told when it is asked next.
+    fn thaw_these(&self, name: &str, cgroups: &[Cgroup]) -> Result<(), Failure> {
+        for cgroup in cgroups.iter().filter(|cgroup| cgroup.is_frozen()) {
+            cgroup
+                .thaw()
+                .map_err(|error| self.broken(&format!("thawing container {name}"), &error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The ids of containers by name, as they were last seen: `<state>/run/<unit>.containers.json`. Whatever it says is
+/// looked at; it being gone or old costs a question.
+#[derive(Debug)]
+struct Ids(PathBuf);
+
+impl Ids {
+    fn load(&self) -> BTreeMap<String, String> {
+        let bytes = std::fs::read(&self.0).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    fn store(&self, ids: &BTreeMap<String, String>) {
+        let write = || -> std::io::Result<()> {
+            if let Some(folder) = self.0.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            let beside = self.0.with_extension("json.new");
+            std::fs::write(&beside, serde_json::to_vec(ids)?)?;
+            std::fs::rename(&beside, &self.0)
+        };
+        if let Err(error) = write() {
+            tracing::debug!(path = %self.0.display(), %error, "ids of containers are not remembered");
+        }
     }
 }
 
@@ -356,7 +417,7 @@ impl Driver for Containers {
             }
             losses.extend(lost);
             let mounted = targets(&inspected.docker);
-            losses.extend(describe::layer(name, &self.api.changes(name)?, &mounted));
+            losses.extend(layer::layer(name, &self.layer_of(name, &inspected)?, &mounted));
             networks.extend(container.endpoints.keys().cloned());
             containers.push(container);
         }
@@ -396,6 +457,9 @@ impl Driver for Containers {
     }
 
     fn runs(&self) -> Result<bool, Failure> {
+        if self.running_by_memory().is_some() {
+            return Ok(true);
+        }
         for (name, inspected) in self.here()? {
             if self.one_runs(name, &inspected)? {
                 return Ok(true);
@@ -425,8 +489,12 @@ impl Driver for Containers {
     }
 
     fn freeze(&self) -> Result<(), Failure> {
-        let here = self.here()?;
-        let done = here.iter().try_for_each(|(name, inspected)| self.freeze_one(name, inspected));
+        let done = match self.running_by_memory() {
+            Some(all) => {
+                all.iter().try_for_each(|(name, cgroups)| self.freeze_these(name, cgroups))
+            }
+            None => self.here()?.iter().try_for_each(|(name, found)| self.freeze_one(name, found)),
+        };
         // All of them or none.
         if done.is_err() {
             self.thaw()?;
@@ -435,6 +503,9 @@ impl Driver for Containers {
     }
 
     fn thaw(&self) -> Result<(), Failure> {
+        if let Some(all) = self.running_by_memory() {
+            return all.iter().try_for_each(|(name, cgroups)| self.thaw_these(name, cgroups));
+        }
         for (name, inspected) in self.here()? {
             self.thaw_one(name, &inspected, &cgroups(&inspected.id))?;
         }
@@ -469,6 +540,16 @@ impl Driver for Containers {
             }
         }
         Ok(last)
+    }
+
+    fn keep_ready(&self, limit: Duration) {
+        if !self.api.is_podman() {
+            return;
+        }
+        let api = self.api.clone();
+        let asking = std::thread::Builder::new().name("podman-ready".into());
+        // Where it cannot be done, podman answers late, and that is all.
+        let _ = asking.spawn(move || api.keep_ready(limit));
     }
 
     fn can_checkpoint(&self) -> Result<(), Failure> {

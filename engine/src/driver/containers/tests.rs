@@ -13,9 +13,11 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::api::{Api, Inspected};
+use super::checkpoint::add_layer;
 use super::create::{check_stays_inside, container_body, network_body};
 use super::description::{self, Container, Description, Source, guard};
 use super::http::{Client, HttpError, Payload, escaped};
+use super::layer::layer;
 use super::{Containers, describe};
 use crate::driver::{Driver, Places};
 
@@ -221,8 +223,8 @@ fn a_restart_policy_is_written_down_before_it_is_turned_off_and_given_back() {
             server.asked().into_iter().filter(|line| line.contains("update")).collect();
         let expected = match runtime {
             Podman => [
-                "POST /libpod/containers/x/update?restartPolicy=no",
-                "POST /libpod/containers/x/update?restartPolicy=on-failure&restartRetries=3",
+                "POST /v4.0.0/libpod/containers/x/update?restartPolicy=no",
+                "POST /v4.0.0/libpod/containers/x/update?restartPolicy=on-failure&restartRetries=3",
             ],
             Docker => ["POST /containers/x/update"; 2],
         };
@@ -488,9 +490,7 @@ fn a_link_in_a_volume_is_not_followed_out_of_it() {
 
 #[test]
 fn only_what_matters_of_a_layer_is_a_loss() {
-    let changes = |paths: &[&str]| {
-        json!(paths.iter().map(|path| json!({"Path": path, "Kind": 0})).collect::<Vec<_>>())
-    };
+    let changes = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     let mounted = ["/var/lib/data".into()];
     let noise = changes(&[
         "/run",
@@ -502,13 +502,45 @@ fn only_what_matters_of_a_layer_is_a_loss() {
         "/var/lib",
         "/var/lib/data",
     ]);
-    assert_eq!(describe::layer("x", &noise, &mounted), None);
-    assert_eq!(describe::layer("x", &Value::Null, &mounted), None);
-    let found =
-        describe::layer("x", &changes(&["/etc", "/etc/passwd", "/opt", "/opt/a"]), &mounted)
-            .unwrap();
+    assert_eq!(layer("x", &noise, &mounted), None);
+    assert_eq!(layer("x", &[], &mounted), None);
+    let found = layer("x", &changes(&["/etc", "/etc/passwd", "/opt", "/opt/a"]), &mounted).unwrap();
     assert_eq!(found.name, "x:layer");
     assert!(found.what.contains("/etc/passwd, /opt/a lie"), "{found:?}");
+}
+
+#[test]
+fn a_layer_is_packed_without_what_is_mounted_and_with_what_was_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    std::fs::create_dir_all(upper.join("opt/empty")).unwrap();
+    std::fs::create_dir_all(upper.join("data")).unwrap();
+    std::fs::write(upper.join("opt/file"), "x").unwrap();
+    std::fs::write(upper.join("data/mounted-over"), "x").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", upper.join("opt/link")).unwrap();
+    let _socket = UnixListener::bind(upper.join("opt/socket")).unwrap();
+    let gone = upper.join("opt/gone");
+    let whiteout = std::process::Command::new("mknod").arg(&gone).args(["c", "0", "0"]).status();
+    let whiteout = whiteout.is_ok_and(|status| status.success());
+    let file = std::fs::File::create(dir.path().join("diff.tar")).unwrap();
+    let mut archive = tar::Builder::new(file);
+    archive.follow_symlinks(false);
+    let mut deleted = std::collections::BTreeSet::new();
+    let skipped = ["/data".into()];
+    add_layer(&mut archive, &upper, Path::new(""), &skipped, &mut deleted).unwrap();
+    archive.into_inner().unwrap();
+    let mut packed = tar::Archive::new(std::fs::File::open(dir.path().join("diff.tar")).unwrap());
+    let mut names: Vec<PathBuf> = packed
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().into_owned())
+        .collect();
+    names.sort();
+    let expected = ["opt", "opt/empty", "opt/file", "opt/link"];
+    assert_eq!(names, expected.map(PathBuf::from));
+    if whiteout {
+        assert_eq!(deleted.into_iter().collect::<Vec<_>>(), ["/opt/gone"]);
+    }
 }
 
 #[test]

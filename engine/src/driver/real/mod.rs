@@ -72,6 +72,14 @@ impl Here {
         Path::new("/tank").join(name)
     }
 
+    /// The same volume at another path.
+    fn rename(&mut self, from: &str, to: &str) {
+        let _ = try_shell(&format!("zfs destroy -r tank/{to}"));
+        shell(&format!("zfs rename tank/{from} tank/{to}"));
+        self.datasets.retain(|dataset| *dataset != format!("tank/{from}"));
+        self.datasets.push(format!("tank/{to}"));
+    }
+
     fn taken(&self) -> PathBuf {
         self.dir.path().join("state/taken").join(format!("{UNIT}.json"))
     }

@@ -50,6 +50,9 @@ fn bundle(at: &Path, data: &Path) {
 
 fn lives(runtime: OciRuntime, id: &str) {
     let mut here = Here::new();
+    let _ = try_shell(
+        "runc kill drv-runc KILL; crun kill drv-crun KILL; sleep 1; runc delete -f drv-runc; crun delete -f drv-crun",
+    );
     let (volume, state) = (here.volume("drv-o"), here.volume("drv-ostate"));
     shell("mkdir -p /opt/lab-db/data");
     bundle(&volume.join("bundle"), &volume.join("data"));
