@@ -280,6 +280,7 @@ impl World {
         }
         let model = &self.units[unit];
         let command = Command::Protect {
+            tree: None,
             unit: id,
             volumes,
             to: format!("n{peer}"),
@@ -303,6 +304,7 @@ impl World {
             return;
         }
         let command = Command::Protect {
+            tree: None,
             unit: record.id,
             volumes: record.volumes.iter().map(|v| (v.id, v.dataset.clone())).collect(),
             to: format!("n{peer}"),

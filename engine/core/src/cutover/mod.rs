@@ -57,8 +57,8 @@ use crate::ids::{
 };
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, RESEND_MS, RIDE_OVER_MS,
-    STOPPED_PHASE_LIMIT_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PER_VOLUME_MS, RESEND_MS,
+    RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
@@ -167,13 +167,14 @@ impl Phase {
     }
 
     /// How long the phase may last before the cutover is taken back, milliseconds.
-    fn limit_ms(&self, stop_limit_ms: u64) -> Option<u64> {
+    fn limit_ms(&self, stop_limit_ms: u64, volumes: usize) -> Option<u64> {
+        let more = PER_VOLUME_MS * ((volumes as u64).saturating_sub(1));
         match self {
-            Phase::Preflight { .. } | Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS),
+            Phase::Preflight { .. } | Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS + more),
             Phase::Quiesce { .. } => Some(stop_limit_ms + STOPPED_PHASE_LIMIT_MS),
-            Phase::Fence { .. } | Phase::Snapshot { .. } => Some(STOPPED_PHASE_LIMIT_MS),
-            Phase::Transfer { .. } => Some(FINAL_TRANSFER_LIMIT_MS),
-            Phase::Activating { .. } => Some(ACTIVATION_LIMIT_MS),
+            Phase::Fence { .. } | Phase::Snapshot { .. } => Some(STOPPED_PHASE_LIMIT_MS + more),
+            Phase::Transfer { .. } => Some(FINAL_TRANSFER_LIMIT_MS + more),
+            Phase::Activating { .. } => Some(ACTIVATION_LIMIT_MS + more),
             Phase::Converge { .. } | Phase::Commit | Phase::Undo { .. } => None,
         }
     }
@@ -382,12 +383,12 @@ impl Unit {
 
     pub(crate) fn advance_cutover(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
-        let limit = self.stop_limit_ms();
+        let (limit, volumes) = (self.stop_limit_ms(), self.record.volumes.len());
         let fully_up = self.fully_up();
         let Some(c) = &mut self.cutover else {
             return;
         };
-        if c.phase.limit_ms(limit).is_some_and(|ms| now >= c.since + ms) {
+        if c.phase.limit_ms(limit, volumes).is_some_and(|ms| now >= c.since + ms) {
             return self.phase_timed_out(ctx);
         }
         let (attempt, target) = (c.attempt, c.target);
@@ -463,7 +464,8 @@ impl Unit {
 
     pub(crate) fn cutover_timeout(&self) -> Option<u64> {
         let c = self.cutover.as_ref()?;
-        let limit = c.phase.limit_ms(self.stop_limit_ms()).map(|ms| c.since + ms);
+        let volumes = self.record.volumes.len();
+        let limit = c.phase.limit_ms(self.stop_limit_ms(), volumes).map(|ms| c.since + ms);
         let ask = match &c.phase {
             // The standby has become ready for it after this cutover had its turn.
             Phase::Transfer { begun: false, .. } if self.can_begin_transfer(c.target) => {
