@@ -381,7 +381,7 @@ impl Unit {
             && !busy
         {
             let keep_newest = ending.keep_newest;
-            let action = Action::GiveBack { datasets, tag, prefix, keep_newest };
+            let action = Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest: false };
             ending.op = Some(ctx.run(id, Op::GiveBack, action));
         }
     }

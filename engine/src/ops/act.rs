@@ -75,9 +75,13 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             drill::hold(tools, unit, &name, &snapshots, workload.as_ref())
         }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
-        Action::GiveBack { datasets, tag, prefix, keep_newest } => {
+        Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest } => {
             for dataset in &datasets {
-                give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
+                let there =
+                    give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
+                if there && at_rest {
+                    tools.store.fence(dataset).map_err(failure)?;
+                }
             }
             Ok(Outcome::Nothing)
         }
@@ -489,18 +493,18 @@ fn write_mirrors(
     missing
 }
 
-/// Takes back what is ours on one dataset. One that is gone has nothing to give back.
+/// Takes back what is ours on one dataset. One that is gone has nothing to give back: `false`.
 fn give_back(
     tools: &Tools,
     dataset: &DatasetName,
     tag: &HoldTag,
     prefix: &str,
     keep_newest: bool,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let store = tools.store.as_ref();
     let inventory = match store.inventory(dataset) {
         Ok(inventory) => inventory,
-        Err(StoreError::NoDataset { .. }) => return Ok(()),
+        Err(StoreError::NoDataset { .. }) => return Ok(false),
         Err(other) => return Err(other),
     };
     if store.capabilities().holds {
@@ -538,7 +542,7 @@ fn give_back(
     }
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
     paths.remove(dataset);
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]

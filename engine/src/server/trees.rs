@@ -20,9 +20,10 @@ use flocker_store::{CLONE, DatasetName, PropertySource, Store};
 use super::refused;
 use super::requests::{Api, blocking, random};
 use crate::api::LeftOutView;
+use crate::old_copy::RECEIVED_FROM;
 
-/// Between two looks. `FLOCKER_REPL_TREES_S` in the environment says otherwise, for tests.
-const EVERY: Duration = Duration::from_secs(20);
+/// Between two looks: each asks the store for all it has.
+const EVERY: Duration = Duration::from_secs(15);
 
 /// The datasets that are to be the volumes of a tree, and what to say besides. Of a tree that is protected already what
 /// is new has joined it by then.
@@ -45,26 +46,41 @@ pub(super) async fn expand(
     };
     let known: Vec<DatasetName> = unit.volumes.iter().map(|v| v.dataset.clone()).collect();
     let has: BTreeSet<&DatasetName> = known.iter().collect();
-    let new: Vec<DatasetName> = found.into_iter().filter(|name| !has.contains(name)).collect();
+    let wanted: BTreeSet<&DatasetName> = found.iter().collect();
+    let leave: Vec<DatasetName> =
+        known.iter().filter(|name| !wanted.contains(name)).cloned().collect();
+    let new = found.iter().filter(|name| !has.contains(name)).cloned().collect();
+    let new = without_left(api, new).await?;
+    let found: Vec<DatasetName> =
+        known.iter().filter(|name| wanted.contains(name)).chain(&new).cloned().collect();
     let mut notes = Vec::new();
-    if !new.is_empty() || unit.tree.as_ref() != Some(tree) {
-        if !new.is_empty() {
-            notes.push(format!("{} joined it", some_of(&new)));
-        }
-        extend(api, unit, new, Some(tree.clone())).await?;
+    if !new.is_empty() {
+        notes.push(format!("{} joined it", some_of(&new)));
     }
-    Ok((known, notes))
+    if !leave.is_empty() {
+        notes.push(format!(
+            "{} left it; what {} has of that stays there",
+            some_of(&leave),
+            unit.standbys.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(" or ")
+        ));
+    }
+    if !new.is_empty() || !leave.is_empty() || unit.tree.as_ref() != Some(tree) {
+        extend(api, unit, new, leave, Some(tree.clone())).await?;
+    }
+    // Just those that it has by now: a standby may be added, or its promise be another one.
+    Ok((found, notes))
 }
 
 async fn extend(
     api: &Arc<Api>,
     unit: &UnitStatus,
     new: Vec<DatasetName>,
+    leave: Vec<DatasetName>,
     tree: Option<Tree>,
 ) -> Result<(), Failure> {
     let volumes = new.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
     let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
-    api.command(Command::Extend { name: unit.name.clone(), volumes, tree }).await.map(drop)
+    api.command(Command::Extend { name: unit.name.clone(), volumes, leave, tree }).await.map(drop)
 }
 
 /// Every dataset but copies that are there for a while.
@@ -87,6 +103,27 @@ fn is_copy(store: &dyn Store, name: &DatasetName) -> bool {
         })
 }
 
+/// Without those that left a unit, of which a replica has stayed here: they would come back to where they were destroyed.
+async fn without_left(
+    api: &Arc<Api>,
+    names: Vec<DatasetName>,
+) -> Result<Vec<DatasetName>, Failure> {
+    if names.is_empty() {
+        return Ok(names);
+    }
+    let tools = Arc::clone(&api.tools);
+    blocking(move || {
+        let left = |name: &DatasetName| {
+            let properties = tools.store.user_properties(name);
+            properties.is_ok_and(|all| {
+                all.get(RECEIVED_FROM).is_some_and(|p| p.source == PropertySource::Local)
+            })
+        };
+        Ok(names.into_iter().filter(|name| !left(name)).collect())
+    })
+    .await
+}
+
 /// What belongs to others: volumes of other units, and where peers' replicas are kept.
 fn taken(
     status: &NodeStatus,
@@ -103,10 +140,8 @@ fn taken(
 
 /// Looks what was made below units that are primary here, for ever.
 pub(crate) async fn watch(api: Arc<Api>) {
-    let every = std::env::var("FLOCKER_REPL_TREES_S").ok().and_then(|s| s.parse().ok());
-    let every = every.map_or(EVERY, Duration::from_secs);
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(EVERY).await;
         match look(&api).await {
             Ok(found) => *api.left_out.lock().unwrap_or_else(|p| p.into_inner()) = found,
             Err(failure) => tracing::debug!(%failure, "what lies below units was not looked at"),
@@ -133,13 +168,14 @@ async fn look(api: &Arc<Api>) -> Result<BTreeMap<String, LeftOutView>, Failure> 
         }
         let tree = unit.tree.clone().unwrap_or_default();
         let found = members(&all, &uppermost, &tree, &taken(&status, Some(unit), &known));
-        let new: Vec<DatasetName> = found.into_iter().filter(|name| !has.contains(name)).collect();
+        let new = found.into_iter().filter(|name| !has.contains(name)).collect();
+        let new = without_left(api, new).await?;
         if new.is_empty() {
             continue;
         }
         let why = match &unit.tree {
             None => None,
-            Some(_) => match extend(api, unit, new.clone(), None).await {
+            Some(_) => match extend(api, unit, new.clone(), Vec::new(), None).await {
                 Ok(()) => continue,
                 Err(failure) => Some(failure.message),
             },

@@ -135,12 +135,14 @@ pub enum Command {
         /// It is accepted that what is written over there may not be able to come back.
         one_way: bool,
     },
-    /// Datasets below its volumes join a unit, here and on every standby.
+    /// Datasets below its volumes join a unit, here and on every standby, or leave it.
     Extend {
         /// The unit's name.
         name: String,
         /// The datasets, those above before those below, each with a fresh random id.
         volumes: Vec<(VolumeId, DatasetName)>,
+        /// Volumes that leave it; none of the uppermost.
+        leave: Vec<DatasetName>,
         /// What belongs to it from now on; `None`: as before.
         tree: Option<Tree>,
     },

@@ -171,6 +171,7 @@ impl Node {
             tag: Unit::tag_of(unit),
             prefix: Unit::prefix_of(unit),
             keep_newest: true,
+            at_rest: false,
         };
         let adopting = Adopting { stage: Stage::GiveBack(failure), ..adopting };
         self.adopt_by(now, adopting, action);

@@ -311,8 +311,11 @@ impl Node {
             let asked = Asked { request, peer, notes: Vec::new(), streams, one_way };
             return existing.add_standby(&mut ctx, asked, policy, lease_ms, adoption);
         }
-        let claimed =
-            found.iter().zip(&volumes).find_map(|(f, (_, d))| Some((f.mirror.as_ref()?, d)));
+        // One that was renamed out of a unit's tree is none of its volumes any more.
+        let claimed = found.iter().zip(&volumes).find_map(|(f, (_, d))| {
+            let claim = f.mirror.as_ref().filter(|m| !self.units.contains_key(&m.unit));
+            Some((claim?, d))
+        });
         if let Some((mirror, dataset)) = claimed {
             let text = format!(
                 "{dataset} says that it belongs to unit {}, which this node's journal does not know",

@@ -5,7 +5,7 @@ use super::commands::find;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{Now, RequestId};
-use crate::io::{Action, Command, Effect, Outcome};
+use crate::io::{Action, Command, Effect, Outcome, Reply};
 use crate::record::VolumeRecord;
 use crate::unit::Op;
 
@@ -16,7 +16,7 @@ impl Node {
         request: RequestId,
         command: Command,
     ) -> Result<(), Failure> {
-        let Command::Extend { name, volumes, tree } = &command else {
+        let Command::Extend { name, volumes, leave, tree } = &command else {
             unreachable!("only called for it");
         };
         let datasets: Vec<_> = volumes.iter().map(|(_, dataset)| dataset.clone()).collect();
@@ -34,11 +34,18 @@ impl Node {
         let unit = find(&mut self.units, name)?;
         let mut ctx = ctx!(self, now);
         unit.may_extend(&ctx, datasets.len())?;
+        unit.let_go_of(&mut ctx, leave)?;
         if let Some(tree) = tree.clone().filter(|tree| unit.record.tree.as_ref() != Some(tree)) {
             unit.record.tree = Some(tree);
-            unit.persist(&mut ctx);
+            // The standbys hear of it.
+            unit.volumes_are_others(&mut ctx);
         }
         let id = unit.id();
+        if datasets.is_empty() {
+            let (name, adopted, notes) = (name.clone(), Vec::new(), Vec::new());
+            ctx.reply(request, Ok(Reply::Protected { name, unit: id, adopted, notes }));
+            return Ok(());
+        }
         let op = Op::NodeExtend { request, command: Box::new(command) };
         ctx.run(id, op, Action::Inspect { datasets, streams: true });
         Ok(())
@@ -69,13 +76,15 @@ impl Node {
         let Outcome::Inspected(found) = outcome? else {
             unreachable!("asked for an inspection");
         };
+        let id = find(&mut self.units, &name)?.id();
         let mut infos = Vec::new();
         for (found, (_, dataset)) in found.iter().zip(&volumes) {
             let Some(info) = &found.info else {
                 let text = format!("dataset {dataset} does not exist");
                 return Err(Failure::refused(FailureCode::NotFound, text));
             };
-            if let Some(mirror) = &found.mirror {
+            // One that was renamed within the tree says so of its own unit.
+            if let Some(mirror) = found.mirror.as_ref().filter(|m| m.unit != id) {
                 let text = format!(
                     "{dataset} says that it belongs to unit {}, which this node's journal does not know",
                     mirror.unit

@@ -242,7 +242,7 @@ impl Unit {
     }
 
     /// Makes other volumes durable; what is known by their number is void, and each standby is asked anew.
-    fn volumes_are_others(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn volumes_are_others(&mut self, ctx: &mut Ctx) {
         let (epoch, count) = self.record.volumes_as_of;
         let number = self.record.epoch.number;
         self.record.volumes_as_of = (number, if epoch == number { count + 1 } else { 1 });
@@ -273,7 +273,8 @@ impl Unit {
             if extending.op.is_some() {
                 let datasets = extending.volumes.iter().map(|v| v.dataset.clone()).collect();
                 let (tag, prefix) = (self.tag(), self.prefix());
-                let action = Action::GiveBack { datasets, tag, prefix, keep_newest: false };
+                let action =
+                    Action::GiveBack { datasets, tag, prefix, keep_newest: false, at_rest: false };
                 ctx.run(self.record.id, Op::Left, action);
             }
             // A standby that has agreed hears that it is not so.
@@ -308,15 +309,7 @@ impl Unit {
         if !gone.contains(&true) {
             return false;
         }
-        let mut at = gone.iter();
-        let (left, stay): (Vec<_>, Vec<_>) =
-            self.record.volumes.drain(..).partition(|_| at.next() == Some(&true));
-        self.record.volumes = stay;
-        if let Service::Up { paths: Some(paths), .. } = &mut self.service {
-            let mut at = gone.iter();
-            paths.retain(|_| at.next() != Some(&true));
-        }
-        let names: Vec<DatasetName> = left.into_iter().map(|v| v.dataset).collect();
+        let names: Vec<DatasetName> = self.take_out(&gone).into_iter().map(|v| v.dataset).collect();
         self.volumes_are_others(ctx);
         let text = format!(
             "{} is gone: destroyed, or renamed. It is no volume of {} any more; what the standbys have of it stays \
@@ -327,5 +320,41 @@ impl Unit {
         self.note(ctx, text);
         self.look(ctx);
         true
+    }
+
+    /// Takes volumes out of the record, and their paths with them.
+    fn take_out(&mut self, which: &[bool]) -> Vec<VolumeRecord> {
+        let mut at = which.iter();
+        let (left, stay) = self.record.volumes.drain(..).partition(|_| at.next() == Some(&true));
+        self.record.volumes = stay;
+        if let Service::Up { paths: Some(paths), .. } = &mut self.service {
+            let mut at = which.iter();
+            paths.retain(|_| at.next() != Some(&true));
+        }
+        left
+    }
+
+    /// A person wants volumes out of it: they are given back, and the standbys keep what they have of them.
+    pub(crate) fn let_go_of(
+        &mut self,
+        ctx: &mut Ctx,
+        leave: &[DatasetName],
+    ) -> Result<(), Failure> {
+        let leave: BTreeSet<&DatasetName> = leave.iter().collect();
+        let which: Vec<bool> =
+            self.record.volumes.iter().map(|v| leave.contains(&v.dataset)).collect();
+        if !which.contains(&true) {
+            return Ok(());
+        }
+        let tops = crate::tree::tops(&self.datasets());
+        if let Some(top) = tops.iter().find(|top| leave.contains(top)) {
+            let text =
+                format!("{top} is what {} is of: end its protection instead", self.record.name);
+            return Err(Failure::refused(FailureCode::BadRequest, text));
+        }
+        let left = self.take_out(&which);
+        self.volumes_are_others(ctx);
+        self.give_back_left(ctx, &left, "it was left out");
+        Ok(())
     }
 }

@@ -264,8 +264,10 @@ impl Unit {
                 crate::tree::some_of(&datasets)
             ),
         );
-        let (tag, prefix, keep_newest) = (self.tag(), self.prefix(), true);
-        let action = Action::GiveBack { datasets, tag, prefix, keep_newest };
+        // What a replica has is its data; here it is live.
+        let keep_newest = self.record.role.is_standby();
+        let (tag, prefix) = (self.tag(), self.prefix());
+        let action = Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest: keep_newest };
         ctx.run(self.id(), Op::Left, action);
     }
 
