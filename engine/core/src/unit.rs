@@ -24,7 +24,7 @@ use crate::node::Adopting;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
 use crate::replicate::{Extending, Replica, Snapshotting};
 use crate::service::{Service, Work};
-use crate::standby::StandbyView;
+use crate::standby::{Promise, StandbyView};
 use crate::upkeep::Upkeep;
 
 /// What an action was handed out for. The machine's state holds the `OpId` and ignores others.
@@ -378,7 +378,8 @@ impl Unit {
         }
         match body {
             Body::Intro { name, volumes, tree, volumes_as_of, policy, lease_ms, .. } => {
-                self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms, (tree, volumes_as_of));
+                let promise = Promise { policy, lease_ms, tree, volumes_as_of };
+                self.on_intro(ctx, peer, &name, &volumes, promise);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
             Body::Join { question, volumes, takes_back } => {

@@ -41,6 +41,9 @@ use crate::unit::{Op, Unit};
 /// One snapshot of each volume: one moment.
 pub(crate) type Instance = Vec<(VolumeId, SnapshotName, Guid)>;
 
+/// What a moment has of each volume; `None`: it has joined, and is in no moment here yet.
+pub(crate) type Found = Vec<Option<(VolumeId, SnapshotName, Guid)>>;
+
 /// A failover under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Failover {
@@ -501,7 +504,7 @@ impl Unit {
 pub(crate) fn newest_whole(
     volumes: &[VolumeRecord],
     inventories: &[Inventory],
-) -> Option<(String, Vec<Option<(VolumeId, SnapshotName, Guid)>>)> {
+) -> Option<(String, Found)> {
     if inventories.len() != volumes.len() {
         return None;
     }

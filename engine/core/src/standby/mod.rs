@@ -71,6 +71,15 @@ pub(crate) struct StandbyView {
     pub(crate) announced: Option<(AttemptId, ActivationTimes)>,
 }
 
+/// What a primary says of a unit besides its volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Promise {
+    pub(crate) policy: Policy,
+    pub(crate) lease_ms: Option<u64>,
+    pub(crate) tree: Option<Tree>,
+    pub(crate) volumes_as_of: (u64, u64),
+}
+
 /// A transfer that ended here.
 #[derive(Debug, Clone)]
 struct Ended {
@@ -239,26 +248,30 @@ impl Unit {
         peer: Fingerprint,
         name: &str,
         volumes: &[VolumeIntro],
-        policy: Policy,
-        lease_ms: Option<u64>,
-        (tree, as_of): (Option<Tree>, (u64, u64)),
+        promise: Promise,
     ) {
         let answer = if !self.follows(peer) {
             Err(self.not_following(ctx, peer))
-        } else if as_of < self.record.volumes_as_of || !self.has_just_these(ctx, peer, volumes) {
+        } else if promise.volumes_as_of < self.record.volumes_as_of
+            || !self.has_just_these(ctx, peer, volumes)
+        {
             return; // It came late, or is asked again when they are.
         } else {
             // The first answer may have been lost.
             check_intro(ctx, peer, self.record.own, volumes).map(|()| self.standby.adopted.clone())
         };
-        let (before, now) = (&self.record, (policy, lease_ms, &tree, as_of));
-        let promise = (before.policy, before.lease_ms, &before.tree, before.volumes_as_of);
-        if answer.is_ok() && (promise != now || self.record.name != name) {
+        let before = Promise {
+            policy: self.record.policy,
+            lease_ms: self.record.lease_ms,
+            tree: self.record.tree.clone(),
+            volumes_as_of: self.record.volumes_as_of,
+        };
+        if answer.is_ok() && (promise != before || self.record.name != name) {
             // The name stays: it is this node's. The promise is the primary's.
-            self.record.policy = policy;
-            self.record.lease_ms = lease_ms;
-            self.record.tree = tree;
-            self.record.volumes_as_of = as_of;
+            self.record.policy = promise.policy;
+            self.record.lease_ms = promise.lease_ms;
+            self.record.tree = promise.tree;
+            self.record.volumes_as_of = promise.volumes_as_of;
             self.persist(ctx);
         }
         self.say(ctx, peer, Body::IntroReply(answer));
