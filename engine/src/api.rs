@@ -89,6 +89,12 @@ pub enum Request {
         /// The unit's name; by default the first dataset's last component.
         #[serde(default)]
         name: Option<String>,
+        /// All that lies below them as well, also what is made there later.
+        #[serde(default)]
+        recursive: bool,
+        /// With `recursive`: what is left out, see [`flocker_core::tree::Tree`].
+        #[serde(default)]
+        exclude: Vec<String>,
         /// When to replicate.
         policy: Policy,
         /// The lease that the primary has to renew to keep its workload running, milliseconds.
@@ -545,6 +551,18 @@ pub struct NodeView {
     pub rates: RatesView,
     /// Where the live data of datasets is reachable now, by dataset.
     pub paths: BTreeMap<String, PathBuf>,
+    /// What lies below the volumes of a unit that is primary here and is not protected with it, by the unit's name.
+    #[serde(default)]
+    pub left_out: BTreeMap<String, LeftOutView>,
+}
+
+/// Datasets below a unit's volumes that do not belong to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOutView {
+    /// Which.
+    pub datasets: Vec<flocker_store::DatasetName>,
+    /// Of a unit that has all below it: why they have not joined.
+    pub why: Option<String>,
 }
 
 /// The limits on what is sent.
@@ -666,6 +684,8 @@ mod tests {
                 datasets: vec!["a/b".into()],
                 to: "b".into(),
                 name: None,
+                recursive: false,
+                exclude: Vec::new(),
                 policy: Policy::Rpo(1000),
                 lease_ms: None,
                 create: false,

@@ -28,7 +28,7 @@ use flocker_store::{
     Store, StoreError,
 };
 
-const RECEIVED_FROM: &str = "flocker-repl:received-from";
+pub(crate) const RECEIVED_FROM: &str = "flocker-repl:received-from";
 
 /// Datasets whose properties are read at most: those with the likeliest names.
 const MAX_LOOKED_AT: usize = 64;

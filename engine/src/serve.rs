@@ -252,8 +252,10 @@ async fn run(base: Base) -> Result<(), ServeError> {
     let forwards = api.forwards.clone();
     let metrics = api.metrics.clone();
     let pacing = tokio::spawn(api.rates.clone().watch());
+    let api_for_trees = Arc::clone(&api);
     let serving = tokio::spawn(server::serve(listener, api));
     let forwarding = tokio::spawn(links::forward(events, turns.clone(), transfers.clone()));
+    let watching = tokio::spawn(server::watch_trees(Arc::clone(&api_for_trees)));
     let telling = tokio::spawn(server::tell_progress(hub, transfers.clone()));
     let upkeep = tokio::spawn(async move {
         loop {
@@ -265,7 +267,7 @@ async fn run(base: Base) -> Result<(), ServeError> {
     tracing::info!(%bound, socket = %socket_path.display(), "node up");
     let outcome = until_end(&shutdown, loop_ended).await;
     // From here on nobody is answered any more.
-    for task in [serving, forwarding, telling, upkeep, pacing] {
+    for task in [serving, forwarding, telling, upkeep, pacing, watching] {
         task.abort();
     }
     forwards.close();
@@ -375,6 +377,7 @@ fn assemble(base: Base) -> Result<Running, ServeError> {
         journal: base.journal,
         metrics: recorder,
         shutdown: Arc::new(Notify::new()),
+        left_out: Default::default(),
     });
     Ok(Running { api, ops, tools, transfers, manager, turns, queue, events, the_loop })
 }

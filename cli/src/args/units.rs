@@ -16,7 +16,8 @@ use crate::values::{
 Without --rpo and --every the promise is --rpo 1s. A volume that is not written costs next to nothing.
 
 Several datasets make one unit: they are snapshotted as one moment (so they are in one pool), and they \
-move together. The workload runs in the first one's path.
+move together. The workload runs in the first one's path. With --recursive it has all that lies below them, and \
+what is made there later joins it by itself; said again, it looks at once.
 
 With --lease the primary may run its workload only while its standby renews the lease. Once it has run \
 out, `failover` on the standby needs no other proof that the primary is off. The price: the workload is \
@@ -29,6 +30,7 @@ Examples:
   flocker-repl protect data/db --to b
   flocker-repl protect data/db --to b --rpo 500ms --create
   flocker-repl protect data/db data/wal --to b --name db --lease 10s
+  flocker-repl protect tank/app --recursive --to b --exclude cache --exclude 'build/tmp-*'
   flocker-repl protect tank/archive --to b --name archive --every 15m
   flocker-repl protect data/db --to b --adopt backup/a/db")]
 pub(crate) struct ProtectArgs {
@@ -41,6 +43,13 @@ pub(crate) struct ProtectArgs {
     /// What the unit is called; by default the last part of the first dataset's name
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// With all that lies below: filesystems, zvols, clones, whatever is made there later
+    #[arg(long, short = 'r')]
+    pub(crate) recursive: bool,
+    /// With --recursive: leave this out, and all below it; a path from the dataset on, or one component of any path;
+    /// `*` stands for any characters of a component; may be given more than once
+    #[arg(long, value_name = "PATTERN", requires = "recursive", conflicts_with = "create")]
+    pub(crate) exclude: Vec<String>,
     /// Continuously: the replica is never further behind than this [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "every")]
     pub(crate) rpo: Option<Duration>,
@@ -244,6 +253,9 @@ On a terminal it is made for people; elsewhere each unit, standby and peer is on
 pub(crate) struct StatusArgs {
     /// One unit only
     pub(crate) name: Option<String>,
+    /// Name each volume of a unit that has many
+    #[arg(long, short = 'v')]
+    pub(crate) verbose: bool,
 }
 
 /// `migrate`

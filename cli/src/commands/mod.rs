@@ -97,7 +97,7 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::Browse(args) => browse::browse(context, &args),
         Command::Doctor => doctor::doctor(context),
         Command::Resolve(args) => resolve::resolve(context, &args),
-        Command::Status(args) => view::status(context, args.name),
+        Command::Status(args) => view::status(context, args),
         Command::Watch => view::watch(context),
         Command::Peers => view::peers(context),
         Command::Rounds(args) => view::rounds(context, args),

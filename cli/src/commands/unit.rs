@@ -56,6 +56,8 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
         datasets: args.datasets.clone(),
         to: args.to.clone(),
         name: args.name,
+        recursive: args.recursive,
+        exclude: args.exclude,
         policy,
         lease_ms: args.lease.map(whole_ms),
         create: args.create,
@@ -123,8 +125,14 @@ pub(super) fn protect(context: &Context<'_>, args: ProtectArgs) -> anyhow::Resul
             args.to
         ))?;
     }
-    for path in paths {
+    const SHOWN: usize = 8;
+    let many = paths.len().saturating_sub(SHOWN);
+    for path in paths.iter().take(if many > 0 { 1 } else { SHOWN }) {
         out.line(format!("  its files are in {}", path.display()))?;
+    }
+    if many > 0 {
+        let more = quantity::count(paths.len() as u64 - 1, "other");
+        out.line(format!("  and in {more}: flocker-repl status {name} --verbose"))?;
     }
     Ok(Exit::Ok)
 }
@@ -219,6 +227,8 @@ mod tests {
             datasets: vec!["d".into()],
             to: "b".into(),
             name: None,
+            recursive: false,
+            exclude: Vec::new(),
             lease: None,
             rpo: rpo.map(Duration::from_millis),
             every: every.map(Duration::from_millis),

@@ -7,7 +7,7 @@ use flocker_engine::client::{Client, ClientError};
 use serde::Serialize;
 
 use super::{Context, unexpected};
-use crate::args::{HistoryArgs, HoldsArgs, RoundsArgs};
+use crate::args::{HistoryArgs, HoldsArgs, RoundsArgs, StatusArgs};
 use crate::exit::Exit;
 use crate::render::{self, Names};
 
@@ -19,16 +19,16 @@ fn node(context: &Context<'_>, name: Option<String>) -> anyhow::Result<NodeView>
 }
 
 /// `status`
-pub(super) fn status(context: &Context<'_>, name: Option<String>) -> anyhow::Result<Exit> {
-    let one = name.is_some();
-    let view = node(context, name)?;
+pub(super) fn status(context: &Context<'_>, args: StatusArgs) -> anyhow::Result<Exit> {
+    let (one, verbose) = (args.name.is_some(), args.verbose);
+    let view = node(context, args.name)?;
     let out = context.out;
     if out.json {
         out.object(&render::status::object(&view)?)?;
     } else if out.terminal {
-        out.text(&render::status::for_people(&view, one, out.theme))?;
+        out.text(&render::status::for_people(&view, one, verbose, out.theme))?;
     } else {
-        out.text(&render::plain::status(&view, one))?;
+        out.text(&render::plain::status(&view, one, verbose))?;
     }
     Ok(Exit::Ok)
 }

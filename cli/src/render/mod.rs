@@ -12,6 +12,7 @@ pub(crate) mod plain;
 pub(crate) mod resolve;
 pub(crate) mod rounds;
 pub(crate) mod status;
+pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -142,7 +143,9 @@ pub(crate) mod samples {
                 kind: DatasetKind::Directory,
                 modern_streams: true,
                 raw: false,
+                joining: false,
             }],
+            tree: None,
             policy: Policy::Rpo(1000),
             paused: false,
             workload: Some(WorkloadRecord::process(
@@ -300,6 +303,7 @@ pub(crate) mod samples {
                 orphans: Vec::new(),
             },
             transfers: Vec::new(),
+            left_out: Default::default(),
             forwards: Vec::new(),
             links: Vec::new(),
             rates: flocker_engine::api::RatesView::default(),

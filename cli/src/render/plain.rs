@@ -22,7 +22,7 @@ fn yes(value: bool) -> &'static str {
 }
 
 /// One line a node, peer, unit and standby, each value with its key.
-pub(crate) fn status(view: &NodeView, one: bool) -> String {
+pub(crate) fn status(view: &NodeView, one: bool, verbose: bool) -> String {
     let mut text = String::new();
     if !one {
         text.push_str(&format!(
@@ -40,7 +40,7 @@ pub(crate) fn status(view: &NodeView, one: bool) -> String {
         }
     }
     for status in &view.node.units {
-        unit(&mut text, status);
+        unit(&mut text, view, status, verbose);
     }
     text
 }
@@ -71,7 +71,7 @@ pub(crate) fn peers(peers: &[PeerStatus]) -> String {
     text
 }
 
-fn unit(text: &mut String, status: &UnitStatus) {
+fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, verbose: bool) {
     let (mode, promise_ms) = match status.policy {
         Policy::Rpo(ms) => ("rpo_ms", ms),
         Policy::Every(ms) => ("every_ms", ms),
@@ -86,8 +86,9 @@ fn unit(text: &mut String, status: &UnitStatus) {
         number(status.lag_ms),
         value(&status.doing)
     ));
-    let datasets: Vec<&str> = status.volumes.iter().map(|v| v.dataset.as_str()).collect();
-    text.push_str(&format!(" volumes={}", value(&datasets.join(","))));
+    for (key, words) in super::volumes::plain(view, status, verbose) {
+        text.push_str(&format!(" {key}={}", value(&words)));
+    }
     if let Some(lease_ms) = status.lease_ms {
         text.push_str(&format!(
             " lease_ms={lease_ms} lease_left_ms={}",
@@ -156,7 +157,7 @@ mod tests {
     fn plain_lines_hold_one_thing_each_and_quote_what_has_spaces() {
         let mut view = samples::view();
         view.node.units[0].alarm = Some(samples::failure());
-        let text = status(&view, false);
+        let text = status(&view, false, false);
         assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.contains("\nunit name=db role=primary epoch=1 rpo_ms=1000 "), "{text}");
         assert!(text.contains("alarm=\"b: recv/a/db has no room"), "{text}");
@@ -166,9 +167,9 @@ mod tests {
     #[test]
     fn a_unit_says_what_it_has_beyond_the_usual_only_where_it_has_it() {
         let mut view = samples::view();
-        assert!(!status(&view, true).contains("lease"));
+        assert!(!status(&view, true, false).contains("lease"));
         view.node.units = vec![samples::group()];
-        let line = status(&view, true);
+        let line = status(&view, true, false);
         let unit_line = line.lines().next().unwrap();
         for words in [
             "volumes=data/db,data/wal",

@@ -8,6 +8,7 @@ use flocker_engine::api::{
 use serde_json::Value;
 
 use super::rounds::moment;
+use super::volumes;
 use crate::out::{Theme, clean};
 use crate::quantity::{bytes, count, millis, rate};
 use crate::values::address_words;
@@ -42,7 +43,7 @@ pub(crate) fn view_of(mut object: Value) -> serde_json::Result<NodeView> {
 const NESTED: &str = "node";
 
 /// For people. `one`: only a unit was asked for, so the node itself is left out.
-pub(crate) fn for_people(view: &NodeView, one: bool, theme: Theme) -> String {
+pub(crate) fn for_people(view: &NodeView, one: bool, verbose: bool, theme: Theme) -> String {
     let mut text = String::new();
     if !one {
         node(&mut text, view, theme);
@@ -51,7 +52,7 @@ pub(crate) fn for_people(view: &NodeView, one: bool, theme: Theme) -> String {
         if at > 0 || !one {
             text.push('\n');
         }
-        unit(&mut text, view, status, theme);
+        unit(&mut text, view, status, verbose, theme);
     }
     if !one && view.node.units.is_empty() {
         text.push_str(&format!(
@@ -147,7 +148,7 @@ fn role_words(status: &UnitStatus, theme: Theme) -> String {
     }
 }
 
-fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
+fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, verbose: bool, theme: Theme) {
     let mut head = format!(
         "{}  {} · epoch {}",
         theme.strong(&status.name),
@@ -163,13 +164,7 @@ fn unit(text: &mut String, view: &NodeView, status: &UnitStatus, theme: Theme) {
     }
     text.push_str(&head);
     text.push('\n');
-    for volume in &status.volumes {
-        let path = view
-            .paths
-            .get(volume.dataset.as_str())
-            .map_or_else(String::new, |path| format!("  {}", path.display()));
-        text.push_str(&format!("  volume    {} ({}){path}\n", volume.dataset, volume.kind));
-    }
+    volumes::for_people(text, view, status, verbose, theme);
     workload(text, view, status, theme);
     if status.role == "standby" {
         let within = status.lag_ms.is_some_and(|lag| lag <= status.policy.rpo_ms());
@@ -441,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_primary_shows_role_epoch_workload_and_each_standbys_lag_against_the_promise() {
-        let text = for_people(&samples::view(), false, Theme::PLAIN);
+        let text = for_people(&samples::view(), false, false, Theme::PLAIN);
         assert_eq!(
             text,
             "node a  a1a1a1a1  vault:/srv/a, listens on 10.0.0.1:7001, up 1 min 05 s\n\
@@ -465,7 +460,7 @@ mod tests {
         unit.standbys[0].connected = false;
         unit.standbys[0].one_way = true;
         unit.standbys[0].failure = Some(samples::failure());
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         assert!(text.starts_with("db  primary"), "{text}");
         for words in [
             "paused",
@@ -482,7 +477,7 @@ mod tests {
     fn several_volumes_a_lease_a_failover_and_what_moves_along_are_shown() {
         let mut view = samples::view();
         view.node.units = vec![samples::group()];
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         for words in [
             "volume    data/db (directory)",
             "volume    data/wal (directory)",
@@ -501,15 +496,20 @@ mod tests {
             held: 2,
             trouble: None,
         }];
-        assert!(for_people(&view, true, Theme::PLAIN).contains("10.0.0.2:5433; 1 open, 2 held\n"));
+        assert!(
+            for_people(&view, true, false, Theme::PLAIN)
+                .contains("10.0.0.2:5433; 1 open, 2 held\n")
+        );
         view.forwards[0].trouble = Some("address in use".into());
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         assert!(text.contains("10.0.0.2:5433; not open: address in use\n"), "{text}");
         view.node.units[0].lease_left_ms = None;
-        assert!(for_people(&view, true, Theme::PLAIN).contains("lease     ✗ 10.0 s, not held"));
+        assert!(
+            for_people(&view, true, false, Theme::PLAIN).contains("lease     ✗ 10.0 s, not held")
+        );
         view.node.units[0].role = "standby".into();
         view.node.units[0].lease_left_ms = Some(4000);
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         assert!(text.contains("the primary's has run out in 4.00 s at the earliest"), "{text}");
     }
 
@@ -520,10 +520,10 @@ mod tests {
         unit.role = "standby".into();
         unit.standbys.clear();
         unit.workload_state = "elsewhere".into();
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         assert!(text.contains("lag       ✗ lag not known yet"), "{text}");
         view.node.units[0].lag_ms = Some(300);
-        let text = for_people(&view, true, Theme::PLAIN);
+        let text = for_people(&view, true, false, Theme::PLAIN);
         assert!(text.contains("lag       ✓ 300 ms behind"), "{text}");
     }
 
@@ -565,7 +565,7 @@ mod tests {
             rule: Some("08:00-18:00 mon-fri 20MiB/s".into()),
         });
         view.rates.trouble = Some("line 7".into());
-        let text = for_people(&view, false, Theme::PLAIN);
+        let text = for_people(&view, false, false, Theme::PLAIN);
         let line = "limit  peer b  20.0 MiB/s now (08:00-18:00 mon-fri 20MiB/s)\n";
         assert!(text.contains(line) && text.contains("not changed: line 7"), "{text}");
     }
@@ -575,7 +575,7 @@ mod tests {
         let mut view = samples::view();
         view.node.units.clear();
         view.node.peers.clear();
-        let text = for_people(&view, false, Theme::PLAIN);
+        let text = for_people(&view, false, false, Theme::PLAIN);
         assert!(text.contains("pair --invite") && text.contains("protect DATASET"), "{text}");
     }
 

@@ -48,16 +48,17 @@ impl Unit {
         }
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
         let Some((instance, found)) =
-            crate::failover::newest_whole(&self.record.volume_ids(), inventories)
+            crate::failover::newest_whole(&self.record.volumes, inventories)
         else {
             let text = format!("{name}: nothing whole was received yet; try again in a moment");
             return refuse(FailureCode::NoBase, text);
         };
         let taken_ms = (inventories.iter().zip(&found))
-            .filter_map(|(i, (.., guid))| i.snapshot(*guid))
+            .filter_map(|(i, found)| i.snapshot(found.as_ref()?.2))
             .map(|s| s.creation_unix_s.saturating_mul(1000))
             .min()
             .unwrap_or(ctx.now.wall_ms);
+        let found: Vec<_> = found.into_iter().flatten().collect();
         let drill = Drill {
             op: OpId(0),
             request: RequestId(0),

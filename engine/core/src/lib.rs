@@ -27,6 +27,7 @@ mod replicate;
 mod service;
 mod standby;
 pub mod status;
+pub mod tree;
 mod unit;
 mod upkeep;
 

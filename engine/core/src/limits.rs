@@ -79,7 +79,15 @@ pub(crate) const RETRY_MS: u64 = 2_000;
 pub(crate) const BOOTS_KEPT: usize = 8;
 
 /// Most volumes of one unit: they are listed in one message and one journal record.
-pub(crate) const MAX_VOLUMES: usize = 64;
+pub(crate) const MAX_VOLUMES: usize = 4096;
+
+/// Snapshots of a unit that a node tells another of in a survey, oldest left out: with their names they fit into
+/// one control message (8 MiB).
+pub(crate) const SURVEY_SNAPSHOTS: usize = 40_000;
+
+/// How much longer each volume lets a phase of a cutover take that goes from one to the next: a fence of ZFS is a
+/// handful of commands.
+pub(crate) const PER_VOLUME_MS: u64 = 500;
 
 /// A connection that is lost before the commit may come back within this time: two nodes that meet dial
 /// each other, and one of the connections is given up; a link may also flap. The workload may be stopped

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::ids::{AttemptId, Epoch, Incarnation, QuestionId, TransferId, UnitId, VolumeId};
 use crate::record::{Adoption, Answer, Policy, WorkloadKind};
+use crate::tree::Tree;
 
 /// A message about one unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,10 @@ pub struct Message {
 pub struct VolumeIntro {
     /// The same on every node.
     pub id: VolumeId,
-    /// The last component of the primary's dataset; a hint for the standby's own name.
+    /// The last component of the primary's dataset, for people.
     pub leaf: String,
+    /// Where it lies below the place of its unit, as [`crate::tree::places`] says.
+    pub place: String,
     /// What it is.
     pub kind: DatasetKind,
     /// Its streams are in OpenZFS's dialect, which zfs-fuse cannot receive as a filesystem.
@@ -41,6 +44,15 @@ pub struct VolumeIntro {
     /// Snapshots and bookmarks that a step can start from, newest first; only said where a person has asked
     /// for the protection, since a replica may be there already that has one of them.
     pub known: Vec<Guid>,
+}
+
+/// A volume that joins a unit which its standby follows already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joiner {
+    /// The volume that it lies below: one of the unit, or one that comes before it among those that join.
+    pub below: VolumeId,
+    /// Itself; its place is from there on.
+    pub volume: VolumeIntro,
 }
 
 /// What a primary's store receives, should a unit come back to it.
@@ -158,6 +170,10 @@ pub enum Body {
         name: String,
         /// Its volumes.
         volumes: Vec<VolumeIntro>,
+        /// See `UnitRecord::tree`.
+        tree: Option<Tree>,
+        /// See `UnitRecord::volumes_as_of`.
+        volumes_as_of: (u64, u64),
         /// When it is replicated.
         policy: Policy,
         /// See `UnitRecord::lease_ms`.
@@ -170,6 +186,22 @@ pub enum Body {
     },
     /// Standby → primary: yes, and what was taken over for it, or why not.
     IntroReply(Result<Vec<Adopted>, Failure>),
+    /// Primary → standby: keep replicas of these as well, as volumes of a unit that you follow.
+    Join {
+        /// To be named in the answer.
+        question: QuestionId,
+        /// Who joins.
+        volumes: Vec<Joiner>,
+        /// See [`Body::Intro`].
+        takes_back: Option<TakesBack>,
+    },
+    /// Standby → primary: durably yes, or why not.
+    JoinReply {
+        /// What was asked.
+        question: QuestionId,
+        /// The answer.
+        answer: Result<(), Failure>,
+    },
     /// Primary → standby: what do you hold?
     Survey {
         /// To be named in the answer.
@@ -366,6 +398,7 @@ impl Body {
     pub(crate) fn say_where(&mut self, peer: &str) {
         let failure = match self {
             Body::IntroReply(Err(f))
+            | Body::JoinReply { answer: Err(f), .. }
             | Body::YieldRefused { failure: f, .. }
             | Body::StepBackReply { answer: Err(f), .. }
             | Body::SurveyReply { answer: Err(f), .. }
@@ -384,6 +417,7 @@ impl Body {
     pub(crate) fn is_question(&self) -> bool {
         match self {
             Body::Intro { .. }
+            | Body::Join { .. }
             | Body::Survey { .. }
             | Body::Offer(_)
             | Body::Equal { .. }
@@ -397,6 +431,7 @@ impl Body {
             | Body::Compare { .. }
             | Body::Drop => true,
             Body::IntroReply(_)
+            | Body::JoinReply { .. }
             | Body::SurveyReply { .. }
             | Body::OfferReply { .. }
             | Body::StepReply { .. }

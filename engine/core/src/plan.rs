@@ -192,11 +192,20 @@ pub(crate) fn common_base(
 /// been taken one after the other, or on a standby between two volumes of a round. They count only where there is no
 /// group of ours, as in a replica that another tool has made. For a lone volume each snapshot is a moment, but for a
 /// fuzzy one, which never was.
-pub fn newest_whole<'a>(volumes: &[&'a [Snapshot]]) -> Option<Vec<&'a Snapshot>> {
-    let first = volumes.first()?;
-    let moment = |newest: &Snapshot| -> Option<Vec<&'a Snapshot>> {
+///
+/// A volume that is still joining (the flag beside its snapshots) belongs to a moment if it has it: `None` otherwise.
+pub fn newest_whole<'a>(volumes: &[(&'a [Snapshot], bool)]) -> Option<Vec<Option<&'a Snapshot>>> {
+    let (first, _) = volumes.first()?;
+    let moment = |newest: &Snapshot| -> Option<Vec<Option<&'a Snapshot>>> {
         let short = newest.name.short();
-        let of = |all: &&'a [Snapshot]| all.iter().find(|s| s.name.short() == short && !s.fuzzy);
+        let of = |(all, joining): &(&'a [Snapshot], bool)| {
+            let found = all.iter().rev().find(|s| s.name.short() == short);
+            match found {
+                Some(fuzzy) if fuzzy.fuzzy => None,
+                None if !joining => None,
+                found => Some(found),
+            }
+        };
         volumes.iter().map(of).collect()
     };
     let is_ours = |s: &&Snapshot| s.name.short().starts_with(SNAPSHOT_PREFIX);
@@ -269,8 +278,8 @@ mod tests {
     fn whole(volumes: &[&str]) -> Option<String> {
         let names = ["t/a", "t/b", "t/c"];
         let all: Vec<_> = names.iter().zip(volumes).map(|(n, text)| named(n, text)).collect();
-        let all: Vec<_> = all.iter().map(Vec::as_slice).collect();
-        let found = newest_whole(&all)?;
+        let all: Vec<_> = all.iter().map(|all| (all.as_slice(), false)).collect();
+        let found: Vec<_> = newest_whole(&all)?.into_iter().flatten().collect();
         assert_eq!(found.len(), volumes.len());
         assert!(found.iter().zip(names).all(|(s, name)| s.name.dataset().as_str() == name));
         assert!(found.iter().all(|s| s.name.short() == found[0].name.short() && !s.fuzzy));
@@ -298,6 +307,22 @@ mod tests {
         // Of another tool, before there is anything of ours.
         assert_eq!(whole(&["daily-1 daily-2", "daily-1 daily-2 1"]).unwrap(), "daily-2");
         assert_eq!(whole(&["by-hand", ""]), None);
+    }
+
+    #[test]
+    fn a_volume_that_still_joins_is_in_a_moment_only_if_it_has_it() {
+        let (db, wal, new) = (named("t/a", "1 2"), named("t/b", "1 2"), named("t/c", "2"));
+        let at = |new: &[Snapshot], joining| {
+            let found = newest_whole(&[(&db, false), (&wal, false), (new, joining)])?;
+            let short =
+                found[0].map(|s| s.name.short().trim_start_matches("flocker_7_").to_owned());
+            Some((short.unwrap_or_default(), found[2].is_some()))
+        };
+        assert_eq!(at(&[], true), Some(("2".to_owned(), false)));
+        assert_eq!(at(&[], false), None);
+        assert_eq!(at(&new, true), Some(("2".to_owned(), true)));
+        let fuzzy = named("t/c", "2~");
+        assert_eq!(at(&fuzzy, true), Some(("1".to_owned(), false)), "it never was such a moment");
     }
 
     fn check(src: &str, dst: Option<&str>, to: u64) -> Result<Plan, Conflict> {

@@ -10,6 +10,7 @@ use flocker_store::{DatasetKind, DatasetName, Guid};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptId, Epoch, Fingerprint, Incarnation, UnitId, VolumeId};
+use crate::tree::Tree;
 
 /// Kinds of workload a grant can name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -209,6 +210,9 @@ pub struct VolumeRecord {
     /// Its streams are raw, for good and in both directions: decided by what the volume was when its
     /// protection began. One stream of the other sort would end the lineage of the raw ones.
     pub raw: bool,
+    /// As a standby: it joined a unit that was there, and no moment of it is here yet. Until then the unit's moments
+    /// are those of the others.
+    pub joining: bool,
 }
 
 /// The signal that asks a workload to stop.
@@ -474,8 +478,13 @@ pub struct UnitRecord {
     pub id: UnitId,
     /// For people; unique on a node.
     pub name: String,
-    /// Its volumes, at least one.
+    /// Its volumes, at least one; what lies below another one comes behind it.
     pub volumes: Vec<VolumeRecord>,
+    /// It has all that lies below its datasets, also what is made there later.
+    pub tree: Option<Tree>,
+    /// Since when it has just these volumes: an epoch's number, and how often they changed in it. What a primary says
+    /// of its volumes is believed only if it is no older than that.
+    pub volumes_as_of: (u64, u64),
     /// When it is replicated.
     pub policy: Policy,
     /// The newest epoch this node knows of.
@@ -544,6 +553,8 @@ impl UnitRecord {
             id,
             name,
             volumes,
+            tree: None,
+            volumes_as_of: (epoch.number, 0),
             policy,
             epoch,
             role,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::ids::{Epoch, Fingerprint, Incarnation, UnitId};
 use crate::record::{FailoverRecord, PeerRecord, Policy, VolumeRecord, WorkloadRecord};
+use crate::tree::Tree;
 
 /// The node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct UnitStatus {
     pub doing: String,
     /// Its volumes.
     pub volumes: Vec<VolumeRecord>,
+    /// It has all that lies below them.
+    #[serde(default)]
+    pub tree: Option<Tree>,
     /// When it is replicated.
     pub policy: Policy,
     /// By a person.

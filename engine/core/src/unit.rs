@@ -22,9 +22,9 @@ use crate::message::{Body, Carried, Message};
 use crate::network::Network;
 use crate::node::Adopting;
 use crate::record::{JournalChange, Mirror, Role, UnitRecord};
-use crate::replicate::{Replica, Snapshotting};
+use crate::replicate::{Extending, Replica, Snapshotting};
 use crate::service::{Offer, Service, Work};
-use crate::standby::StandbyView;
+use crate::standby::{Promise, StandbyView};
 use crate::upkeep::Upkeep;
 
 /// What an action was handed out for. The machine's state holds the `OpId` and ignores others.
@@ -59,6 +59,12 @@ pub(crate) enum Op {
     Offer,
     Network,
     StepBack,
+    /// Places of volumes that want to join.
+    Join,
+    /// Volumes that join are made reachable.
+    Extend,
+    /// Volumes that have left are given back.
+    Left,
     Failover,
     Drill,
     GiveBack,
@@ -67,6 +73,10 @@ pub(crate) enum Op {
         message: Box<Message>,
     },
     NodeAdopt(Box<Adopting>),
+    NodeExtend {
+        request: RequestId,
+        command: Box<crate::io::Command>,
+    },
     NodeProtect {
         request: RequestId,
         command: Box<crate::io::Command>,
@@ -140,6 +150,8 @@ pub(crate) struct Unit {
     pub(crate) alarm: Option<Failure>,
     /// Bookmarks are being made or destroyed.
     pub(crate) marking: Option<crate::replicate::absence::Marking>,
+    /// Volumes on their way to join it.
+    pub(crate) extending: Option<Extending>,
 }
 
 impl Unit {
@@ -170,6 +182,7 @@ impl Unit {
             ending: None,
             alarm: None,
             marking: None,
+            extending: None,
         }
     }
 
@@ -370,10 +383,17 @@ impl Unit {
             self.is_followed(ctx, peer);
         }
         match body {
-            Body::Intro { name, volumes, policy, lease_ms, .. } => {
-                self.on_intro(ctx, peer, &name, &volumes, policy, lease_ms);
+            Body::Intro { name, volumes, tree, volumes_as_of, policy, lease_ms, .. } => {
+                let promise = Promise { policy, lease_ms, tree, volumes_as_of };
+                self.on_intro(ctx, peer, &name, &volumes, promise);
             }
             Body::IntroReply(answer) => self.on_intro_reply(ctx, peer, answer),
+            Body::Join { question, volumes, takes_back } => {
+                self.on_join(ctx, peer, question, volumes, takes_back);
+            }
+            Body::JoinReply { question, answer } => {
+                self.on_join_reply(ctx, peer, question, answer);
+            }
             Body::Survey { question } => self.on_survey(ctx, peer, question),
             Body::SurveyReply { question, was_primary, answer } => {
                 self.on_survey_reply(ctx, peer, question, was_primary, answer);
@@ -385,7 +405,7 @@ impl Unit {
             Body::StepReply { transfer, outcome, carried } => {
                 self.on_step_reply(ctx, peer, transfer, outcome, carried);
             }
-            Body::Equal { wall_ms } => self.on_equal(peer, wall_ms),
+            Body::Equal { wall_ms } => self.on_equal(ctx, peer, wall_ms),
             Body::Preflight { question, workload } => {
                 self.on_preflight(ctx, peer, question, workload);
             }
@@ -556,12 +576,16 @@ impl Unit {
             Op::Offer => self.offer_described(ctx, op, outcome),
             Op::Network => self.network_done(ctx, op, outcome),
             Op::StepBack => self.step_back_done(ctx, op, outcome),
+            Op::Join => self.join_done(ctx, op, outcome),
+            Op::Extend => self.extend_done(ctx, op, outcome),
+            Op::Left => self.left_done(ctx, outcome),
             Op::Failover => self.failover_done(ctx, op, outcome),
             Op::Drill => self.drill_done(ctx, op, outcome),
             // The others end in the node, which owns the set of units.
             Op::GiveBack
             | Op::NodeIntro { .. }
             | Op::NodeAdopt(_)
+            | Op::NodeExtend { .. }
             | Op::NodeProtect { .. }
             | Op::Ahead => {}
         }
@@ -598,6 +622,7 @@ impl Unit {
         self.advance_offer(ctx);
         self.advance_resolving(ctx);
         self.advance_step_back(ctx);
+        self.advance_extending(ctx);
         self.advance_replication(ctx);
         self.advance_settle(ctx);
         self.advance_upkeep(ctx);
@@ -616,6 +641,7 @@ impl Unit {
             self.lease_timeout(),
             self.network_timeout(),
             self.step_back_timeout(),
+            self.extending_timeout(),
             self.resolving_timeout(),
             self.replication_timeout(ctx),
             matches!(self.record.role, Role::HandedOver { .. }).then_some(self.settle_at),
@@ -643,6 +669,9 @@ impl Unit {
         self.local.looking = None;
         match outcome {
             Ok(Outcome::Inspected(found)) if found.len() == self.record.volumes.len() => {
+                if self.let_go_of_gone(ctx, &found) {
+                    return;
+                }
                 self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
                 let origin = |f: &Inspected| f.info.as_ref()?.origin.clone();
                 self.local.origins = found.iter().map(origin).collect();

@@ -155,6 +155,7 @@ impl Unit {
         // more than the round, and there may be hundreds of snapshots.
         let sweeps = ctx.now.mono_ms >= self.sweep_at();
         let prefix = self.prefix();
+        let group = if sweeps { self.shorts_of_group() } else { BTreeSet::new() };
         let (mut hold, mut release, mut destroy, mut held_now) = (vec![], vec![], vec![], vec![]);
         for (at, inventory) in inventories.iter().enumerate() {
             let bases = self.held_here(at);
@@ -168,7 +169,7 @@ impl Unit {
             if !sweeps {
                 continue;
             }
-            let needed = self.needed_here(ctx, at);
+            let needed = self.needed_here(ctx, at, &group);
             for snapshot in &inventory.snapshots {
                 let (name, guid) = (&snapshot.name, snapshot.guid);
                 let held = snapshot.holds > 0 || self.upkeep.held.contains(&guid);
@@ -214,20 +215,19 @@ impl Unit {
     }
 
     /// What must not be destroyed here.
-    fn needed_here(&self, ctx: &Ctx, at: usize) -> BTreeSet<Guid> {
+    fn needed_here(&self, ctx: &Ctx, at: usize, group: &BTreeSet<String>) -> BTreeSet<Guid> {
         let volume = self.record.volumes[at].id;
         let mut needed: BTreeSet<Guid> = BTreeSet::new();
         if !ctx.config.planted(PlantedBug::DestroyBase) {
             needed.extend(self.replicas.values().flat_map(|r| self.needed_by(r, at)));
         }
-        if self.record.volumes.len() > 1 {
-            needed.extend(self.needed_by_group(at));
-        }
+        let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
+        let of_group = inventory.iter().flat_map(|i| &i.snapshots);
+        needed.extend(of_group.filter(|s| group.contains(s.name.short())).map(|s| s.guid));
         needed.extend(self.standby.base_in_use(volume));
         needed.extend(self.cutover_needs(at));
         needed.extend(self.drill.iter().flat_map(|d| d.needs.iter().copied()));
         let all = self.unsure() && !ctx.config.planted(PlantedBug::DestroyBase);
-        let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
         let newest_first = inventory.iter().flat_map(|i| i.snapshots.iter().rev());
         // The store would refuse, for as long as the clone is there.
         needed.extend(inventory.iter().flat_map(|i| i.cloned.iter().copied()));
@@ -241,24 +241,26 @@ impl Unit {
 
     /// The volumes of a group are received one after another: the newest moment that a standby has of
     /// all of them stays, here and there, also in those that are further already. A failover goes on
-    /// from it, and what it leaves behind is set back to it.
-    fn needed_by_group(&self, at: usize) -> BTreeSet<Guid> {
+    /// from it, and what it leaves behind is set back to it. The short names of those snapshots.
+    fn shorts_of_group(&self) -> BTreeSet<String> {
+        let mut shorts: BTreeSet<String> = BTreeSet::new();
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
-        let Some(mine) = inventories.get(at) else {
-            return BTreeSet::new();
-        };
-        let mut shorts: BTreeSet<&str> = BTreeSet::new();
-        for (volume, inventory) in inventories.iter().enumerate() {
-            let bases = self.replicas.values().flat_map(|r| self.needed_by(r, volume));
-            shorts.extend(bases.filter_map(|g| inventory.snapshot(g)).map(|s| s.name.short()));
+        if inventories.len() < 2 {
+            return shorts;
         }
-        let volumes = self.record.volume_ids();
-        let whole = crate::failover::newest_whole(&volumes, inventories);
-        let whole = whole.filter(|_| !self.is_left_alone());
-        let short = whole.as_ref().map(|(short, _)| short.as_str());
-        shorts.extend(short);
-        let kept = mine.snapshots.iter().filter(|s| shorts.contains(s.name.short()));
-        kept.map(|s| s.guid).collect()
+        for (volume, inventory) in inventories.iter().enumerate() {
+            let bases: BTreeSet<Guid> =
+                self.replicas.values().flat_map(|r| self.needed_by(r, volume)).collect();
+            let kept = inventory.snapshots.iter().filter(|s| bases.contains(&s.guid));
+            for short in kept.map(|s| s.name.short()) {
+                if !shorts.contains(short) {
+                    shorts.insert(short.to_owned());
+                }
+            }
+        }
+        let whole = crate::failover::newest_whole(&self.record.volumes, inventories);
+        shorts.extend(whole.filter(|_| !self.is_left_alone()).map(|(short, _)| short));
+        shorts
     }
 
     /// Somebody may have taken snapshots of a standby by hand: then this is what both sides have, and without
@@ -282,20 +284,23 @@ impl Unit {
         match self.record.role {
             Role::Serving | Role::Leaving { .. } => {
                 let mut held: BTreeSet<Guid> = BTreeSet::new();
+                let inventory = self.local.inventories.as_ref().and_then(|i| i.get(at));
+                let here = || inventory.iter().flat_map(|i| i.snapshots.iter().map(|s| s.guid));
                 for replica in self.replicas.values() {
                     held.extend(
                         replica.was_at(at).filter(|guid| self.holds_for(replica, at, *guid)),
                     );
+                    let maybe = |guid: &Guid| {
+                        replica.candidates.as_ref().is_some_and(|all| all.contains(guid))
+                            && self.holds_for(replica, at, *guid)
+                    };
                     match &replica.bases {
                         Some(bases) => held.extend(bases.get(at).copied().flatten()),
-                        None => held.extend(
-                            (replica.candidates.iter().flatten())
-                                .filter(|guid| self.holds_for(replica, at, **guid)),
-                        ),
+                        None => held.extend(here().filter(maybe)),
                     }
                 }
                 if self.unsure() {
-                    held.extend(self.upkeep.held.iter().copied());
+                    held.extend(here().filter(|guid| self.upkeep.held.contains(guid)));
                 }
                 held
             }
@@ -351,6 +356,7 @@ impl Unit {
     /// record when that is done, and only then the standbys are told.
     pub(crate) fn end(&mut self, ctx: &mut Ctx, ending: Ending) {
         let failure = Failure::refused(crate::FailureCode::Cancelled, "protection has ended");
+        self.end_extending(ctx, Err(failure.clone()));
         self.drop_replicas(ctx, &failure);
         self.cancel_receiving(ctx);
         self.nobody_waits_for_work(ctx);
@@ -376,7 +382,14 @@ impl Unit {
         {
             let keep_newest = ending.keep_newest;
             let program = self.record.workload.as_ref().map(|w| w.program.clone());
-            let action = Action::GiveBack { datasets, tag, prefix, keep_newest, program };
+            let action = Action::GiveBack {
+                datasets,
+                tag,
+                prefix,
+                keep_newest,
+                at_rest: false,
+                program,
+            };
             ending.op = Some(ctx.run(id, Op::GiveBack, action));
         }
     }

@@ -31,7 +31,7 @@ pub use invitation::{InvitationRecord, MAX_TRIES, Try};
 pub use lock::{LockError, StateLock};
 
 /// The layout this program writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const NODE: TableDefinition<&str, &[u8]> = TableDefinition::new("node");
 const UNITS: TableDefinition<u128, &[u8]> = TableDefinition::new("units");

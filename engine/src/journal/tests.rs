@@ -18,6 +18,7 @@ fn unit(id: u128, number: u64) -> UnitRecord {
         kind: DatasetKind::Directory,
         modern_streams: true,
         raw: false,
+        joining: false,
     }];
     let epoch = Epoch { number, owner: fingerprint(1), attempt };
     let role = Role::Leaving { attempt, target: fingerprint(2) };

@@ -90,10 +90,14 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
             drill::hold(tools, unit, &name, &snapshots, workload.as_ref())
         }
         Action::Mirror { mirrors } => write_mirrors(tools, &mirrors),
-        Action::GiveBack { datasets, tag, prefix, keep_newest, program } => {
+        Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest, program } => {
             tools.programs.release(unit, program.as_ref())?;
             for dataset in &datasets {
-                give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
+                let there =
+                    give_back(tools, dataset, &tag, &prefix, keep_newest).map_err(failure)?;
+                if there && at_rest {
+                    tools.store.fence(dataset).map_err(failure)?;
+                }
             }
             Ok(Outcome::Nothing)
         }
@@ -102,18 +106,18 @@ pub(super) fn perform(tools: &Tools, unit: UnitId, action: Action) -> Result<Out
 
 fn inspect(tools: &Tools, datasets: &[DatasetName], streams: bool) -> Result<Outcome, Failure> {
     let store = tools.store.as_ref();
-    let look = |dataset: &DatasetName| -> Result<Inspected, StoreError> {
+    let look = |dataset: &DatasetName, inventory| -> Result<Inspected, StoreError> {
         let info = store.dataset(dataset)?;
         Ok(Inspected {
-            inventory: store.inventory_with_clones(dataset)?,
+            inventory: inventory?,
             mirror: mirror::read(store, &info)?,
             info: Some(info),
             streams: None,
         })
     };
     let mut inspected = Vec::with_capacity(datasets.len());
-    for dataset in datasets {
-        let mut found = match look(dataset) {
+    for (dataset, inventory) in datasets.iter().zip(store.inventories_with_clones(datasets)) {
+        let mut found = match look(dataset, inventory) {
             Ok(found) => found,
             Err(StoreError::NoDataset { .. }) => Inspected::nothing(),
             Err(other) => return Err(failure(other)),
@@ -441,26 +445,54 @@ pub(crate) fn stop_signal(signal: StopSignal) -> Signal {
     }
 }
 
-/// Fences one volume after the other. Where one is in use, those before it stay fenced: whoever
-/// takes the attempt back activates them all.
+/// Fences one volume after the other, those below before those above, since a mount below another one is in its way.
+/// Where one is in use the others are fenced all the same: whoever takes the attempt back activates them all. One that
+/// does not exist cannot be written.
 fn fence(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
-    for dataset in datasets {
-        tools.store.fence(dataset).map_err(failure)?;
-        let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
-        paths.remove(dataset);
+    let mut left: Vec<&DatasetName> = datasets.iter().collect();
+    left.sort_by(|a, b| b.cmp(a));
+    let (mut fenced, mut missing) = (false, None);
+    loop {
+        let (mut busy, mut in_use) = (Vec::new(), None);
+        for dataset in &left {
+            match tools.store.fence(dataset) {
+                Ok(()) => fenced = true,
+                Err(error @ StoreError::NoDataset { .. }) => missing = Some(failure(error)),
+                Err(error @ StoreError::Busy { .. }) => {
+                    busy.push(*dataset);
+                    in_use.get_or_insert(failure(error));
+                    continue;
+                }
+                Err(error) => return Err(failure(error)),
+            }
+            tools.paths.lock().unwrap_or_else(|p| p.into_inner()).remove(*dataset);
+        }
+        match in_use {
+            // It may be mounted below another one that was fenced after it.
+            Some(_) if busy.len() < left.len() => left = busy,
+            Some(in_use) => return Err(in_use),
+            None => break,
+        }
     }
-    Ok(Outcome::Nothing)
+    match missing {
+        Some(missing) if !fenced => Err(missing),
+        _ => Ok(Outcome::Nothing),
+    }
 }
 
+/// Those above before those below, whose mountpoints lie in theirs.
 fn activate(tools: &Tools, datasets: &[DatasetName]) -> Result<Outcome, Failure> {
-    let mut all = Vec::with_capacity(datasets.len());
-    for dataset in datasets {
+    let mut order: Vec<usize> = (0..datasets.len()).collect();
+    order.sort_by_key(|at| &datasets[*at]);
+    let mut all = vec![None; datasets.len()];
+    for at in order {
+        let dataset = &datasets[at];
         let path = tools.store.activate(dataset).map_err(failure)?;
         if let Some(path) = &path {
             let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
             paths.insert(dataset.clone(), Reachable::now(path));
         }
-        all.push(path);
+        all[at] = path;
     }
     Ok(Outcome::Activated { paths: all })
 }
@@ -469,24 +501,29 @@ fn write_mirrors(
     tools: &Tools,
     mirrors: &[(DatasetName, MirrorState)],
 ) -> Result<Outcome, Failure> {
+    // One that was not received yet does not keep the others from it.
+    let mut missing = Ok(Outcome::Nothing);
     for (dataset, state) in mirrors {
-        mirror::write(tools.store.as_ref(), dataset, state).map_err(failure)?;
+        match mirror::write(tools.store.as_ref(), dataset, state) {
+            Err(error @ StoreError::NoDataset { .. }) => missing = Err(failure(error)),
+            outcome => outcome.map_err(failure)?,
+        }
     }
-    Ok(Outcome::Nothing)
+    missing
 }
 
-/// Takes back what is ours on one dataset. One that is gone has nothing to give back.
+/// Takes back what is ours on one dataset. One that is gone has nothing to give back: `false`.
 fn give_back(
     tools: &Tools,
     dataset: &DatasetName,
     tag: &HoldTag,
     prefix: &str,
     keep_newest: bool,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let store = tools.store.as_ref();
     let inventory = match store.inventory(dataset) {
         Ok(inventory) => inventory,
-        Err(StoreError::NoDataset { .. }) => return Ok(()),
+        Err(StoreError::NoDataset { .. }) => return Ok(false),
         Err(other) => return Err(other),
     };
     if store.capabilities().holds {
@@ -524,7 +561,7 @@ fn give_back(
     }
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
     paths.remove(dataset);
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -5,13 +5,16 @@
 //! core asks for that; the store takes ours off both datasets, since a rename keeps the guid that they are
 //! bound to).
 
+use std::collections::BTreeSet;
+
+use flocker_core::tree::{ASIDE_MARK, tops, with_all_below};
 use flocker_core::{Failure, FailureCode, Outcome, Remedy};
 use flocker_store::{ASIDE, DatasetName, HoldTag, PropertySource, SnapshotName, Store, StoreError};
 
 use super::Tools;
 
 /// Between a dataset's name and the time.
-const DIVERGED: &str = "-diverged-";
+const DIVERGED: &str = ASIDE_MARK;
 
 /// Names tried when one is taken: two datasets set aside in one second.
 const MAX_NAMES: u32 = 20;
@@ -25,13 +28,9 @@ pub(super) fn set_aside(
 ) -> Result<Outcome, Failure> {
     let store = tools.store.as_ref();
     // Refused before anything is set aside.
-    for dataset in away {
-        refuse_children(store, dataset)?;
-    }
+    refuse_children(store, away)?;
     let mut aside = set_all_aside(store, keep, tag, wall_ms)?;
-    for dataset in away {
-        aside.push(put_away(store, dataset, tag, wall_ms)?);
-    }
+    aside.extend(put_all_away(store, away, tag, wall_ms)?);
     let mut paths = tools.paths.lock().unwrap_or_else(|p| p.into_inner());
     let concerned = keep.iter().map(SnapshotName::dataset).chain(away);
     for (dataset, _) in concerned.zip(&aside).filter(|(_, aside)| aside.is_some()) {
@@ -48,13 +47,18 @@ fn set_all_aside(
     wall_ms: i64,
 ) -> Result<Vec<Option<DatasetName>>, Failure> {
     // Only those are asked about: the more datasets a node has, the longer all of them take.
+    let ours: BTreeSet<&str> = keep.iter().map(|keep| keep.dataset().as_str()).collect();
     let concerned = |name: &DatasetName| {
-        let asides = |keep: &SnapshotName| format!("{}{DIVERGED}", keep.dataset());
-        keep.iter().any(|keep| name == keep.dataset() || name.as_str().starts_with(&asides(keep)))
+        let was = name.as_str().rsplit_once(DIVERGED).map(|(name, _)| name);
+        ours.contains(name.as_str()) || was.is_some_and(|was| ours.contains(was))
     };
     let begun = unfinished(store, concerned).map_err(|e| Failure::from(&e))?;
-    let mut all = Vec::with_capacity(keep.len());
-    for keep in keep {
+    // Those above first: one that a crash has left renamed has those below it with it, until it is finished.
+    let mut order: Vec<usize> = (0..keep.len()).collect();
+    order.sort_by_key(|at| keep[*at].dataset());
+    let mut all = vec![None; keep.len()];
+    for at in order {
+        let keep = &keep[at];
         let name = match begun.iter().find(|(begun, _)| begun == keep) {
             Some((_, name)) => name.clone(),
             None => free_name(store, keep.dataset(), wall_ms)?,
@@ -66,49 +70,86 @@ fn set_all_aside(
                 "what was beyond the kept snapshot is set aside; look at it, then destroy it"
             );
         }
-        all.push(done.then_some(name));
+        all[at] = done.then_some(name);
     }
     Ok(all)
 }
 
-/// What lies below would go along with a rename, whosever it is.
-fn refuse_children(store: &dyn Store, dataset: &DatasetName) -> Result<(), Failure> {
+/// What lies below goes along with a rename, whosever it is: it has to go away itself, or be what was set aside of
+/// one that does.
+fn refuse_children(store: &dyn Store, away: &[DatasetName]) -> Result<(), Failure> {
+    if away.is_empty() {
+        return Ok(());
+    }
+    let going: BTreeSet<&DatasetName> = away.iter().collect();
     let all = store.datasets().map_err(|e| Failure::from(&e))?;
-    let below = all.iter().find(|info| info.name != *dataset && info.name.is_within(dataset));
-    match below {
+    let goes = |name: &DatasetName| {
+        let was = name.as_str().split_once(DIVERGED).map(|(name, _)| DatasetName::reported(name));
+        going.contains(name) || was.is_some_and(|was| was.is_ok_and(|was| going.contains(&was)))
+    };
+    let names: Vec<&DatasetName> = all.iter().map(|info| &info.name).collect();
+    let below = with_all_below(names.iter().copied(), &going);
+    match below.iter().find(|name| !goes(name)) {
         None => Ok(()),
         Some(child) => {
             let text = format!(
-                "{dataset} has to be renamed away as a whole, and {} lies below it: move that first",
-                child.name
+                "what has to be renamed away as a whole has {child} below it, which does not go: move that first"
             );
             Err(Failure::new(Remedy::Operator, FailureCode::Busy, text))
         }
     }
 }
 
-/// Renames a whole dataset away. The rename is the last step and one by itself, so what is called again after
-/// a crash finds it done, or all of it to do.
-fn put_away(
+/// Renames whole datasets away, each with those that lie below it: these go along, and are not named by themselves.
+/// The rename is the last step of each and one by itself, so what is called again after a crash finds it done, or
+/// all of it to do.
+fn put_all_away(
     store: &dyn Store,
-    dataset: &DatasetName,
+    away: &[DatasetName],
     tag: &HoldTag,
     wall_ms: i64,
-) -> Result<Option<DatasetName>, Failure> {
+) -> Result<Vec<Option<DatasetName>>, Failure> {
+    let tops = tops(away);
+    let mut order: Vec<usize> = (0..away.len()).collect();
+    order.sort_by(|a, b| away[*b].cmp(&away[*a]));
+    let mut aside = vec![None; away.len()];
+    for at in order {
+        match tops[at] == away[at] {
+            true => aside[at] = put_away(store, &away[at], tag, wall_ms)?,
+            false => let_go(store, &away[at], tag).map(drop)?,
+        }
+    }
+    Ok(aside)
+}
+
+/// Takes ours off a dataset that goes away. `false`: there is none.
+fn let_go(store: &dyn Store, dataset: &DatasetName, tag: &HoldTag) -> Result<bool, Failure> {
     let failure = |error: StoreError| Failure::from(&error);
     let inventory = match store.inventory(dataset) {
         Ok(inventory) => inventory,
-        Err(StoreError::NoDataset { .. }) => return Ok(None),
+        Err(StoreError::NoDataset { .. }) => return Ok(false),
         Err(error) => return Err(failure(error)),
     };
-    let name = free_name(store, dataset, wall_ms)?;
     let names: Vec<SnapshotName> = inventory.snapshots.into_iter().map(|s| s.name).collect();
     if store.capabilities().holds && !names.is_empty() {
         store.release(tag, &names).map_err(failure)?;
     }
     // A rename keeps the guid that a claim is bound to.
     crate::mirror::remove(store, dataset).map_err(failure)?;
-    store.rename(dataset, &name).map_err(failure)?;
+    Ok(true)
+}
+
+fn put_away(
+    store: &dyn Store,
+    dataset: &DatasetName,
+    tag: &HoldTag,
+    wall_ms: i64,
+) -> Result<Option<DatasetName>, Failure> {
+    if !let_go(store, dataset, tag)? {
+        return Ok(None);
+    }
+    let name = free_name(store, dataset, wall_ms)?;
+    store.rename(dataset, &name).map_err(|error| Failure::from(&error))?;
     tracing::warn!(
         %dataset, aside = %name,
         "it has nothing in common with the primary and is set aside as a whole; look at it, then destroy it"

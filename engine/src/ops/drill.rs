@@ -54,7 +54,7 @@ pub(super) fn hold(
     snapshots: &[SnapshotName],
     workload: Option<&WorkloadRecord>,
 ) -> Result<Outcome, Failure> {
-    let clones = clone_names(tools.store.root(), PREFIX, name, snapshots.len())?;
+    let clones = nested_names(tools.store.root(), name, snapshots)?;
     let mut parts = Parts::default();
     let cloned = parts.timed("clone", || clone_all(tools, snapshots, &clones));
     let mut trouble = match (cloned, workload) {
@@ -89,21 +89,42 @@ pub(crate) fn clone_names(
         .collect()
 }
 
+/// Names of clones: those of a tree lie below each other as its datasets do, so that they are mounted so.
+fn nested_names(
+    root: &DatasetName,
+    name: &str,
+    snapshots: &[SnapshotName],
+) -> Result<Vec<DatasetName>, Failure> {
+    let datasets: Vec<DatasetName> = snapshots.iter().map(|s| s.dataset().clone()).collect();
+    let places = flocker_core::tree::places(&datasets);
+    let tree = datasets.len() > 1 && places.first().is_some_and(String::is_empty);
+    if !tree {
+        return clone_names(root, PREFIX, name, snapshots.len());
+    }
+    let place = |place: &String| {
+        let text = format!("{root}/{PREFIX}{name}/{place}");
+        DatasetName::new(text.trim_end_matches('/'))
+            .map_err(|error| Failure::from(&StoreError::from(error)))
+    };
+    places.iter().map(place).collect()
+}
+
 fn clone_all(
     tools: &Tools,
     snapshots: &[SnapshotName],
     clones: &[DatasetName],
 ) -> Result<Vec<PathBuf>, Failure> {
-    let mut paths = Vec::with_capacity(clones.len());
-    for (snapshot, clone) in snapshots.iter().zip(clones) {
-        let path = tools
+    remove_all(tools, clones)?;
+    let mut order: Vec<usize> = (0..clones.len()).collect();
+    order.sort_by_key(|at| &clones[*at]);
+    let mut paths = vec![None; clones.len()];
+    for at in order {
+        paths[at] = tools
             .store
-            .remove_clone(clone)
-            .and_then(|()| tools.store.clone_snapshot(snapshot, clone, CloneAccess::Writable))
+            .clone_snapshot(&snapshots[at], &clones[at], CloneAccess::Writable)
             .map_err(|error| Failure::from(&error))?;
-        paths.extend(path);
     }
-    Ok(paths)
+    Ok(paths.into_iter().flatten().collect())
 }
 
 fn try_workload(
@@ -153,7 +174,9 @@ fn lives(tools: &Tools, unit: UnitId, command: &[String]) -> Result<(), Failure>
 /// All are tried, whatever becomes of the others.
 fn remove_all(tools: &Tools, clones: &[DatasetName]) -> Result<(), Failure> {
     let mut outcome = Ok(());
-    for clone in clones {
+    let mut lowest_first: Vec<&DatasetName> = clones.iter().collect();
+    lowest_first.sort_by(|a, b| b.cmp(a));
+    for clone in lowest_first {
         if let Err(error) = tools.store.remove_clone(clone) {
             outcome = Err(Failure::from(&error));
         }
@@ -177,9 +200,9 @@ pub(crate) fn clean_up(tools: &Tools, units: &[UnitId]) {
         }
     };
     let beginning = format!("{root}/{PREFIX}");
-    for name in datasets.into_iter().map(|info| info.name) {
-        let below = name.as_str().strip_prefix(&beginning);
-        if below.is_none_or(|rest| rest.contains('/')) {
+    // Parents come first, and go last.
+    for name in datasets.into_iter().rev().map(|info| info.name) {
+        if !name.as_str().starts_with(&beginning) {
             continue;
         }
         match tools.store.remove_clone(&name) {

@@ -264,6 +264,7 @@ fn giving_back_takes_away_what_is_ours_and_nothing_else() {
         prefix: "fr-".into(),
         keep_newest,
         program: None,
+        at_rest: false,
     };
     here.act(give_back(true)).unwrap();
     assert_eq!(here.snapshots("db"), ["mine", "fr-3"]);

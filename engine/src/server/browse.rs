@@ -135,13 +135,15 @@ fn open(store: &dyn Store, accounts: &[UnitAccount], name: &str) -> Result<Brows
         Err(error) => Err(failure(error)),
     });
     let inventories = inventories.collect::<Result<Vec<_>, _>>()?;
-    let volumes: Vec<_> = inventories.iter().map(Vec::as_slice).collect();
+    let volumes = inventories.iter().zip(&account.volumes);
+    let volumes: Vec<_> = volumes.map(|(all, v)| (all.as_slice(), v.joining)).collect();
     let Some(snapshots) = newest_whole(&volumes) else {
         return Err(refused(
             FailureCode::NoBase,
             format!("{name}: nothing whole is here yet to look at; try again in a moment"),
         ));
     };
+    let snapshots: Vec<_> = snapshots.into_iter().flatten().collect();
     let clones = clone_names(store.root(), PREFIX, name, snapshots.len())?;
     let mut view = BrowseView::default();
     for (snapshot, clone) in snapshots.iter().zip(&clones) {
@@ -192,7 +194,7 @@ mod tests {
             let volumes = volumes.iter().map(|name| {
                 let dataset = DatasetName::new(*name).unwrap();
                 vault.create(&dataset, DatasetKind::Directory).unwrap();
-                VolumeAccount { dataset, reasons: Vec::new() }
+                VolumeAccount { dataset, joining: false, reasons: Vec::new() }
             });
             let accounts = vec![UnitAccount {
                 unit: UnitId(7),

@@ -173,6 +173,7 @@ mod tests {
         vault.hold(&foreign, &[dataset.snapshot("mine").unwrap()]).unwrap();
         let guid = vault.inventory(&dataset).unwrap().snapshots[0].guid;
         let volumes = vec![VolumeAccount {
+            joining: false,
             dataset: dataset.clone(),
             reasons: vec![(guid, "base of b".into())],
         }];

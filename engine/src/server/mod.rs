@@ -9,6 +9,7 @@ mod pairing;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod trees;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 
 use crate::api::{Answer, MAX_REQUEST_BYTES, Request, Response};
 pub(crate) use requests::{Api, tell_progress};
+pub(crate) use trees::watch as watch_trees;
 
 /// Clients at the same time.
 const MAX_CLIENTS: usize = 128;

@@ -1,7 +1,7 @@
 //! What each request does: checks what a person gave, asks the core, adds what the core does not know.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use flocker_core::ids::{UnitId, VolumeId};
 use flocker_core::node::UnitAccount;
@@ -9,6 +9,7 @@ use flocker_core::record::{
     Adoption, Grant, Health, HealthCheck, Program, WorkloadKind, WorkloadRecord,
 };
 use flocker_core::status::NodeStatus;
+use flocker_core::tree::Tree;
 use flocker_core::{Command, Failure, FailureCode, Reply};
 use flocker_store::{DatasetName, Store, StoreError};
 use flocker_transport::{Figures, LaneStatus, PeerManager, words};
@@ -17,8 +18,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{Notify, oneshot};
 
-use super::{End, Lines, browse, ending, holds, pairing, refused};
-use crate::api::{Answer, ControlView, FiguresView, LaneView, LinkView, NodeView, Request};
+use super::{End, Lines, browse, ending, holds, pairing, refused, trees};
+use crate::api::{
+    Answer, ControlView, FiguresView, LaneView, LeftOutView, LinkView, NodeView, Request,
+};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
@@ -44,6 +47,8 @@ pub(crate) struct Api {
     pub(crate) journal: Arc<Journal>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) shutdown: Arc<Notify>,
+    /// What the last look found below units that does not belong to them.
+    pub(crate) left_out: Mutex<BTreeMap<String, LeftOutView>>,
 }
 
 /// Answers one request; `rest` tells when the client goes away.
@@ -130,7 +135,7 @@ impl Api {
     }
 
     /// Asks the core, and passes its answer on.
-    async fn done(&self, command: Command) -> End {
+    pub(super) async fn done(&self, command: Command) -> End {
         self.command(command).await.map(|reply| match reply {
             Reply::Done => Answer::Done,
             Reply::Protected { name, unit, adopted, notes } => {
@@ -147,13 +152,13 @@ impl Api {
         })
     }
 
-    async fn node_status(&self) -> Result<NodeStatus, Failure> {
+    pub(super) async fn node_status(&self) -> Result<NodeStatus, Failure> {
         let (answer, taken) = oneshot::channel();
         self.turns.send(Turn::Status(answer)).map_err(|_| ending())?;
         taken.await.map_err(|_| ending())
     }
 
-    fn store(&self) -> &dyn Store {
+    pub(super) fn store(&self) -> &dyn Store {
         self.tools.store.as_ref()
     }
 
@@ -226,6 +231,7 @@ async fn status(api: &Api, name: Option<String>) -> End {
         forwards: api.forwards.views(),
         rates: api.rates.view(),
         paths: api.tools.paths(),
+        left_out: api.left_out.lock().unwrap_or_else(|p| p.into_inner()).clone(),
     })))
 }
 
@@ -258,8 +264,19 @@ async fn grant(
 }
 
 async fn protect(api: &Arc<Api>, request: Request) -> End {
-    let Request::Protect { datasets, to, name, policy, lease_ms, create, adopt, diverged, one_way } =
-        request
+    let Request::Protect {
+        datasets,
+        to,
+        name,
+        recursive,
+        exclude,
+        policy,
+        lease_ms,
+        create,
+        adopt,
+        diverged,
+        one_way,
+    } = request
     else {
         unreachable!("only called for it");
     };
@@ -286,15 +303,35 @@ async fn protect(api: &Arc<Api>, request: Request) -> End {
         .await?;
     }
     let tops = datasets.clone();
+    let tree = recursive.then_some(Tree { exclude });
+    let (datasets, joined) = match &tree {
+        Some(tree) => trees::expand(api, datasets, tree).await?,
+        None => (datasets, Vec::new()),
+    };
+    let count = datasets.len();
     let volumes = datasets.into_iter().map(|dataset| Ok((VolumeId(random()?), dataset)));
     let volumes = volumes.collect::<Result<Vec<_>, Failure>>()?;
     let unit = UnitId(random()?);
-    let command = Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way };
+    let command = Command::Protect {
+        unit,
+        volumes,
+        tree: tree.clone(),
+        to,
+        name,
+        policy,
+        lease_ms,
+        adoption,
+        one_way,
+    };
     let mut answer = api.done(command).await?;
     if let Answer::Protected { notes, .. } = &mut answer {
         // It is protected, whatever comes of this.
+        notes.extend(joined);
         let unseen = |failure| vec![format!("what lies below was not looked at: {failure}")];
-        notes.extend(left_out(api, tops).await.unwrap_or_else(unseen));
+        match tree {
+            Some(_) => notes.push(format!("{count} datasets, and whatever is made below them")),
+            None => notes.extend(left_out(api, tops).await.unwrap_or_else(unseen)),
+        }
     }
     Ok(answer)
 }
@@ -320,8 +357,8 @@ async fn left_out(api: &Arc<Api>, tops: Vec<DatasetName>) -> Result<Vec<String>,
             let more = if below.len() > NAMED { ", …" } else { "" };
             (!below.is_empty()).then(|| {
                 format!(
-                    "below {top} are {} that are not protected with it: {named}{more}; name them as well, or protect \
-                     them by themselves",
+                    "below {top} are {} that are not protected with it: {named}{more}; protect with --recursive to have \
+                     them in it, or protect them by themselves",
                     if below.len() == 1 { "1 dataset".into() } else { format!("{} datasets", below.len()) }
                 )
             })
@@ -359,7 +396,7 @@ fn create_missing(store: &dyn Store, dataset: &DatasetName) -> Result<(), Failur
     Ok(())
 }
 
-fn random() -> Result<u128, Failure> {
+pub(super) fn random() -> Result<u128, Failure> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| refused(FailureCode::Other, format!("no random number: {error}")))?;

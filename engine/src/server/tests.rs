@@ -171,6 +171,8 @@ fn protect(rpo_ms: u64) -> Request {
         datasets: vec!["db".into()],
         to: "b".into(),
         name: None,
+        recursive: false,
+        exclude: Vec::new(),
         policy: Policy::Rpo(rpo_ms),
         lease_ms: None,
         create: true,

@@ -105,6 +105,11 @@ pub trait Store: Send + Sync {
         Ok(Inventory { cloned, ..self.inventory(dataset)? })
     }
 
+    /// [`Store::inventory_with_clones`] of each, in one go where that is cheaper.
+    fn inventories_with_clones(&self, datasets: &[DatasetName]) -> Vec<Result<Inventory>> {
+        datasets.iter().map(|dataset| self.inventory_with_clones(dataset)).collect()
+    }
+
     /// Room at a dataset; for one that does not exist, at its nearest existing parent.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The vault as a store: opening it, and the trait's operations, each passed on to the module that owns it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 
 use flocker_store::store::Result;
 use flocker_store::{
-    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName,
+    BookmarkName, Capabilities, Change, CloneAccess, DatasetInfo, DatasetKind, DatasetName, Guid,
     HoldTag, Inventory, Property, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Snapshot,
     SnapshotName, SnapshotSpec, Space, Store, StoreError, StreamFeatures,
 };
@@ -168,6 +168,25 @@ impl Store for Vault {
 
     fn inventory(&self, dataset: &DatasetName) -> Result<Inventory> {
         self.inner.inventory(dataset)
+    }
+
+    fn inventories_with_clones(&self, datasets: &[DatasetName]) -> Vec<Result<Inventory>> {
+        // Who is a clone of what is asked once, not once a dataset.
+        let mut cloned: BTreeMap<DatasetName, BTreeSet<Guid>> = BTreeMap::new();
+        match self.datasets() {
+            Ok(all) => {
+                for origin in all.into_iter().filter_map(|info| info.origin) {
+                    cloned.entry(origin.name.dataset().clone()).or_default().insert(origin.guid);
+                }
+            }
+            // Each says it itself.
+            Err(_) => return datasets.iter().map(|d| self.inventory_with_clones(d)).collect(),
+        }
+        let one = |dataset: &DatasetName| {
+            let cloned = cloned.get(dataset).cloned().unwrap_or_default();
+            Ok(Inventory { cloned, ..self.inventory(dataset)? })
+        };
+        datasets.iter().map(one).collect()
     }
 
     fn space(&self, dataset: &DatasetName) -> Result<Space> {

@@ -171,7 +171,14 @@ impl Machine {
         let owner = fingerprint_of(0);
         let epoch = Epoch { number: 1, owner, attempt: AttemptId { issuer: owner, number: 0 } };
         let kind = DatasetKind::Filesystem;
-        let volume = VolumeRecord { id: VOLUME, dataset, kind, modern_streams: true, raw: false };
+        let volume = VolumeRecord {
+            id: VOLUME,
+            dataset,
+            kind,
+            modern_streams: true,
+            raw: false,
+            joining: false,
+        };
         let policy = Policy::Every(24 * 3_600_000);
         let mut record = UnitRecord::new(UNIT, "db".into(), vec![volume], policy, epoch, role);
         record.workload = Some(WorkloadRecord::process(vec!["db".into()]));

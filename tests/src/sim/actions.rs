@@ -12,12 +12,31 @@ use flocker_store::{
 use super::check::Rule;
 use super::host::{Mishap, Workload};
 use super::scenario::ModelBug;
+use super::trees::is_late;
 use super::world::{Ev, World};
 
 pub(super) type Done = Result<Outcome, Failure>;
 
 pub(super) fn stored<T>(result: Result<T, StoreError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::from(&error))
+}
+
+/// As the engine does with several datasets: one that is not there does not keep the others from it.
+fn all_that_are_there(
+    done: impl Iterator<Item = Result<(), StoreError>>,
+) -> Result<Outcome, StoreError> {
+    let (mut any, mut missing) = (false, None);
+    for one in done {
+        match one {
+            Ok(()) => any = true,
+            Err(error @ StoreError::NoDataset { .. }) => missing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        Some(missing) if !any => Err(missing),
+        _ => Ok(Outcome::Nothing),
+    }
 }
 
 pub(super) fn injected(when: &str) -> Failure {
@@ -146,10 +165,8 @@ impl World {
             Action::Fence { datasets } => {
                 let runs = self.hosts[node].workloads.contains_key(&unit);
                 let store = &mut self.hosts[node].store;
-                for dataset in datasets {
-                    stored(store.fence(dataset, runs))?;
-                }
-                Ok(Outcome::Nothing)
+                let fenced = datasets.iter().map(|dataset| store.fence(dataset, runs));
+                stored(all_that_are_there(fenced))
             }
             Action::Preflight { .. } => {
                 let running = self.hosts[node].workloads.contains_key(&unit);
@@ -171,7 +188,7 @@ impl World {
                 Ok(Outcome::Activated { paths })
             }
             Action::Mirror { mirrors } => self.write_mirrors(node, mirrors),
-            Action::GiveBack { datasets, tag, prefix, keep_newest, program: _ } => {
+            Action::GiveBack { datasets, tag, prefix, keep_newest, .. } => {
                 self.give_back(node, datasets, tag, prefix, *keep_newest);
                 Ok(Outcome::Nothing)
             }
@@ -317,7 +334,7 @@ impl World {
         self.lives += 1;
         let life = self.lives;
         let known_to = self.hosts[node].life.as_ref().map_or(0, |life| life.boot);
-        let datasets = datasets.to_vec();
+        let datasets = datasets.iter().filter(|name| !is_late(name)).cloned().collect();
         let record = record.clone();
         let workload = Workload { life, record, datasets, known_to, frozen: false };
         self.hosts[node].workloads.insert(unit, workload);
@@ -347,9 +364,11 @@ impl World {
     }
 
     fn write_mirrors(&mut self, node: usize, mirrors: &[(DatasetName, MirrorState)]) -> Done {
+        let mut missing = Ok(Outcome::Nothing);
         for (name, state) in mirrors {
             let Some(dataset) = self.hosts[node].store.datasets.get_mut(name) else {
-                return stored(Err(StoreError::NoDataset { dataset: name.clone() }));
+                missing = stored(Err(StoreError::NoDataset { dataset: name.clone() }));
+                continue;
             };
             dataset.mirror = Some(Mirror {
                 unit: state.unit,
@@ -359,7 +378,7 @@ impl World {
                 state: state.state.clone(),
             });
         }
-        Ok(Outcome::Nothing)
+        missing
     }
 
     fn set_aside(

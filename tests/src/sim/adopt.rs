@@ -25,6 +25,10 @@ impl World {
         let group = sources.len() > 1;
         for source in sources {
             let name = match group {
+                true if self.scenario.tree => {
+                    let rest = source.as_str().strip_prefix(self.units[unit].dataset.as_str());
+                    format!("{place}{}", rest.unwrap_or_default())
+                }
                 true => format!("{place}/{}", source.leaf()),
                 false => place.clone(),
             };

@@ -29,6 +29,7 @@ pub mod store;
 pub mod surroundings;
 pub mod takeover;
 pub mod trace;
+mod trees;
 pub mod world;
 
 pub use check::{Rule, Violation};

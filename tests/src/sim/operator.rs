@@ -6,6 +6,7 @@ use flocker_core::ids::{RequestId, UnitId, VolumeId};
 use flocker_core::record::{
     AddressRecord, Grant, PeerRecord, Role, UnitRecord, WorkloadKind, WorkloadRecord,
 };
+use flocker_core::tree::Tree;
 use flocker_core::{Command, Failure, Input, Reply};
 use flocker_store::DatasetName;
 
@@ -77,9 +78,13 @@ impl World {
         if index > 0 && self.scenario.clone && self.scenario.found == Found::Nothing {
             self.make_clone(&dataset);
         }
-        let mut others = Vec::new();
+        let mut others: Vec<DatasetName> = Vec::new();
         for volume in 1..self.scenario.volumes {
-            let name = dataset_name(&format!("n0/db{index}-{volume}"));
+            let name = match (self.scenario.tree, others.last()) {
+                (false, _) => dataset_name(&format!("n0/db{index}-{volume}")),
+                (true, None) => dataset_name(&format!("{dataset}/v{volume}")),
+                (true, Some(above)) => dataset_name(&format!("{above}/v{volume}")),
+            };
             self.stamps += 1;
             let live = Content::preloaded(self.stamps, 1_000);
             self.hosts[0].store.create(name.clone(), kind, live);
@@ -280,6 +285,7 @@ impl World {
         }
         let model = &self.units[unit];
         let command = Command::Protect {
+            tree: self.scenario.tree.then(Tree::default),
             unit: id,
             volumes,
             to: format!("n{peer}"),
@@ -303,6 +309,7 @@ impl World {
             return;
         }
         let command = Command::Protect {
+            tree: None,
             unit: record.id,
             volumes: record.volumes.iter().map(|v| (v.id, v.dataset.clone())).collect(),
             to: format!("n{peer}"),
@@ -458,6 +465,7 @@ impl World {
             3 => self.ask(node, unit, "stop", Command::StopWorkload { name }),
             4 => self.run_workload(node, unit),
             5 => self.migrate(anyone, unit),
+            13..=15 if self.scenario.tree => self.wish_child(node, unit),
             7 | 8 => self.wish_cancel(node, unit),
             9 | 10 => self.wish_failover(unit),
             11 => self.wish_drill(unit),

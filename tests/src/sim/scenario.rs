@@ -117,6 +117,8 @@ pub struct Scenario {
     pub rest_ms: u64,
     /// How many volumes a unit has.
     pub volumes: usize,
+    /// They lie below each other, and others are made and destroyed below them meanwhile. In one seed of five.
+    pub tree: bool,
     /// Monotonic clocks differ in rate by up to this, parts of a million.
     pub drift_ppm: u64,
     /// An address moves with the workload.
@@ -198,6 +200,7 @@ impl Scenario {
             move_ms: 60_000,
             rest_ms: 40_000,
             volumes: one_of(rng, &[1, 1, 2, 3]),
+            tree: nodes == 2 && seed % 5 == 2,
             drift_ppm: one_of(rng, &[0, 20_000]),
             address: rng.one_in(2),
             // With more nodes a standby may fence a primary that has moved on meanwhile.

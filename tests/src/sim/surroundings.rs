@@ -12,6 +12,7 @@ use super::check::Rule;
 use super::host::index_of;
 use super::scenario::ModelBug;
 use super::store::Dataset;
+use super::trees::is_late;
 use super::world::{Ev, World};
 
 impl World {
@@ -66,7 +67,8 @@ impl World {
     /// The volumes of a unit are at one moment.
     pub(super) fn check_group(&mut self, node: usize, datasets: &[DatasetName]) {
         let store = &self.hosts[node].store;
-        let live = datasets.iter().filter_map(|d| store.datasets.get(d)).map(|d| d.live.last());
+        let written = datasets.iter().filter(|name| !is_late(name));
+        let live = written.filter_map(|d| store.datasets.get(d)).map(|d| d.live.last());
         let mut ends: Vec<u64> = live.collect();
         ends.dedup();
         if ends.len() > 1 {
@@ -133,6 +135,7 @@ impl World {
             let dataset = self.hosts[node].store.datasets.get(name.dataset());
             let snap = dataset.and_then(|d| d.snapshots.iter().find(|s| s.short == name.short()));
             match snap {
+                Some(_) if is_late(name.dataset()) => {}
                 Some(snap) => ends.push(snap.content.last()),
                 None => {
                     let text = format!("n{node}: {name} went away under a drill");

@@ -34,8 +34,8 @@ pub const HEADER_LEN: usize = 12;
 /// Largest batch before compression, in bytes: a ZFS record up to this goes whole.
 pub const MAX_BATCH_RAW: usize = 8 << 20;
 
-/// Largest control payload, in bytes.
-pub const MAX_CONTROL: usize = 1 << 20;
+/// Largest control payload, in bytes: what a unit of thousands of volumes has, with the names of its snapshots.
+pub const MAX_CONTROL: usize = 8 << 20;
 
 /// Largest opaque header of a bulk transfer, in bytes.
 pub const MAX_BULK_HEADER: usize = 64 << 10;

@@ -57,7 +57,8 @@ use crate::ids::{
 };
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PRE_DUMP_LIMIT_MS, RESEND_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PER_VOLUME_MS,
+    PRE_DUMP_LIMIT_MS, RESEND_MS,
     RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
@@ -163,6 +164,16 @@ enum Phase {
     },
 }
 
+/// What the limits of phases depend on.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    /// How long the workload may take to stop, milliseconds.
+    stop_ms: u64,
+    /// How long the target may take to be ready, milliseconds.
+    ready_ms: u64,
+    volumes: usize,
+}
+
 impl Phase {
     fn word(&self) -> &'static str {
         match self {
@@ -181,15 +192,16 @@ impl Phase {
     }
 
     /// How long the phase may last before the cutover is taken back, milliseconds.
-    fn limit_ms(&self, stop_limit_ms: u64, ready_limit_ms: u64) -> Option<u64> {
+    fn limit_ms(&self, given: Given) -> Option<u64> {
+        let more = PER_VOLUME_MS * ((given.volumes as u64).saturating_sub(1));
         match self {
-            Phase::Preflight { .. } => Some(ready_limit_ms),
-            Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS),
-            Phase::Quiesce { .. } => Some(stop_limit_ms + STOPPED_PHASE_LIMIT_MS),
+            Phase::Preflight { .. } => Some(given.ready_ms + more),
+            Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS + more),
+            Phase::Quiesce { .. } => Some(given.stop_ms + STOPPED_PHASE_LIMIT_MS),
             Phase::PreDump { .. } => Some(PRE_DUMP_LIMIT_MS),
-            Phase::Fence { .. } | Phase::Snapshot { .. } => Some(STOPPED_PHASE_LIMIT_MS),
-            Phase::Transfer { .. } => Some(FINAL_TRANSFER_LIMIT_MS),
-            Phase::Activating { .. } => Some(ACTIVATION_LIMIT_MS),
+            Phase::Fence { .. } | Phase::Snapshot { .. } => Some(STOPPED_PHASE_LIMIT_MS + more),
+            Phase::Transfer { .. } => Some(FINAL_TRANSFER_LIMIT_MS + more),
+            Phase::Activating { .. } => Some(ACTIVATION_LIMIT_MS + more),
             Phase::Converge { .. } | Phase::Commit | Phase::Undo { .. } => None,
         }
     }
@@ -400,14 +412,22 @@ impl Unit {
 
     // ---- what is due --------------------------------------------------------------------------
 
+    fn given(&self) -> Given {
+        Given {
+            stop_ms: self.stop_limit_ms(),
+            ready_ms: self.ready_limit_ms(),
+            volumes: self.record.volumes.len(),
+        }
+    }
+
     pub(crate) fn advance_cutover(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
-        let limits = (self.stop_limit_ms(), self.ready_limit_ms());
+        let given = self.given();
         let fully_up = self.fully_up();
         let Some(c) = &mut self.cutover else {
             return;
         };
-        if c.phase.limit_ms(limits.0, limits.1).is_some_and(|ms| now >= c.since + ms) {
+        if c.phase.limit_ms(given).is_some_and(|ms| now >= c.since + ms) {
             return self.phase_timed_out(ctx);
         }
         let (attempt, target) = (c.attempt, c.target);
@@ -483,8 +503,7 @@ impl Unit {
 
     pub(crate) fn cutover_timeout(&self) -> Option<u64> {
         let c = self.cutover.as_ref()?;
-        let limit =
-            c.phase.limit_ms(self.stop_limit_ms(), self.ready_limit_ms()).map(|ms| c.since + ms);
+        let limit = c.phase.limit_ms(self.given()).map(|ms| c.since + ms);
         let ask = match &c.phase {
             // The standby has become ready for it after this cutover had its turn.
             Phase::Transfer { begun: false, .. } if self.can_begin_transfer(c.target) => {

@@ -20,22 +20,29 @@
 
 mod proof;
 
-use flocker_store::{DatasetName, Guid, Inventory, SnapshotName};
+use std::collections::BTreeSet;
+
+use flocker_store::{DatasetName, Guid, Inventory, Snapshot, SnapshotName};
 
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, RequestId, VolumeId};
 use crate::io::{Action, EventKind, FailoverPlan, FailoverReport, Outcome, Reply};
-use crate::limits::{ACTIVATION_LIMIT_MS, DRAIN_LIMIT_MS, RESEND_MS, YIELD_LIMIT_MS};
+use crate::limits::{
+    ACTIVATION_LIMIT_MS, DRAIN_LIMIT_MS, PER_VOLUME_MS, RESEND_MS, YIELD_LIMIT_MS,
+};
 use crate::message::Body;
 use crate::node::PlantedBug;
 use crate::plan;
-use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT};
+use crate::record::{Answer, FailoverRecord, Proof, Role, TAKEN_KEPT, VolumeRecord};
 use crate::service::Service;
 use crate::unit::{Op, Unit};
 
 /// One snapshot of each volume: one moment.
 pub(crate) type Instance = Vec<(VolumeId, SnapshotName, Guid)>;
+
+/// What a moment has of each volume; `None`: it has joined, and is in no moment here yet.
+pub(crate) type Found = Vec<Option<(VolumeId, SnapshotName, Guid)>>;
 
 /// A failover under way.
 #[derive(Debug, Clone)]
@@ -243,7 +250,7 @@ impl Unit {
     }
 
     fn looked(&mut self, ctx: &mut Ctx, inventories: &[Inventory]) {
-        let Some((short, instance)) = newest_whole(&self.record.volume_ids(), inventories) else {
+        let Some((short, found)) = newest_whole(&self.record.volumes, inventories) else {
             let text = format!(
                 "{}: no snapshot here is whole in every volume (a fuzzy one is no moment that ever \
                  was): there is nothing to go on from",
@@ -252,14 +259,15 @@ impl Unit {
             let failure = Failure::refused(FailureCode::NoBase, text);
             return self.end_failover(ctx, Err(failure));
         };
+        let instance: Instance = found.into_iter().flatten().collect();
+        let at: BTreeSet<Guid> = instance.iter().map(|(.., guid)| *guid).collect();
         let newest_here = inventories
             .iter()
-            .zip(&instance)
-            .all(|(inventory, (.., guid))| inventory.latest().map(|s| s.guid) == Some(*guid));
-        let taken_unix_s = inventories
-            .iter()
-            .zip(&instance)
-            .filter_map(|(i, (.., guid))| i.snapshot(*guid))
+            .filter_map(Inventory::latest)
+            .all(|newest| at.contains(&newest.guid));
+        let snapshots = inventories.iter().flat_map(|i| &i.snapshots);
+        let taken_unix_s = snapshots
+            .filter(|s| at.contains(&s.guid))
             .map(|s| s.creation_unix_s)
             .min()
             .unwrap_or(0);
@@ -324,6 +332,8 @@ impl Unit {
         let (Some(proof), Some(plan)) = (proof, f.plan.clone()) else {
             return;
         };
+        let instance: BTreeSet<VolumeId> = f.instance.iter().map(|(id, ..)| *id).collect();
+        self.leave_out_joining(ctx, &instance);
         self.tombstone_if_ready();
         let attempt = yielded.unwrap_or_else(|| {
             self.record.last_attempt += 1;
@@ -335,6 +345,7 @@ impl Unit {
             _ => self.record.epoch.number + 1,
         };
         self.record.epoch = Epoch { number, owner: me, attempt };
+        self.record.volumes_as_of = (number, 0);
         self.decide();
         self.record.taken.push(attempt);
         let excess = self.record.taken.len().saturating_sub(TAKEN_KEPT);
@@ -382,6 +393,8 @@ impl Unit {
     pub(crate) fn advance_failover(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.mono_ms;
         let (stop_limit, up) = (self.stop_limit_ms(), self.fully_up());
+        let coming_limit = self.coming_limit_ms();
+        let more = PER_VOLUME_MS * ((self.record.volumes.len() as u64).saturating_sub(1));
         let Some(f) = &mut self.failover else {
             return;
         };
@@ -405,7 +418,7 @@ impl Unit {
             }
             Phase::AskPrimary { attempt, ask_at } => {
                 let attempt = *attempt;
-                if now >= since + stop_limit + YIELD_LIMIT_MS || !ctx.connected(primary) {
+                if now >= since + stop_limit + YIELD_LIMIT_MS + more || !ctx.connected(primary) {
                     self.bury(ctx, attempt);
                     let text = format!("{} did not answer", ctx.peer_name(primary));
                     return self.in_vain(ctx, Proof::PrimaryFenced, text);
@@ -420,7 +433,7 @@ impl Unit {
             }
             Phase::AwaitLease { at } if now >= *at => self.proven(ctx, Proof::LeaseRanOut),
             Phase::Coming if up => self.failed_over(ctx),
-            Phase::Coming if now >= since + ACTIVATION_LIMIT_MS => {
+            Phase::Coming if now >= since + coming_limit => {
                 let text = format!(
                     "{} is this node's since epoch {}, and is not up yet: {}",
                     self.record.name,
@@ -468,6 +481,11 @@ impl Unit {
         self.end_failover(ctx, Ok(Reply::FailedOver(report)));
     }
 
+    /// How long the volumes may take to come up, milliseconds.
+    fn coming_limit_ms(&self) -> u64 {
+        ACTIVATION_LIMIT_MS + PER_VOLUME_MS * self.record.volumes.len() as u64
+    }
+
     pub(crate) fn failover_timeout(&self, ctx: &Ctx) -> Option<u64> {
         let f = self.failover.as_ref()?;
         match f.phase {
@@ -475,20 +493,25 @@ impl Unit {
             Phase::AskPrimary { .. } if !ctx.connected(f.primary) => Some(f.since),
             Phase::AskPrimary { ask_at, .. } => Some(ask_at),
             Phase::AwaitLease { at } => Some(at),
-            Phase::Coming => Some(f.since + ACTIVATION_LIMIT_MS),
+            Phase::Coming => Some(f.since + self.coming_limit_ms()),
             Phase::Look { .. } | Phase::Hook { .. } | Phase::SetBack { .. } => None,
         }
     }
 }
 
-/// The newest moment that every volume has whole, and what it is called.
+/// The newest moment that every volume has whole, and what it is called; nothing of those that have joined and are in
+/// no moment yet.
 pub(crate) fn newest_whole(
-    volumes: &[VolumeId],
+    volumes: &[VolumeRecord],
     inventories: &[Inventory],
-) -> Option<(String, Instance)> {
-    let snapshots: Vec<_> = inventories.iter().map(|i| i.snapshots.as_slice()).collect();
+) -> Option<(String, Found)> {
+    if inventories.len() != volumes.len() {
+        return None;
+    }
+    let snapshots = inventories.iter().zip(volumes);
+    let snapshots: Vec<_> = snapshots.map(|(i, v)| (i.snapshots.as_slice(), v.joining)).collect();
     let found = plan::newest_whole(&snapshots)?;
-    let short = found.first()?.name.short().to_owned();
-    let instance = found.into_iter().zip(volumes).map(|(s, v)| (*v, s.name.clone(), s.guid));
-    Some((short, instance.collect()))
+    let short = found.first().copied().flatten()?.name.short().to_owned();
+    let one = |(s, v): (Option<&Snapshot>, &VolumeRecord)| Some((v.id, s?.name.clone(), s?.guid));
+    Some((short, found.into_iter().zip(volumes).map(one).collect()))
 }

@@ -207,6 +207,8 @@ pub enum Action {
         prefix: String,
         /// Keep the newest (a replica's data).
         keep_newest: bool,
+        /// It stays unmounted all the same: it lies below what is mounted where it belongs by us alone.
+        at_rest: bool,
         /// The unit's workload, to which is given back what was taken from it; it runs on as it does.
         program: Option<Program>,
     },

@@ -23,6 +23,7 @@ use crate::failure::Failure;
 use crate::ids::{Fingerprint, OpId, RequestId, TransferId, UnitId, VolumeId};
 use crate::message::Message;
 use crate::record::{Adoption, Grant, JournalChange, Mirror, PeerRecord, Policy, WorkloadRecord};
+use crate::tree::Tree;
 
 pub use action::{Action, Inspected, Loss, MirrorState, Outcome};
 pub use report::*;
@@ -119,6 +120,8 @@ pub enum Command {
         /// The datasets, at least one, each with a fresh random id. The workload's working directory
         /// is the first one's path.
         volumes: Vec<(VolumeId, DatasetName)>,
+        /// They are all of a tree, and what is made below them later belongs to it.
+        tree: Option<Tree>,
         /// Name or fingerprint of the standby.
         to: String,
         /// The unit's name; by default the first dataset's last component.
@@ -131,6 +134,17 @@ pub enum Command {
         adoption: Option<Adoption>,
         /// It is accepted that what is written over there may not be able to come back.
         one_way: bool,
+    },
+    /// Datasets below its volumes join a unit, here and on every standby, or leave it.
+    Extend {
+        /// The unit's name.
+        name: String,
+        /// The datasets, those above before those below, each with a fresh random id.
+        volumes: Vec<(VolumeId, DatasetName)>,
+        /// Volumes that leave it; none of the uppermost.
+        leave: Vec<DatasetName>,
+        /// What belongs to it from now on; `None`: as before.
+        tree: Option<Tree>,
     },
     /// Set the workload of a unit; started if the unit is primary here.
     SetWorkload {

@@ -29,6 +29,8 @@ pub struct UnitAccount {
 pub struct VolumeAccount {
     /// Where it lives here.
     pub dataset: DatasetName,
+    /// It is in no moment of the unit here yet.
+    pub joining: bool,
     /// By guid, in words.
     pub reasons: Vec<(Guid, String)>,
 }
@@ -50,6 +52,7 @@ impl Unit {
     fn account(&self, peers: &BTreeMap<Fingerprint, Peer>) -> UnitAccount {
         let volumes = self.record.volumes.iter().enumerate().map(|(at, volume)| VolumeAccount {
             dataset: volume.dataset.clone(),
+            joining: volume.joining,
             reasons: self.reasons(at, peers),
         });
         UnitAccount {

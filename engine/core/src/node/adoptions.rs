@@ -12,7 +12,7 @@
 //! Followed: it is at rest, and its newest snapshot is one that the primary can start from, unless a person
 //! said that it may have gone its own way (`--diverged`): then `resolve` comes next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flocker_store::{Change, DatasetName, Guid, SnapshotName};
 
@@ -24,6 +24,7 @@ use crate::ids::{Fingerprint, Now, UnitId};
 use crate::io::{Action, Inspected, Outcome};
 use crate::message::{Adopted, Body, Message, VolumeIntro};
 use crate::record::{Adoption, Grant};
+use crate::tree;
 use crate::unit::{Op, Unit};
 
 /// Replicas on their way to be followed.
@@ -171,6 +172,7 @@ impl Node {
             prefix: Unit::prefix_of(unit),
             keep_newest: true,
             program: None,
+            at_rest: false,
         };
         let adopting = Adopting { stage: Stage::GiveBack(failure), ..adopting };
         self.adopt_by(now, adopting, action);
@@ -204,13 +206,19 @@ pub(super) fn places(
     peer: Fingerprint,
     grant: &Grant,
     unit: &str,
-    (count, adoption): (usize, &Adoption),
+    (volumes, adoption): (&[VolumeIntro], &Adoption),
 ) -> Result<Vec<DatasetName>, Failure> {
     let refuse = |code, text: String| Err(Failure::refused(code, text));
-    if adoption.places.len() != count {
+    let count = volumes.len();
+    let theirs: Vec<&str> = volumes.iter().map(|v| v.place.as_str()).collect();
+    let tops = tree::tops_of_places(&theirs);
+    let uppermost: Vec<usize> = (0..count).filter(|at| tops[*at] == *at).collect();
+    if ![count, uppermost.len()].contains(&adoption.places.len()) {
         let text = format!(
-            "{} replicas are named, and the unit has {count} volumes: name one for each, in their order",
-            adoption.places.len()
+            "{} replicas are named, and the unit has {count} volumes: name one for each, in their order, or the \
+             uppermost alone ({} of them), below which the others lie as they do on the primary",
+            adoption.places.len(),
+            uppermost.len()
         );
         return refuse(FailureCode::BadRequest, text);
     }
@@ -241,7 +249,18 @@ pub(super) fn places(
         }
         places.push(place);
     }
-    Ok(places)
+    if places.len() == count {
+        return Ok(places);
+    }
+    let known: BTreeMap<usize, DatasetName> = uppermost.into_iter().zip(places).collect();
+    let below = |at: usize| {
+        let (above, rest) = (&known[&tops[at]], theirs[at].strip_prefix(theirs[tops[at]]));
+        match rest.unwrap_or_default().trim_start_matches('/') {
+            "" => Ok(above.clone()),
+            rest => crate::standby::with_room(format!("{above}/{rest}")),
+        }
+    };
+    (0..count).map(below).collect()
 }
 
 /// What a dataset in a replica's place is to a unit that comes there.

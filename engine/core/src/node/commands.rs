@@ -12,7 +12,7 @@ use crate::record::{
 use crate::replicate::Asked;
 use crate::unit::{Ending, Op, Unit};
 use flocker_store::DatasetInfo;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Node {
     pub(super) fn command(&mut self, now: Now, request: RequestId, command: Command) {
@@ -22,6 +22,10 @@ impl Node {
             Command::SetGrant { peer, grant } => self.set_grant(&peer, grant),
             Command::RemovePeer { peer } => self.remove_peer(now, &peer),
             Command::Protect { .. } => match self.begin_protect(now, request, command) {
+                Ok(()) => return,
+                Err(failure) => Err(failure),
+            },
+            Command::Extend { .. } => match self.begin_extend(now, request, command) {
                 Ok(()) => return,
                 Err(failure) => Err(failure),
             },
@@ -267,7 +271,7 @@ impl Node {
         command: Command,
         outcome: Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
-        let Command::Protect { unit, volumes, to, name, policy, lease_ms, adoption, one_way } =
+        let Command::Protect { unit, volumes, tree, to, name, policy, lease_ms, adoption, one_way } =
             command
         else {
             unreachable!("only called for it");
@@ -287,20 +291,18 @@ impl Node {
                 }
             }
         }
-        let of_it = |u: &&mut Unit| {
-            u.record.volumes.iter().any(|v| volumes.iter().any(|(_, d)| *d == v.dataset))
-        };
+        let asked_for: BTreeSet<_> = volumes.iter().map(|(_, dataset)| dataset).collect();
+        let of_it = |u: &&mut Unit| u.record.volumes.iter().any(|v| asked_for.contains(&v.dataset));
         if let Some(existing) = self.units.values_mut().find(of_it) {
             let mut theirs: Vec<_> = existing.datasets();
             let mut ours: Vec<_> = volumes.iter().map(|(_, d)| d.clone()).collect();
             theirs.sort();
             ours.sort();
             if ours != theirs {
-                let names: Vec<_> = theirs.iter().map(ToString::to_string).collect();
                 let text = format!(
                     "{} is protected already, with these volumes: {}; name just these",
                     existing.record.name,
-                    names.join(" ")
+                    crate::tree::some_of(&theirs)
                 );
                 return refuse(FailureCode::Exists, text);
             }
@@ -309,8 +311,11 @@ impl Node {
             let asked = Asked { request, peer, notes: Vec::new(), streams, one_way };
             return existing.add_standby(&mut ctx, asked, policy, lease_ms, adoption);
         }
-        let claimed =
-            found.iter().zip(&volumes).find_map(|(f, (_, d))| Some((f.mirror.as_ref()?, d)));
+        // One that was renamed out of a unit's tree is none of its volumes any more.
+        let claimed = found.iter().zip(&volumes).find_map(|(f, (_, d))| {
+            let claim = f.mirror.as_ref().filter(|m| !self.units.contains_key(&m.unit));
+            Some((claim?, d))
+        });
         if let Some((mirror, dataset)) = claimed {
             let text = format!(
                 "{dataset} says that it belongs to unit {}, which this node's journal does not know",
@@ -338,6 +343,7 @@ impl Node {
                 kind: info.kind,
                 modern_streams,
                 raw: info.encrypted,
+                joining: false,
             })
             .collect();
         let epoch = Epoch { number: 1, owner: self.config.fingerprint, attempt };
@@ -346,6 +352,7 @@ impl Node {
         record.adopting = adoption.map(|a| (peer, a)).into_iter().collect();
         record.one_way = one_way.then_some(peer).into_iter().collect();
         record.own = true;
+        record.tree = tree;
         record.lease_ms = lease_ms;
         let streams = found.into_iter().filter_map(|f| f.streams).collect();
         self.serve_new(now, record, Asked { request, peer, notes, streams, one_way });
@@ -354,7 +361,7 @@ impl Node {
 
     /// Of volumes that are clones: who has their origins looks what there is, and it is said where nobody
     /// brings them to the standby.
-    fn look_at_origins(
+    pub(super) fn look_at_origins(
         &mut self,
         now: Now,
         peer: Fingerprint,
@@ -395,7 +402,8 @@ impl Node {
     }
 }
 
-/// Volumes of one unit are snapshotted as one moment, and named on the standby by their last component.
+/// Volumes of one unit are snapshotted as one moment, and named on the standby by where they lie: a tree as it is,
+/// those beside each other by their last components.
 ///
 /// # Errors
 /// These cannot be one unit, and why.
@@ -407,14 +415,15 @@ pub fn check_group(datasets: &[flocker_store::DatasetName]) -> Result<(), Failur
     if datasets.len() > MAX_VOLUMES {
         return refuse(format!("a unit has at most {MAX_VOLUMES} volumes"));
     }
-    for (at, dataset) in datasets.iter().enumerate() {
+    let mut places: BTreeMap<String, &flocker_store::DatasetName> = BTreeMap::new();
+    for (dataset, place) in datasets.iter().zip(crate::tree::places(datasets)) {
         if dataset.pool() != first.pool() {
             return refuse(format!(
                 "{first} and {dataset} are in two pools: a unit is snapshotted as one moment, which \
                  needs one pool; protect them as two units"
             ));
         }
-        if let Some(twin) = datasets[..at].iter().find(|d| d.leaf() == dataset.leaf()) {
+        if let Some(twin) = places.insert(place, dataset) {
             return refuse(format!(
                 "{twin} and {dataset} have the same last component, by which the standby names them; \
                  rename one"

@@ -1,5 +1,7 @@
 //! A peer wants this node to keep replicas of a unit that it did not know.
 
+use std::collections::BTreeSet;
+
 use flocker_store::{DatasetName, Inventory, SnapshotName};
 
 use super::Node;
@@ -8,9 +10,11 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{Fingerprint, Now, OpId};
 use crate::io::{Effect, Inspected, Outcome};
+use crate::limits::MAX_VOLUMES;
 use crate::message::{Adopted, Body, Message, VolumeIntro};
 use crate::record::{Adoption, JournalChange, Role, UnitRecord, VolumeRecord};
 use crate::standby;
+use crate::tree;
 use crate::unit::{Ending, Op, Unit};
 
 impl Node {
@@ -23,6 +27,9 @@ impl Node {
             Op::NodeAdopt(adopting) => self.adoption_done(now, *adopting, outcome),
             Op::NodeProtect { request, command } => {
                 self.protect_inspected(now, request, *command, outcome);
+            }
+            Op::NodeExtend { request, command } => {
+                self.extend_inspected(now, request, *command, outcome);
             }
             Op::GiveBack => {
                 let Some(unit) = self.units.get_mut(&id) else {
@@ -133,8 +140,13 @@ impl Node {
         };
         let peer_name = ctx!(self, now).peer_name(peer);
         let mut adopted = Vec::new();
-        for ((found, dataset), volume) in found.iter().zip(&datasets).zip(volumes) {
-            match check_place(found, dataset, message, volume, adoption.as_ref())? {
+        let places: Vec<&str> = volumes.iter().map(|v| v.place.as_str()).collect();
+        let tops = tree::tops_of_places(&places);
+        for (at, ((found, dataset), volume)) in found.iter().zip(&datasets).zip(volumes).enumerate()
+        {
+            // Of a tree that is adopted, what the other tool has not sent is sent anew.
+            let adoption = adoption.as_ref().filter(|_| found.info.is_some() || tops[at] == at);
+            match check_place(found, dataset, message, volume, adoption)? {
                 Place::Ours => {}
                 Place::Adopt(base) => adopted.push(base),
             }
@@ -159,6 +171,7 @@ impl Node {
             let text = format!("this node has another unit named {name}; protect with --name");
             return Err(Failure::refused(FailureCode::Exists, text));
         }
+        let datasets: BTreeSet<&DatasetName> = datasets.iter().collect();
         for unit in self.units.values() {
             if let Some(v) = unit.record.volumes.iter().find(|v| datasets.contains(&v.dataset)) {
                 return Err(adoptions::taken(&v.dataset, &unit.record.name));
@@ -176,7 +189,9 @@ impl Node {
         datasets: &[DatasetName],
         adopted: Vec<Adopted>,
     ) {
-        let Body::Intro { name, volumes, policy, lease_ms, .. } = &message.body else {
+        let Body::Intro { name, volumes, tree, volumes_as_of, policy, lease_ms, .. } =
+            &message.body
+        else {
             unreachable!("only introductions are looked into");
         };
         let volumes = (volumes.iter().zip(datasets))
@@ -186,12 +201,15 @@ impl Node {
                 kind: v.kind,
                 modern_streams: v.modern_streams,
                 raw: v.raw,
+                joining: false,
             })
             .collect();
         let role = Role::Following { source: peer };
         let mut record =
             UnitRecord::new(message.unit, name.clone(), volumes, *policy, message.epoch, role);
         record.lease_ms = *lease_ms;
+        record.tree.clone_from(tree);
+        record.volumes_as_of = *volumes_as_of;
         let mut unit = Unit::new(record);
         unit.standby.adopted = adopted;
         let mut ctx = ctx!(self, now);
@@ -248,15 +266,25 @@ pub(super) fn intro_datasets(
     let Some(grant) = standby::grant_of(ctx, peer) else {
         return bad("nothing is granted");
     };
-    let count = volumes.len();
-    if let Some(adoption) = adoption.filter(|a| !a.places.is_empty()) {
-        return adoptions::places(ctx, peer, &grant, name, (count, adoption));
+    if volumes.len() > MAX_VOLUMES {
+        return bad(&format!("a unit has at most {MAX_VOLUMES} volumes"));
     }
-    volumes.iter().map(|v| standby::replica_dataset(&grant, name, count, &v.leaf)).collect()
+    let datasets = match adoption.filter(|a| !a.places.is_empty()) {
+        Some(adoption) => adoptions::places(ctx, peer, &grant, name, (volumes, adoption))?,
+        None => volumes
+            .iter()
+            .map(|v| standby::replica_dataset(&grant, name, &v.place))
+            .collect::<Result<Vec<_>, _>>()?,
+    };
+    let mut places: BTreeSet<&DatasetName> = BTreeSet::new();
+    match datasets.iter().find(|dataset| !places.insert(dataset)) {
+        Some(twice) => bad(&format!("two volumes would be kept at {twice}")),
+        None => Ok(datasets),
+    }
 }
 
 /// Whether a replica may be kept at `dataset`: it is free, held by this very unit before, or to be adopted.
-fn check_place(
+pub(super) fn check_place(
     found: &Inspected,
     dataset: &DatasetName,
     message: &Message,

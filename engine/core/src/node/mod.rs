@@ -14,6 +14,7 @@ macro_rules! ctx {
 mod accounts;
 mod adoptions;
 mod commands;
+mod extend;
 mod introductions;
 mod picture;
 
@@ -355,11 +356,13 @@ impl Node {
             | Body::Yield { .. }
             | Body::StepBack { .. }
             | Body::Lease { .. }
+            | Body::Join { .. }
             | Body::Compare { .. }
             | Body::Settle { .. } => {
                 ctx.send(peer, Message { body: Body::Unknown, ..message });
             }
             Body::IntroReply(_)
+            | Body::JoinReply { .. }
             | Body::SurveyReply { .. }
             | Body::OfferReply { .. }
             | Body::StepReply { .. }

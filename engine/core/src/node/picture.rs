@@ -42,6 +42,7 @@ impl Unit {
             epoch: self.record.epoch,
             doing: self.doing(),
             volumes: self.record.volumes.clone(),
+            tree: self.record.tree.clone(),
             policy: self.record.policy,
             paused: self.record.paused,
             workload: self.record.workload.clone(),

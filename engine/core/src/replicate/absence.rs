@@ -57,7 +57,9 @@ impl Replica {
 impl Unit {
     /// What must be kept here as a snapshot because of this standby.
     pub(crate) fn needed_by(&self, replica: &Replica, at: usize) -> Vec<Guid> {
-        let mut needed = replica.needed(at);
+        let here = self.local.inventories.as_ref().and_then(|i| i.get(at));
+        let nothing = flocker_store::Inventory::default();
+        let mut needed = replica.needed(at, here.unwrap_or(&nothing));
         if replica.absence.marked {
             needed.retain(|guid| !self.is_bookmarked(at, *guid));
         }
@@ -124,7 +126,7 @@ impl Unit {
             let mut wanted: BTreeSet<Guid> = BTreeSet::new();
             for replica in away.iter().filter_map(|peer| self.replicas.get(peer)) {
                 match replica.candidates {
-                    Some(_) => wanted.extend(replica.needed(at)),
+                    Some(_) => wanted.extend(replica.needed(at, inventory)),
                     // Nothing was heard since our start: any of ours, and what is held for it of others'.
                     None => wanted.extend(crate::plan::may_be_bases(inventory, &prefix)),
                 }
@@ -155,7 +157,7 @@ impl Unit {
         let mut destroy = Vec::new();
         for (at, inventory) in self.local.inventories.iter().flatten().enumerate() {
             let needed: BTreeSet<Guid> =
-                self.replicas.values().flat_map(|r| r.needed(at)).collect();
+                self.replicas.values().flat_map(|r| r.needed(at, inventory)).collect();
             let bookmarks = inventory.bookmarks.iter();
             let ours = bookmarks.filter(|b| b.name.short().starts_with(&prefix));
             destroy.extend(ours.filter(|b| !needed.contains(&b.guid)).map(|b| b.name.clone()));

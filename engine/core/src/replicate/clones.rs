@@ -3,6 +3,8 @@
 //! The standby looks for the origin when it is offered the step, by guid, in what it keeps for this node. Where
 //! it is not, the clone waits if another unit is about to bring it, and is sent whole otherwise; that is said.
 
+use std::collections::BTreeSet;
+
 use flocker_store::{DatasetName, Origin, Snapshot};
 
 use super::{Replica, State};
@@ -16,13 +18,41 @@ impl Unit {
     /// What a volume that the standby has not got yet can be sent from.
     pub(super) fn clone_base(&self, ctx: &Ctx, replica: &Replica, volume: usize) -> Option<Origin> {
         let whole = replica.whole.contains(&volume) || !ctx.config.store.clones;
-        self.local.origins.get(volume).cloned().flatten().filter(|_| !whole)
+        let origin = self.local.origins.get(volume).cloned().flatten().filter(|_| !whole)?;
+        // Of one that lies below it: it would have to be there first, and cannot be.
+        let above = &self.record.volumes.get(volume)?.dataset;
+        let below = origin.name.dataset() != above && origin.name.dataset().is_within(above);
+        (!below).then_some(origin)
     }
 
     /// The volumes, in the order in which they are sent.
     pub(super) fn order_of(&self, replica: &Replica, targets: &[Snapshot]) -> Vec<usize> {
-        let (later, first): (Vec<usize>, Vec<usize>) =
-            (0..self.record.volumes.len()).partition(|v| self.comes_later(replica, targets, *v));
+        let count = self.record.volumes.len();
+        if self.local.origins.iter().all(Option::is_none) {
+            return (0..count).collect();
+        }
+        let mut waits: BTreeSet<&DatasetName> = BTreeSet::new();
+        let (mut first, mut later) = (Vec::new(), Vec::new());
+        for (at, volume) in self.record.volumes.iter().enumerate() {
+            // What lies below one that is not there yet waits with it: a place for it would be made otherwise, and
+            // be in the way.
+            let is_there =
+                replica.bases.as_ref().is_some_and(|b| matches!(b.get(at), Some(Some(_))));
+            let mut above = volume.dataset.parent().filter(|_| !is_there);
+            let mut below = false;
+            while let Some(name) = above.filter(|_| !below) {
+                below = waits.contains(&name);
+                above = name.parent();
+            }
+            if below || self.comes_later(replica, targets, at) {
+                if !is_there {
+                    waits.insert(&volume.dataset);
+                }
+                later.push(at);
+            } else {
+                first.push(at);
+            }
+        }
         [first, later].concat()
     }
 

@@ -4,7 +4,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{Fingerprint, OpId, QuestionId};
 use crate::io::{Action, Outcome};
-use crate::message::{Body, VolumeSurvey};
+use crate::message::Body;
 use crate::unit::{Op, Unit};
 
 impl Unit {
@@ -41,11 +41,7 @@ impl Unit {
         self.comparing.remove(&peer);
         let answer = match outcome {
             Ok(Outcome::Inspected(found)) => {
-                let surveys = self.record.volumes.iter().zip(found).map(|(v, f)| VolumeSurvey {
-                    volume: v.id,
-                    inventory: f.info.is_some().then_some(f.inventory),
-                });
-                Ok(surveys.collect())
+                Ok(crate::standby::surveys(&self.record.volumes, found))
             }
             Ok(_) => unreachable!("asked for an inspection"),
             Err(failure) => Err(failure),

@@ -67,9 +67,12 @@ impl Unit {
     fn intro(&self, ctx: &Ctx, peer: Fingerprint, tells: bool, asked: Option<&Asked>) -> Body {
         let inventories = self.local.inventories.as_deref().filter(|_| tells).unwrap_or_default();
         let most = KNOWN_SNAPSHOTS / self.record.volumes.len().max(1);
-        let volumes = self.record.volumes.iter().enumerate().map(|(at, v)| VolumeIntro {
+        let places = crate::tree::places(&self.datasets());
+        let volumes = self.record.volumes.iter().zip(places).enumerate();
+        let volumes = volumes.map(|(at, (v, place))| VolumeIntro {
             id: v.id,
             leaf: v.dataset.leaf().to_owned(),
+            place,
             kind: v.kind,
             // A vault sends a replica on in the dialect in which it came.
             modern_streams: ctx.config.store.modern_streams.unwrap_or(v.modern_streams),
@@ -80,17 +83,23 @@ impl Unit {
         Body::Intro {
             name: self.record.name.clone(),
             volumes: volumes.collect(),
+            tree: self.record.tree.clone(),
+            volumes_as_of: self.record.volumes_as_of,
             policy: self.record.policy,
             lease_ms: self.record.lease_ms,
             adoption: self.record.adopting.get(&peer).cloned(),
-            takes_back: asked.filter(|a| !a.one_way).and_then(|asked| {
-                // All volumes of a unit are in one pool.
-                let pool = self.record.volumes.first()?.dataset.pool().to_owned();
-                let modern_streams = ctx.config.store.receives_modern;
-                let features = asked.streams.first()?.receives.clone();
-                Some(TakesBack { pool, modern_streams, features })
-            }),
+            takes_back: asked
+                .filter(|a| !a.one_way)
+                .and_then(|asked| self.takes_back(ctx, asked.streams.first()?)),
         }
+    }
+
+    /// What would be received here, should the unit come back.
+    pub(super) fn takes_back(&self, ctx: &Ctx, streams: &StreamFeatures) -> Option<TakesBack> {
+        // All volumes of a unit are in one pool.
+        let pool = self.record.volumes.first()?.dataset.pool().to_owned();
+        let modern_streams = ctx.config.store.receives_modern;
+        Some(TakesBack { pool, modern_streams, features: streams.receives.clone() })
     }
 
     pub(crate) fn on_intro_reply(
@@ -211,7 +220,7 @@ impl Unit {
 
 /// What the streams of a volume have need of. A plain replica that is kept below an encrypted dataset is sent plain
 /// however it lies here.
-fn needs(streams: Option<&StreamFeatures>, raw: bool) -> BTreeSet<StreamFeature> {
+pub(super) fn needs(streams: Option<&StreamFeatures>, raw: bool) -> BTreeSet<StreamFeature> {
     let mut needs = streams.map(|s| s.sends.clone()).unwrap_or_default();
     match raw {
         true => needs.insert(StreamFeature::Encryption),
@@ -221,7 +230,7 @@ fn needs(streams: Option<&StreamFeatures>, raw: bool) -> BTreeSet<StreamFeature>
 }
 
 /// What a step can start from, newest first.
-fn known(inventory: &Inventory, most: usize) -> Vec<Guid> {
+pub(super) fn known(inventory: &Inventory, most: usize) -> Vec<Guid> {
     let snapshots = inventory.snapshots.iter().rev().map(|s| s.guid);
     snapshots.chain(inventory.bookmarks.iter().rev().map(|b| b.guid)).take(most).collect()
 }

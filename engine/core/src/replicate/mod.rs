@@ -17,6 +17,7 @@ pub(crate) mod absence;
 mod clones;
 mod compare;
 mod introduce;
+mod join;
 mod rounds;
 mod snapshots;
 mod stepback;
@@ -30,7 +31,8 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Now, QuestionId, RequestId, UnitId, VolumeId};
 use crate::io::{Action, Effect, RoundReport};
 use crate::limits::{
-    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES, ROUND_GAP_MS,
+    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PER_VOLUME_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES,
+    ROUND_GAP_MS,
 };
 use crate::message::{Adopted, Body, Carried, StepOffer, VolumeSurvey};
 use crate::node::PlantedBug;
@@ -40,6 +42,7 @@ use crate::service::Service;
 use crate::unit::{Op, Unit};
 
 pub(crate) use introduce::Asked;
+pub(crate) use join::Extending;
 use snapshots::Running;
 pub(crate) use snapshots::Snapshotting;
 
@@ -302,11 +305,16 @@ impl Replica {
         self.missing.get(volume).into_iter().flatten().flatten().copied()
     }
 
-    /// Guids that must not be destroyed here because of this standby.
-    pub(crate) fn needed(&self, volume: usize) -> Vec<Guid> {
+    /// Guids that must not be destroyed here because of this standby, of a volume of which there is this here.
+    pub(crate) fn needed(&self, volume: usize, here: &Inventory) -> Vec<Guid> {
         let base = self.bases.as_ref().and_then(|b| b.get(volume).copied().flatten());
         let mut needed: Vec<Guid> = base.into_iter().collect();
-        needed.extend(self.candidates.iter().flatten());
+        if let Some(candidates) = &self.candidates {
+            // They are of all volumes together, which may be thousands.
+            let snapshots = here.snapshots.iter().map(|s| s.guid);
+            let all = snapshots.chain(here.bookmarks.iter().map(|b| b.guid));
+            needed.extend(all.filter(|guid| candidates.contains(guid)));
+        }
         needed.extend(self.was_at(volume));
         needed.extend(self.partials.get(volume).and_then(|p| p.as_ref()?.to));
         if let State::Round(round) = &self.state {
@@ -344,6 +352,20 @@ impl Replica {
         }
         self.is_back();
         self.bases = Some(bases);
+    }
+
+    /// A step has brought a volume there: what it was at before is no matter any more.
+    fn arrived(&mut self, volume: usize, guid: Guid) {
+        if let Some(missing) = self.missing.get_mut(volume) {
+            *missing = None;
+        }
+        let before =
+            self.bases.as_mut().and_then(|b| b.get_mut(volume)).and_then(|b| b.replace(guid));
+        if let Some(candidates) = &mut self.candidates {
+            before.map(|before| candidates.remove(&before));
+            candidates.insert(guid);
+        }
+        self.is_back();
     }
 
     pub(crate) fn check_invariants(&self, unit: &Unit) {
@@ -498,14 +520,20 @@ impl Unit {
             && self.replicas.values().any(Replica::is_idle)
     }
 
+    /// Both sides look at each volume, and this one makes each reachable.
+    fn protect_limit_ms(&self) -> u64 {
+        PROTECT_LIMIT_MS + PER_VOLUME_MS * ((self.record.volumes.len() as u64).saturating_sub(1))
+    }
+
     fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
         self.answer_protection(ctx, peer);
+        let protect_limit = self.protect_limit_ms();
         let now = ctx.now.mono_ms;
         let calm = now < self.replicates_from();
         let Some(replica) = self.replicas.get_mut(&peer) else {
             return;
         };
-        if replica.protect_request.is_some() && now >= replica.protect_since + PROTECT_LIMIT_MS {
+        if replica.protect_request.is_some() && now >= replica.protect_since + protect_limit {
             let text = format!("{} did not answer", ctx.peer_name(peer));
             let failure = Failure::refused(FailureCode::TimedOut, text);
             return self.refuse_protection(ctx, peer, failure);
@@ -594,7 +622,7 @@ impl Unit {
         }
         let from = self.replicates_from();
         let states = self.replicas.values().flat_map(|r| {
-            let protect = r.protect_request.map(|_| r.protect_since + PROTECT_LIMIT_MS);
+            let protect = r.protect_request.map(|_| r.protect_since + self.protect_limit_ms());
             let state = match &r.state {
                 State::Introducing { .. } if self.looks_for_introduction(r) => None,
                 State::Introducing { ask_at } if self.tells_snapshots(r) => {

@@ -298,12 +298,7 @@ impl Unit {
         };
         round.carried += round.step.carried.take().unwrap_or(theirs);
         let volume = round.volume;
-        if let Some(mut bases) = replica.bases.take() {
-            if let Some(base) = bases.get_mut(volume) {
-                *base = Some(guid);
-            }
-            replica.heard(bases);
-        }
+        replica.arrived(volume, guid);
         if let Some(left) = replica.partials.get_mut(volume) {
             *left = None;
         }
@@ -313,11 +308,17 @@ impl Unit {
     /// What is due in a round now: one that went on with an earlier receive, or stopped on its way, need not have
     /// brought its volume to the target.
     pub(super) fn next_step(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
-        let Some(Replica { state: State::Round(round), .. }) = self.replicas.get(&peer) else {
+        let Some(Replica { state: State::Round(round), .. }) = self.replicas.get_mut(&peer) else {
             return;
         };
-        let (taken, targets, last) = (round.taken, round.targets.clone(), round.is_final);
-        match self.plan_step(ctx, peer, &targets, taken, last) {
+        let (taken, last) = (round.taken, round.is_final);
+        // Lent, not copied: there may be thousands, and as many steps.
+        let targets = std::mem::take(&mut round.targets);
+        let planned = self.plan_step(ctx, peer, &targets, taken, last);
+        if let Some(Replica { state: State::Round(round), .. }) = self.replicas.get_mut(&peer) {
+            round.targets = targets;
+        }
+        match planned {
             Ok(Some((volume, step))) => {
                 if let Some(Replica { state: State::Round(round), .. }) =
                     self.replicas.get_mut(&peer)

@@ -339,6 +339,10 @@ impl Unit {
             Ok(_) => unreachable!("an activation is answered by paths"),
             Err(failure) => {
                 self.service = Service::Failed { retry_at: ctx.now.mono_ms + RETRY_MS };
+                if failure.code == FailureCode::NotFound && self.record.tree.is_some() {
+                    // One of its volumes may have been destroyed while nobody looked.
+                    self.look(ctx);
+                }
                 self.activation_failed(ctx, false, failure);
             }
         }

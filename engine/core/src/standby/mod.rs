@@ -4,6 +4,7 @@
 //! primary is told its guid. One that fails: the replica is at its last good snapshot. `Ready` is
 //! durable before it is said; so are `Taken` and `Refused`; neither is ever changed.
 
+mod join;
 mod resolve;
 mod stepback;
 mod steps;
@@ -17,11 +18,13 @@ use flocker_store::{DatasetKind, DatasetName, Guid, SnapshotName};
 use crate::ctx::Ctx;
 use crate::failure::{Failure, FailureCode};
 use crate::ids::{AttemptId, Epoch, Fingerprint, OpId, QuestionId, TransferId, VolumeId};
-use crate::io::{Action, Outcome};
+use crate::io::{Action, Inspected, Outcome};
+use crate::limits::SURVEY_SNAPSHOTS;
 use crate::message::{
     ActivationTimes, Adopted, Body, Carried, StepOffer, VolumeIntro, VolumeSurvey,
 };
-use crate::record::{Grant, Policy, Role};
+use crate::record::{Grant, Policy, Role, VolumeRecord};
+use crate::tree::Tree;
 use crate::unit::{Op, Unit};
 
 /// What a standby knows beyond its record; lost at a restart, and asked for again.
@@ -49,6 +52,7 @@ pub(crate) struct StandbyView {
     /// Otherwise the primary is asked to say it once more, by this question.
     confirming: Option<QuestionId>,
     preflighting: Option<(OpId, Fingerprint, QuestionId)>,
+    joining: Option<join::Joining>,
     pub(crate) stepping_back: stepback::SteppingBack,
     resolving: Option<resolve::Resolving>,
     /// What the attempt that brought this unit here ended with.
@@ -65,6 +69,15 @@ pub(crate) struct StandbyView {
     pub(crate) announce: Option<(AttemptId, Fingerprint)>,
     /// It runs, and this is how long that took.
     pub(crate) announced: Option<(AttemptId, ActivationTimes)>,
+}
+
+/// What a primary says of a unit besides its volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Promise {
+    pub(crate) policy: Policy,
+    pub(crate) lease_ms: Option<u64>,
+    pub(crate) tree: Option<Tree>,
+    pub(crate) volumes_as_of: (u64, u64),
 }
 
 /// A transfer that ended here.
@@ -102,6 +115,13 @@ impl StandbyView {
 
     pub(crate) fn is_busy(&self) -> bool {
         self.receiving.is_some()
+    }
+
+    /// What is being looked at is of other volumes than there are now.
+    fn forget_looks(&mut self) {
+        self.surveying.clear();
+        self.preflighting = None;
+        self.preparing = None;
     }
 
     pub(crate) fn source_changed(&mut self) {
@@ -167,14 +187,40 @@ pub(crate) fn grant_of(ctx: &Ctx, peer: Fingerprint) -> Option<Grant> {
 pub(crate) fn replica_dataset(
     grant: &Grant,
     unit: &str,
-    volumes: usize,
-    leaf: &str,
+    place: &str,
 ) -> Result<DatasetName, Failure> {
-    let named = grant.receive.child(unit);
-    let named = if volumes > 1 { named.and_then(|n| n.child(leaf)) } else { named };
-    // Our snapshots' names have up to 40 bytes.
+    let receive = &grant.receive;
+    let named = match place {
+        "" => format!("{receive}/{unit}"),
+        _ => format!("{receive}/{unit}/{place}"),
+    };
+    with_room(named)
+}
+
+/// The name of a replica, with room for those of our snapshots, which have up to 40 bytes.
+pub(crate) fn with_room(name: String) -> Result<DatasetName, Failure> {
+    let named = DatasetName::new(name);
     let room = named.and_then(|n| n.snapshot(&"x".repeat(40)).map(|s| s.dataset().clone()));
     room.map_err(|e| Failure::refused(FailureCode::BadRequest, e.to_string()))
+}
+
+/// What was found of each volume. Of very many snapshots the oldest are left out: what two nodes have in common is
+/// looked for from the newest on.
+pub(crate) fn surveys(volumes: &[VolumeRecord], found: Vec<Inspected>) -> Vec<VolumeSurvey> {
+    let all: usize = found.iter().map(|f| f.inventory.snapshots.len()).sum();
+    let most = match all > SURVEY_SNAPSHOTS {
+        true => SURVEY_SNAPSHOTS / volumes.len().max(1),
+        false => usize::MAX,
+    };
+    let survey = |(volume, found): (&VolumeRecord, Inspected)| {
+        let mut inventory = found.inventory;
+        let excess = inventory.snapshots.len().saturating_sub(most);
+        inventory.snapshots.drain(..excess);
+        let excess = inventory.bookmarks.len().saturating_sub(most);
+        inventory.bookmarks.drain(..excess);
+        VolumeSurvey { volume: volume.id, inventory: found.info.is_some().then_some(inventory) }
+    };
+    volumes.iter().zip(found).map(survey).collect()
 }
 
 impl Unit {
@@ -202,20 +248,30 @@ impl Unit {
         peer: Fingerprint,
         name: &str,
         volumes: &[VolumeIntro],
-        policy: Policy,
-        lease_ms: Option<u64>,
+        promise: Promise,
     ) {
-        let answer = if self.follows(peer) {
+        let answer = if !self.follows(peer) {
+            Err(self.not_following(ctx, peer))
+        } else if promise.volumes_as_of < self.record.volumes_as_of
+            || !self.has_just_these(ctx, peer, volumes)
+        {
+            return; // It came late, or is asked again when they are.
+        } else {
             // The first answer may have been lost.
             check_intro(ctx, peer, self.record.own, volumes).map(|()| self.standby.adopted.clone())
-        } else {
-            Err(self.not_following(ctx, peer))
         };
-        let promise = (self.record.policy, self.record.lease_ms);
-        if answer.is_ok() && (promise != (policy, lease_ms) || self.record.name != name) {
+        let before = Promise {
+            policy: self.record.policy,
+            lease_ms: self.record.lease_ms,
+            tree: self.record.tree.clone(),
+            volumes_as_of: self.record.volumes_as_of,
+        };
+        if answer.is_ok() && (promise != before || self.record.name != name) {
             // The name stays: it is this node's. The promise is the primary's.
-            self.record.policy = policy;
-            self.record.lease_ms = lease_ms;
+            self.record.policy = promise.policy;
+            self.record.lease_ms = promise.lease_ms;
+            self.record.tree = promise.tree;
+            self.record.volumes_as_of = promise.volumes_as_of;
             self.persist(ctx);
         }
         self.say(ctx, peer, Body::IntroReply(answer));
@@ -262,12 +318,8 @@ impl Unit {
             Ok(Outcome::Inspected(found)) => {
                 self.local.exists = found.iter().map(|f| f.info.is_some()).collect();
                 self.local.inventories = Some(found.iter().map(|f| f.inventory.clone()).collect());
-                let surveys = self.record.volumes.iter().zip(found).map(|(v, f)| VolumeSurvey {
-                    volume: v.id,
-                    inventory: f.info.is_some().then_some(f.inventory),
-                });
                 self.upkeep.tidy_due = true;
-                Ok(surveys.collect())
+                Ok(surveys(&self.record.volumes, found))
             }
             Ok(_) => unreachable!("asked for an inspection"),
             Err(failure) => Err(failure),

@@ -12,7 +12,9 @@
 //! changed but the fence, which a standby has anyway. From then on it is finished, whatever comes between
 //! (see [`super::stepback`]), before anything is received.
 
-use flocker_store::{Change, Guid, Inventory};
+use std::collections::BTreeSet;
+
+use flocker_store::{Change, DatasetName, Guid, Inventory};
 
 use super::StandbyView;
 use crate::ctx::Ctx;
@@ -205,6 +207,18 @@ impl Unit {
                 only_here: found.only_target.iter().map(Into::into).collect(),
                 only_there: found.only_source.into_iter().map(Into::into).collect(),
             });
+        }
+        // What has to be renamed away takes along what lies below it.
+        let has: BTreeSet<VolumeId> = bases.iter().map(|(id, _)| *id).collect();
+        let gone = self.record.volumes.iter().filter(|v| !has.contains(&v.id)).map(|v| &v.dataset);
+        let gone: BTreeSet<&DatasetName> = gone.collect();
+        let all = self.record.volumes.iter().map(|v| &v.dataset);
+        let away = crate::tree::with_all_below(all, &gone);
+        let stays = |id: VolumeId| {
+            !self.record.volumes.iter().any(|v| v.id == id && away.contains(&v.dataset))
+        };
+        if !gone.is_empty() {
+            bases.retain(|(id, _)| stays(*id));
         }
         let written_bytes = match written {
             Change::Unchanged => Some(0),

@@ -26,6 +26,12 @@ pub(crate) struct SteppingBack {
     asked: Option<(Fingerprint, QuestionId)>,
 }
 
+impl SteppingBack {
+    pub(super) fn is_under_way(&self) -> bool {
+        self.op.is_some()
+    }
+}
+
 impl Unit {
     pub(crate) fn on_step_back(
         &mut self,

@@ -326,12 +326,15 @@ impl Unit {
     }
 
     /// A volume is at the target of this step. The replica equals that moment once every volume is.
-    fn is_at(&mut self, ctx: &Ctx, offer: &StepOffer) {
+    fn is_at(&mut self, ctx: &mut Ctx, offer: &StepOffer) {
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
         let at = |i: &Inventory| i.latest().is_some_and(|s| s.name.short() == offer.to_short);
         let whole = inventories.len() == self.record.volumes.len() && inventories.iter().all(at);
         if whole || ctx.config.planted(PlantedBug::ForetellTooLittle) {
             self.standby.equal_wall_ms = Some(offer.taken_wall_ms);
+        }
+        if whole && self.have_joined() {
+            self.persist(ctx);
         }
     }
 
@@ -351,9 +354,17 @@ impl Unit {
         self.upkeep.mirror_due |= first;
     }
 
-    pub(crate) fn on_equal(&mut self, peer: Fingerprint, wall_ms: i64) {
-        if self.follows(peer) {
-            self.standby.equal_wall_ms = Some(wall_ms);
+    pub(crate) fn on_equal(&mut self, ctx: &mut Ctx, peer: Fingerprint, wall_ms: i64) {
+        if !self.follows(peer) {
+            return;
+        }
+        self.standby.equal_wall_ms = Some(wall_ms);
+        // It may have been said before the last one joined.
+        let inventories = self.local.inventories.as_deref().unwrap_or_default();
+        let here = inventories.len() == self.record.volumes.len()
+            && inventories.iter().all(|i| i.latest().is_some());
+        if here && self.have_joined() {
+            self.persist(ctx);
         }
     }
 }

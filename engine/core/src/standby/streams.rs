@@ -111,6 +111,7 @@ mod tests {
 
     fn volume(kind: DatasetKind, needs: &[F]) -> VolumeIntro {
         VolumeIntro {
+            place: String::new(),
             id: VolumeId(1),
             leaf: "db".into(),
             kind,

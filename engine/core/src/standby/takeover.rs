@@ -318,6 +318,9 @@ impl Unit {
             answer: Answer::Taken,
             incarnation: ctx.config.incarnation,
         };
+        // The final snapshots are of all of them.
+        self.have_joined();
+        self.record.volumes_as_of = (next.number, 0);
         self.record.epoch = next;
         self.record.taken.push(attempt);
         let excess = self.record.taken.len().saturating_sub(TAKEN_KEPT);

@@ -11,6 +11,7 @@ fn dataset(text: &str) -> DatasetName {
 
 pub(crate) fn protect(adoption: Option<Adoption>) -> Command {
     Command::Protect {
+        tree: None,
         unit: UNIT,
         volumes: vec![(VOLUME, dataset("n0/db"))],
         to: "b".into(),

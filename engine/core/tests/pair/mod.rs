@@ -133,6 +133,7 @@ impl Side {
             kind,
             modern_streams: true,
             raw: false,
+            joining: false,
         };
         let owner = print_of(0);
         let epoch = Epoch { number: 1, owner, attempt: AttemptId { issuer: owner, number: 0 } };
