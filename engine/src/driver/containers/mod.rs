@@ -16,13 +16,14 @@ mod create;
 mod describe;
 mod description;
 mod http;
+mod ids;
 mod images;
 mod layer;
 mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ use self::api::{Api, Inspected};
 use self::describe::inside;
 pub(super) use self::describe::strings;
 use self::description::{Description, Restart};
+use self::ids::Ids;
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};
 use super::{Described, Driver, Ended, Loss, Part, Places};
@@ -86,7 +88,7 @@ impl Containers {
             names: names.to_vec(),
             api: Api::new(runtime, socket),
             taken: Taken::new(&places.state, unit, kind_of(runtime)),
-            ids: Ids(places.state.join("run").join(format!("{unit}.containers.json"))),
+            ids: Ids::new(&places.state, unit),
             state: places.state.clone(),
         }
     }
@@ -337,32 +339,6 @@ impl Containers {
                 .map_err(|error| self.broken(&format!("thawing container {name}"), &error))?;
         }
         Ok(())
-    }
-}
-
-/// The ids of containers by name, as they were last seen: `<state>/run/<unit>.containers.json`. Whatever it says is
-/// looked at; it being gone or old costs a question.
-#[derive(Debug)]
-struct Ids(PathBuf);
-
-impl Ids {
-    fn load(&self) -> BTreeMap<String, String> {
-        let bytes = std::fs::read(&self.0).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
-    }
-
-    fn store(&self, ids: &BTreeMap<String, String>) {
-        let write = || -> std::io::Result<()> {
-            if let Some(folder) = self.0.parent() {
-                std::fs::create_dir_all(folder)?;
-            }
-            let beside = self.0.with_extension("json.new");
-            std::fs::write(&beside, serde_json::to_vec(ids)?)?;
-            std::fs::rename(&beside, &self.0)
-        };
-        if let Err(error) = write() {
-            tracing::debug!(path = %self.0.display(), %error, "ids of containers are not remembered");
-        }
     }
 }
 
