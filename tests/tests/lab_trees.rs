@@ -162,7 +162,7 @@ fn a_tree_goes_there_back_and_there_again() {
             "flocker-repl status app --verbose | grep ^unit >/tmp/f-u; ! grep -qE 'app/d3[ ,\"]|app/d4[ ,\"]' /tmp/f-u",
         );
     }
-    lab.ssh(Guest::Alpha, "flocker-repl history app --all | grep 'app/d4 is gone'");
+    lab.ssh(Guest::Alpha, "flocker-repl history app | grep 'app/d4 is gone'");
     lab.ssh(Guest::Beta, "zfs list tank/flocker/recv/alpha/app/d3 tank/flocker/recv/alpha/app/d4");
     nodes.wait_in_step(&APP, Guest::Alpha);
 
