@@ -422,7 +422,12 @@ fn tools(base: &Base, report: &Report) -> Result<Tools, ServeError> {
             success: exit.success,
         });
     });
-    let drivers = driver::Places { state: places.state.clone(), ..driver::Places::default() };
+    let drivers = driver::Places {
+        state: places.state.clone(),
+        podman: base.config.workloads.podman_socket.clone(),
+        docker: base.config.workloads.docker_socket.clone(),
+        lxc: base.config.workloads.lxc_path.clone(),
+    };
     let workloads =
         Workloads::new(places, Arc::clone(&on_exit)).map_err(io("preparing for workloads"))?;
     Ok(Tools {

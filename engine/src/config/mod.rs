@@ -76,6 +76,20 @@ pub struct Config {
     pub zfs: ZfsSection,
     /// `[dedup]`
     pub dedup: DedupSection,
+    /// `[workloads]`
+    pub workloads: WorkloadsSection,
+}
+
+/// `[workloads]`: where the programs are that run workloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkloadsSection {
+    /// Podman's API socket, where it is not `/run/podman/podman.sock`.
+    pub podman_socket: Option<PathBuf>,
+    /// Docker's API socket, where it is not `/var/run/docker.sock`.
+    pub docker_socket: Option<PathBuf>,
+    /// Where LXC keeps its containers, where it is not `/var/lib/lxc`.
+    pub lxc_path: Option<PathBuf>,
 }
 
 /// `[node]`
@@ -285,6 +299,8 @@ struct File {
     zfs: ZfsSection,
     #[serde(default)]
     dedup: DedupSection,
+    #[serde(default)]
+    workloads: WorkloadsSection,
 }
 
 /// Why a configuration cannot be used.
@@ -361,14 +377,14 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let File { mut node, limits, transport, rates, fencing, zfs, dedup } =
+        let File { mut node, limits, transport, rates, fencing, zfs, dedup, workloads } =
             toml::from_str::<File>(text).map_err(|error| grammar(path, text, &error))?;
         let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let base = full.parent().unwrap_or(Path::new("/"));
         node.state = base.join(&node.state);
         node.store = node.store.below(base);
         let path = full.clone();
-        let config = Self { path, node, limits, transport, rates, fencing, zfs, dedup };
+        let config = Self { path, node, limits, transport, rates, fencing, zfs, dedup, workloads };
         config.check(text)?;
         Ok(config)
     }

@@ -277,6 +277,7 @@ impl Programs {
         if state.is_some() {
             driver.can_checkpoint()?;
         }
+        driver.keep_ready(READY);
         let described = driver.describe(paths)?;
         let losses = described.losses.into_iter().map(|l| Loss { name: l.name, what: l.what });
         Ok(Outcome::Described { description: described.description, losses: losses.collect() })
@@ -291,7 +292,10 @@ impl Programs {
         paths: &[PathBuf],
     ) -> Result<(), Failure> {
         match self.foreign(unit, Some(program))? {
-            Some(driver) => driver.prepare(description, paths),
+            Some(driver) => {
+                driver.keep_ready(READY);
+                driver.prepare(description, paths)
+            }
             None => Ok(()),
         }
     }
@@ -364,6 +368,9 @@ impl Programs {
         }
     }
 }
+
+/// From the moment a move begins, or may, whoever runs the workload is kept awake for so long.
+const READY: Duration = Duration::from_secs(120);
 
 /// After this long it is tried again to wait for a workload's end.
 const WATCH_AGAIN: Duration = Duration::from_secs(2);
