@@ -16,7 +16,7 @@ use crate::store;
 
 use super::{
     Config, ConfigError, DedupSection, LimitsSection, NodeName, NodeSection, RatesSection,
-    StoreUri, TransportSection, ZfsSection,
+    StoreUri, TransportSection, WorkloadsSection, ZfsSection,
 };
 
 /// What a new node is made of.
@@ -137,6 +137,7 @@ impl Config {
             fencing: None,
             zfs: ZfsSection::default(),
             dedup: DedupSection::default(),
+            workloads: WorkloadsSection::default(),
         };
         config.check("")?;
         make_private_dir(&config.node.state)?;

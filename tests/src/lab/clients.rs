@@ -108,13 +108,12 @@ pub fn make_postgres(lab: &Lab, name: &str) {
         Guest::Alpha,
         &format!(
             "zfs create -p -o recordsize=8k tank/flocker/data/{name}
-             podman run --rm --network none -v {data}:/db localhost/lab-db sh -c '
-               chown postgres: /db; B=$(echo /usr/lib/postgresql/*/bin)
-               setpriv --reuid postgres --regid postgres --clear-groups $B/initdb -A trust -E UTF8 --locale=C -D /db/pg --no-sync --wal-segsize=4 >/dev/null
-               echo host all all 0.0.0.0/0 trust >>/db/pg/pg_hba.conf'
-             B=$(podman run --rm --network none localhost/lab-db sh -c 'echo /usr/lib/postgresql/*/bin')
+             B=$(cd /opt/lab-db && echo usr/lib/postgresql/*/bin); mount --bind {data} /opt/lab-db/mnt
+             chroot /opt/lab-db sh -c \"chown postgres: /mnt && setpriv --reuid postgres --regid postgres --clear-groups \
+               /$B/initdb -A trust -E UTF8 --locale=C -D /mnt/pg --no-sync --wal-segsize=4 >/dev/null\"
+             umount /opt/lab-db/mnt; echo host all all 0.0.0.0/0 trust >>{data}/pg/pg_hba.conf
              podman create --name {name} --network host --restart always -v {data}:/db --stop-signal INT --stop-timeout 60 \
-               --user postgres localhost/lab-db $B/postgres -D /db/pg -c listen_addresses='*' -c unix_socket_directories= \
+               --user postgres localhost/lab-db /$B/postgres -D /db/pg -c listen_addresses='*' -c unix_socket_directories= \
                -c shared_buffers=16MB -c max_connections=60 -c wal_level=minimal -c max_wal_senders=0 -c jit=off \
                -c full_page_writes=off -c wal_init_zero=off -c wal_recycle=off -c min_wal_size=8MB -c max_wal_size=64MB >/dev/null"
         ),
