@@ -10,6 +10,16 @@ fn mountpoint(dataset: &str) -> PathBuf {
     zfs(&["get", "-H", "-o", "value", "mountpoint", dataset]).trim().into()
 }
 
+/// zfs-fuse says busy for a while after an unmount, and whenever a snapshot is being sent.
+fn patiently(args: &[&str]) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !std::process::Command::new("zfs").args(args).output().expect("zfs runs").status.success()
+    {
+        assert!(std::time::Instant::now() < until, "it stays busy: {args:?}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
 /// Every file below `root`, in whatever filesystem below it, with its content.
 fn files(root: &Path) -> Vec<(PathBuf, String)> {
     let (mut found, mut todo) = (Vec::new(), vec![root.to_path_buf()]);
@@ -102,9 +112,7 @@ fn a_tree_is_one_unit_and_what_is_made_below_it_joins() {
         kept.iter().copied().filter(|p| *p != "x/deep").chain(["y/late"]).collect();
     assert_eq!(volumes(&a), below(na, "app", &left));
     zfs(&["unmount", &format!("{top}/y/deep")]);
-    // zfs-fuse is done with it some time after the command.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    zfs(&["rename", &format!("{top}/y/deep"), &format!("{na}/elsewhere")]);
+    patiently(&["rename", &format!("{top}/y/deep"), &format!("{na}/elsewhere")]);
     std::fs::write(mountpoint(&top).join("more"), "written since").expect("a file");
     let left: Vec<&str> = left.into_iter().filter(|p| *p != "y/deep").collect();
     a.wait_unit("app", "without the one that is gone", |u| {
@@ -118,10 +126,14 @@ fn a_tree_is_one_unit_and_what_is_made_below_it_joins() {
     assert!(history.contains("app/y/deep is gone"), "{history}");
     // Nothing of them was destroyed there.
     zfs(&["list", &format!("{nb}/{place}/x/deep"), &format!("{nb}/{place}/y/deep")]);
-    zfs(&["destroy", "-r", &format!("{top}/x/deep")]);
+    zfs(&["unmount", &format!("{top}/x/deep")]);
+    patiently(&["destroy", "-r", &format!("{top}/x/deep")]);
 
     // There and back, with the contents compared; the excluded ones are in the way of no mount.
-    zfs(&["destroy", "-r", &format!("{top}/cache")]);
+    for path in ["cache/below", "cache"] {
+        zfs(&["unmount", &format!("{top}/{path}")]);
+    }
+    patiently(&["destroy", "-r", &format!("{top}/cache")]);
     for host in [&b, &a] {
         host.ok(&["run", "app", "--", "sleep", "100000"]);
     }
