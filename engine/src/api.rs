@@ -482,7 +482,7 @@ pub struct Progress {
 pub struct CompressionView {
     /// Level of zstd for data that is not compressed; `None`: stored.
     pub level: Option<i32>,
-    /// What limits the transfer: `source`, `processor`, `link or target`.
+    /// What limits the transfer: `source`, `processor`, `link or target`, `our own rate`.
     pub limit: String,
 }
 

@@ -40,7 +40,7 @@ mod wake;
 pub mod words;
 
 pub use bulk::{
-    Bucket, BulkReceiver, BulkSender, Compression, Limit, Pace, Progress, ReceiveError,
+    Bucket, BulkReceiver, BulkSender, Compression, Learned, Limit, Pace, Progress, ReceiveError,
     ReceiveReport, Refusal, Resources, SendError, SendOptions, SendReport, receive_stream,
     send_stream,
 };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{Node, Over, PATIENCE, Synthetic, between, paired_over};
 use flocker_transport::{
-    Bucket, Compression, LaneMode, Pace, Progress, SendOptions, SendReport, receive_stream,
+    Bucket, Compression, LaneMode, Limit, Pace, Progress, SendOptions, SendReport, receive_stream,
     send_stream,
 };
 use tokio::task::spawn_blocking;
@@ -20,6 +20,11 @@ const MIB: u64 = 1 << 20;
 
 /// Sends `blocks` over a lane of TLS at this pace; returns how long it took.
 fn timed(blocks: u64, pace: Pace) -> (Duration, SendReport) {
+    watched(blocks, pace, &Progress::default())
+}
+
+/// The same; how far it has come is seen in `progress`.
+fn watched(blocks: u64, pace: Pace, progress: &Progress) -> (Duration, SendReport) {
     let (sender, mut receiver, _cable) = between(Over::Tls);
     let receiving = std::thread::spawn(move || {
         receive_stream(&mut receiver, &mut io::sink(), &Progress::default()).unwrap();
@@ -30,8 +35,7 @@ fn timed(blocks: u64, pace: Pace) -> (Duration, SendReport) {
         SendOptions { compression: Compression::Off, ..SendOptions::default() },
     );
     let start = Instant::now();
-    let sent =
-        send_stream(read, |_| Ok(()), sender.at_pace(pace), options, &Progress::default()).unwrap();
+    let sent = send_stream(read, |_| Ok(()), sender.at_pace(pace), options, progress).unwrap();
     let took = start.elapsed();
     receiving.join().unwrap();
     (took, sent)
@@ -51,6 +55,19 @@ fn a_rate_holds_on_the_wire_and_a_higher_one_is_faster_as_it_is_higher() {
     // Never faster than the rate, but for one burst.
     let least = sent.wire_bytes as f64 / (2 * MIB) as f64 - 0.2;
     assert!(slow.as_secs_f64() > least, "{slow:?} for {} bytes", sent.wire_bytes);
+}
+
+#[test]
+fn a_rate_that_holds_a_transfer_back_is_named_as_its_limit_and_none_is_not() {
+    let limit = |pace| {
+        let progress = Progress::default();
+        watched(400, pace, &progress);
+        progress.compressed().map(|(_, limit)| limit)
+    };
+    let rate = Some(24 * MIB);
+    assert_eq!(limit(Pace { peer: bucket(rate), ..Pace::default() }), Some(Limit::Rate));
+    assert_eq!(limit(Pace { unit: bucket(rate), ..Pace::default() }), Some(Limit::Rate));
+    assert_ne!(limit(Pace::default()), Some(Limit::Rate));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use flocker_core::ids::{Fingerprint, TransferId, UnitId};
 use flocker_core::{Failure, FailureCode, Input, Remedy};
 use flocker_store::{DatasetName, ReceiveSpec, SendSpec, Snapshot, Store};
 use flocker_transport::{
-    BulkReceiver, BulkSender, Cancel, Compression, Pace, PeerManager, Progress, Refusal,
+    BulkReceiver, BulkSender, Cancel, Compression, Learned, Pace, PeerManager, Progress, Refusal,
 };
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +137,8 @@ struct State {
     ended: Vec<Shown>,
     /// How much the last step of a dataset took on the wire, bytes: the next is likely to be as large.
     last_wire_bytes: BTreeMap<(Fingerprint, DatasetName), u64>,
+    /// What the last transfer of a dataset found out of the level: the next begins there.
+    learned: BTreeMap<(Fingerprint, DatasetName), Learned>,
 }
 
 /// What transfers work with.

@@ -40,17 +40,23 @@ pub(super) fn run(
     let sink = sink.at_pace((inner.parts.pace)(live.peer, live.unit, last));
     let lane = sink.kind();
     live.link(sink.cancel_handle());
-    let options =
-        SendOptions { compression: inner.parts.compression, reseed: live.full.then_some(PATIENCE) };
+    let options = SendOptions {
+        compression: inner.parts.compression,
+        reseed: live.full.then_some(PATIENCE),
+        learned: inner.lock().learned.get(&dataset).copied().unwrap_or_default(),
+    };
     let finish = |reader: Outgoing<Box<dyn SendStream>>| {
         reader.inner.finish().map_err(|error| Box::new(error).into())
     };
     let reader = Outgoing::new(stream, live.kind());
     match send_stream(reader, finish, sink, options, &live.progress) {
         Ok(report) => {
+            let mut state = inner.lock();
+            state.learned.insert(dataset.clone(), report.learned);
             if !live.full {
-                inner.lock().last_wire_bytes.insert(dataset, report.wire_bytes);
+                state.last_wire_bytes.insert(dataset, report.wire_bytes);
             }
+            drop(state);
             tracing::debug!(
                 %lane,
                 stream_bytes = report.raw_bytes,

@@ -3,11 +3,13 @@
 //! Owns: the contexts and buffers a worker keeps. Leaves to others: which batch comes when.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::buffers::Buffers;
 use super::dedup::recipe::Hash;
+use super::rung::{SAMPLE_BYTES, Sample};
 use crate::frame::bulk::{BATCH_HEADER_LEN, BatchHeader, Encoding};
 use crate::frame::dedup::{Recipe, batch_cost};
 use crate::frame::{FrameType, Header, MAX_BATCH_RAW};
@@ -141,17 +143,29 @@ impl Codec {
         Encoded { head: head(&header, &table, body.len()), body, header, referenced }
     }
 
-    /// `None` when it does not shrink enough, or zstd refuses.
-    fn compress(&mut self, raw: &[u8], level: i32) -> Option<Bytes> {
+    /// What compressing at level 1 would do to a batch, from a piece out of its middle; `None` where that says nothing.
+    pub fn sample(&mut self, raw: &[u8]) -> Option<Sample> {
+        let from = raw.len().checked_sub(SAMPLE_BYTES)? / 2;
+        let started = Instant::now();
+        let left = self.squeeze(&raw[from..from + SAMPLE_BYTES], 1)?;
+        Some(Sample { bytes: SAMPLE_BYTES, left, took: started.elapsed() })
+    }
+
+    /// Compresses into `scratch`; the length of what is there then. `None`: zstd refuses.
+    fn squeeze(&mut self, raw: &[u8], level: i32) -> Option<usize> {
         let level = level.clamp(*LEVELS.start(), *LEVELS.end());
         if level != self.level {
             self.compressor.set_compression_level(level).ok()?;
             self.level = level;
         }
-        let room = zstd::zstd_safe::compress_bound(raw.len());
         self.scratch.clear();
-        self.scratch.reserve_exact(room);
-        let written = self.compressor.compress_to_buffer(raw, &mut self.scratch).ok()?;
+        self.scratch.reserve_exact(zstd::zstd_safe::compress_bound(raw.len()));
+        self.compressor.compress_to_buffer(raw, &mut self.scratch).ok()
+    }
+
+    /// `None` when it does not shrink enough, or zstd refuses.
+    fn compress(&mut self, raw: &[u8], level: i32) -> Option<Bytes> {
+        let written = self.squeeze(raw, level)?;
         let pays = written <= raw.len() - raw.len() / MIN_SAVING && written < raw.len();
         // Copied, so that what the lane holds until it is acknowledged is no larger than its length.
         let body = pays.then(|| Bytes::copy_from_slice(&self.scratch));

@@ -7,17 +7,18 @@
 //! A change of level is tried for a moment and kept only where the stream moved faster for it. So a receiver whose disk
 //! is the limit, which looks like a slow link from here, costs nobody any compression that does not help.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use zfs_stream::{Compression as Zio, Record};
 
+use super::rung::Rung;
+
 /// Levels of zstd from fast to small, after storing. Each step about halves the speed, beyond 3 for few per cent of
 /// length.
-const LADDER: [Option<i32>; 7] = [None, Some(-5), Some(-1), Some(1), Some(3), Some(6), Some(9)];
+pub const LADDER: [Option<i32>; 7] = [None, Some(-5), Some(-1), Some(1), Some(3), Some(6), Some(9)];
 
 /// Where a transfer begins: level 1.
-const START: usize = 3;
+pub const START: usize = 3;
 
 /// A window is at least this long, and has at least this many batches, before anything is concluded from it.
 const WINDOW: Duration = Duration::from_millis(200);
@@ -87,11 +88,13 @@ pub enum Limit {
     Processor,
     /// Batches were ready and waited: the link, or what is behind it.
     Lane,
+    /// Batches were ready and waited because they may go no faster ([`crate::bulk::Pace`]).
+    Rate,
 }
 
 impl Limit {
     /// All of them, by their numbers.
-    const ALL: [Self; 3] = [Self::Source, Self::Processor, Self::Lane];
+    pub const ALL: [Self; 4] = [Self::Source, Self::Processor, Self::Lane, Self::Rate];
 
     /// In a word, as `status` shows it.
     pub fn word(self) -> &'static str {
@@ -99,75 +102,29 @@ impl Limit {
             Self::Source => "source",
             Self::Processor => "processor",
             Self::Lane => "link or target",
+            Self::Rate => "our own rate",
         }
     }
 }
 
-/// What the two threads of a transfer tell each other, and what is shown of it: the rung that the reading one
-/// compresses new batches at, set by the sending one, and whether the reading one waits for something else than its
-/// source.
-#[derive(Debug)]
-pub struct Rung {
-    rung: AtomicUsize,
-    /// The number of the limit; beyond all of them while it is not known.
-    limit: AtomicUsize,
-    held_up: AtomicBool,
-}
-
-impl Default for Rung {
-    fn default() -> Self {
-        Self {
-            rung: AtomicUsize::new(START),
-            limit: AtomicUsize::new(usize::MAX),
-            held_up: AtomicBool::new(false),
+impl Compression {
+    /// The level for a batch on a rung; `None`: stored.
+    pub fn level(self, rung: usize, content: Content) -> Option<i32> {
+        match self {
+            Self::Off => None,
+            Self::Level(level) => Some(level),
+            Self::Adaptive => level_of(rung, content),
         }
     }
 }
 
-impl Rung {
-    /// Its number.
-    pub fn get(&self) -> usize {
-        self.rung.load(Ordering::Relaxed)
-    }
-
-    /// The zstd level for plain data; `None`: stored.
-    pub fn level(&self) -> Option<i32> {
-        LADDER[self.get()]
-    }
-
-    /// What limits the transfer, once that is known.
-    pub fn limit(&self) -> Option<Limit> {
-        Limit::ALL.get(self.limit.load(Ordering::Relaxed)).copied()
-    }
-
-    /// Says that the reading thread waits for memory or for a worker, or does so no longer.
-    pub fn hold_up(&self, held_up: bool) {
-        self.held_up.store(held_up, Ordering::Relaxed);
-    }
-
-    /// What is the limit where no batch is there: the source, unless the reading thread does not wait for it.
-    pub fn starved(&self) -> Option<Limit> {
-        (!self.held_up.load(Ordering::Relaxed)).then_some(Limit::Source)
-    }
-
-    /// What no window said clearly stays as it was.
-    fn set(&self, rung: usize, limit: Option<Limit>) {
-        self.rung.store(rung, Ordering::Relaxed);
-        if let Some(limit) = limit {
-            self.limit.store(limit as usize, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The level for a batch on a rung; `None`: stored.
-pub fn level_of(compression: Compression, rung: usize, content: Content) -> Option<i32> {
-    match (compression, content) {
-        (Compression::Off, _) => None,
-        (Compression::Level(level), _) => Some(level),
-        (Compression::Adaptive, Content::Plain) => LADDER[rung],
+/// The same where it is left to what limits the transfer.
+fn level_of(rung: usize, content: Content) -> Option<i32> {
+    match content {
+        Content::Plain => LADDER[rung],
         // Worth it where the link is the limit, and never more than that.
-        (Compression::Adaptive, Content::Light) => (rung > START).then_some(1),
-        (Compression::Adaptive, Content::Dense) => None,
+        Content::Light => (rung > START).then_some(1),
+        Content::Dense => None,
     }
 }
 
@@ -178,6 +135,8 @@ pub struct Sent {
     pub bytes: usize,
     /// The rung at which it was compressed.
     pub rung: usize,
+    /// What it mostly holds.
+    pub content: Content,
     /// What was found when it was fetched; `None`: nothing in particular.
     pub limit: Option<Limit>,
 }
@@ -223,7 +182,7 @@ struct Trial {
 }
 
 /// How long no trial in a direction is made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Patience {
     windows_left: u32,
     next: u32,
@@ -251,6 +210,27 @@ impl Patience {
     }
 }
 
+/// What a transfer found out: where the next one of the same volume to the same peer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learned {
+    rung: usize,
+    down: Patience,
+    up: Patience,
+}
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self { rung: START, down: Patience::default(), up: Patience::default() }
+    }
+}
+
+impl Learned {
+    /// The zstd level for plain data; `None`: stored.
+    pub fn level(&self) -> Option<i32> {
+        LADDER[self.rung]
+    }
+}
+
 /// Finds the level of one transfer. Told of every batch, in order.
 #[derive(Debug)]
 pub struct Adaptive {
@@ -264,20 +244,20 @@ pub struct Adaptive {
     up: Patience,
 }
 
-impl Default for Adaptive {
-    fn default() -> Self {
-        Self {
-            rung: START,
-            window: None,
-            settled: false,
-            trial: None,
-            down: Patience::default(),
-            up: Patience::default(),
-        }
-    }
-}
-
 impl Adaptive {
+    /// One that begins where the last transfer came to, and says so in `rung`.
+    pub fn new(learned: Learned, rung: &Rung) -> Self {
+        let Learned { rung: from, down, up } = learned;
+        rung.set(from, None);
+        Self { rung: from, window: None, settled: false, trial: None, down, up }
+    }
+
+    /// What it found out. A trial that was not over has shown nothing.
+    pub fn learned(&self) -> Learned {
+        let rung = self.trial.map_or(self.rung, |trial| trial.back_to);
+        Learned { rung, down: self.down, up: self.up }
+    }
+
     /// Takes note of a batch, and says in `rung` what follows from it.
     pub fn sent(&mut self, sent: Sent, now: Instant, rung: &Rung) {
         if sent.rung != self.rung {
@@ -297,15 +277,14 @@ impl Adaptive {
             return;
         }
         let window = std::mem::replace(window, Window::new(now));
-        if !std::mem::replace(&mut self.settled, true) {
-            return;
-        }
         let limit = window.limit();
-        self.conclude(limit, window.bytes_per_second(now));
+        if std::mem::replace(&mut self.settled, true) {
+            self.conclude(limit, window.bytes_per_second(now), sent.content, rung);
+        }
         rung.set(self.rung, limit);
     }
 
-    fn conclude(&mut self, limit: Option<Limit>, rate: u64) {
+    fn conclude(&mut self, limit: Option<Limit>, rate: u64, content: Content, shared: &Rung) {
         for patience in [&mut self.down, &mut self.up] {
             patience.windows_left = patience.windows_left.saturating_sub(1);
         }
@@ -323,16 +302,23 @@ impl Adaptive {
             }
         }
         let Some(limit) = limit else { return };
-        let (up, down) = (self.rung + 1, self.rung.wrapping_sub(1));
+        let up = match content {
+            Content::Plain => Some(self.rung + 1),
+            // There is one level for these, and a sample says whether it is worth a trial.
+            Content::Light if self.rung <= START && shared.light_pays(rate) => Some(START + 1),
+            Content::Light | Content::Dense => None,
+        };
+        let (stored, down) = (level_of(self.rung, content).is_none(), self.rung.wrapping_sub(1));
         match limit {
             // What a higher level gained may have been an accident, or be over: now and then a lower one has to
-            // show that it is as good.
-            Limit::Lane => {
-                let tried = self.attempt(up, rate, limit, false);
+            // show that it is as good. A rate of our own counts what is on the wire: it is a link as narrow.
+            Limit::Lane | Limit::Rate => {
+                let tried = up.is_some_and(|up| self.attempt(up, rate, limit, false));
                 if !tried && self.rung > START {
                     self.attempt(down, rate, limit, true);
                 }
             }
+            Limit::Processor if stored => {}
             Limit::Processor => {
                 self.attempt(down, rate, limit, false);
             }
@@ -341,7 +327,7 @@ impl Adaptive {
                 self.attempt(down, rate, limit, true);
             }
             Limit::Source if self.rung < START => {
-                self.attempt(up, rate, limit, true);
+                self.attempt(self.rung + 1, rate, limit, true);
             }
             Limit::Source => {}
         }
@@ -365,6 +351,7 @@ impl Adaptive {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rung::Sample;
     use super::*;
 
     const MB: f64 = 1e6;
@@ -416,7 +403,8 @@ mod tests {
 
         /// The same where speeds change by up to this part from second to second.
         fn noisy_shares(&self, noise: f64, seed: u64) -> [f64; LADDER.len()] {
-            let (mut adaptive, rung) = (Adaptive::default(), Rung::default());
+            let rung = Rung::default();
+            let mut adaptive = Adaptive::new(Learned::default(), &rung);
             let begun = Instant::now();
             let (mut at, mut shares) = (0.0, [0.0; LADDER.len()]);
             // Six batches are on their way between the reader and the lane.
@@ -430,7 +418,12 @@ mod tests {
                 let took = MB / (speed * (1.0 + noise * drawn));
                 at += took;
                 shares[sent] += took / 60.0;
-                let batch = Sent { bytes: 1_000_000, rung: sent, limit: Some(limit) };
+                let batch = Sent {
+                    bytes: 1_000_000,
+                    rung: sent,
+                    limit: Some(limit),
+                    content: Content::Plain,
+                };
                 adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
             }
             shares
@@ -475,6 +468,54 @@ mod tests {
     }
 
     #[test]
+    fn light_blocks_are_compressed_only_where_a_sample_says_that_the_link_gains_by_it() {
+        let levels = |sample: Option<usize>| {
+            let rung = Rung::default();
+            let mut adaptive = Adaptive::new(Learned::default(), &rung);
+            let (begun, mut at, mut packed) = (Instant::now(), 0.0, 0);
+            if let Some(left) = sample {
+                rung.sampled(Sample { bytes: 1000, left, took: Duration::from_micros(2) });
+            }
+            for _ in 0..2000 {
+                let sent = rung.get();
+                let is_packed = level_of(sent, Content::Light).is_some();
+                packed += u32::from(is_packed);
+                at += if is_packed { 8e-3 } else { 1e-2 };
+                let (content, limit) = (Content::Light, Some(Limit::Lane));
+                let batch = Sent { bytes: 1_000_000, rung: sent, content, limit };
+                adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
+                assert!(sent <= START + 1, "there is one level for these");
+            }
+            packed
+        };
+        assert_eq!(levels(None), 0, "nothing is known of them");
+        assert_eq!(levels(Some(950)), 0, "not even a trial");
+        assert!(levels(Some(800)) > 1500);
+    }
+
+    #[test]
+    fn the_next_transfer_begins_where_the_last_one_came_to_but_not_at_a_trial() {
+        let rung = Rung::default();
+        let mut adaptive = Adaptive::new(Learned::default(), &rung);
+        assert_eq!(adaptive.learned(), Learned::default());
+        let (begun, mut at) = (Instant::now(), 0.0);
+        let mut tried = 0;
+        for _ in 0..5000 {
+            let (speed, limit) = text().speed(rung.get());
+            at += MB / speed;
+            let (content, limit) = (Content::Plain, Some(limit));
+            let batch = Sent { bytes: 1_000_000, rung: rung.get(), content, limit };
+            adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
+            tried += u32::from(adaptive.learned().level() != rung.level());
+        }
+        assert!(tried > 0, "it tries levels");
+        assert_eq!(adaptive.learned().level(), Some(3));
+        let next = Rung::default();
+        Adaptive::new(adaptive.learned(), &next);
+        assert_eq!(next.level(), Some(3));
+    }
+
+    #[test]
     fn what_does_not_shrink_is_tried_ever_more_rarely() {
         let shares = noise().shares();
         assert!(shares[START] > 0.9, "{shares:?}");
@@ -482,7 +523,8 @@ mod tests {
 
     #[test]
     fn a_link_that_becomes_the_limit_or_ceases_to_be_is_followed() {
-        let (mut adaptive, rung) = (Adaptive::default(), Rung::default());
+        let rung = Rung::default();
+        let mut adaptive = Adaptive::new(Learned::default(), &rung);
         let begun = Instant::now();
         let mut at = 0.0;
         let mut run = |way: &Way, seconds: f64| {
@@ -491,7 +533,12 @@ mod tests {
                 let sent = rung.get();
                 let (speed, limit) = way.speed(sent);
                 at += MB / speed;
-                let batch = Sent { bytes: 1_000_000, rung: sent, limit: Some(limit) };
+                let batch = Sent {
+                    bytes: 1_000_000,
+                    rung: sent,
+                    limit: Some(limit),
+                    content: Content::Plain,
+                };
                 adaptive.sent(batch, begun + Duration::from_secs_f64(at), &rung);
             }
             (rung.level(), rung.limit())
@@ -504,13 +551,13 @@ mod tests {
 
     #[test]
     fn what_is_compressed_already_is_compressed_again_only_where_the_link_is_the_limit() {
-        let level = |rung, content| level_of(Compression::Adaptive, rung, content);
+        let level = |rung, content| Compression::Adaptive.level(rung, content);
         for (rung, plain) in LADDER.into_iter().enumerate() {
             assert_eq!(level(rung, Content::Plain), plain);
             assert_eq!(level(rung, Content::Dense), None);
             assert_eq!(level(rung, Content::Light), (rung > START).then_some(1));
         }
-        assert_eq!(level_of(Compression::Off, 6, Content::Plain), None);
-        assert_eq!(level_of(Compression::Level(19), 0, Content::Dense), Some(19));
+        assert_eq!(Compression::Off.level(6, Content::Plain), None);
+        assert_eq!(Compression::Level(19).level(0, Content::Dense), Some(19));
     }
 }

@@ -43,6 +43,7 @@ pub mod pace;
 pub mod receive;
 pub mod reseed;
 pub mod resources;
+pub mod rung;
 pub mod send;
 
 use std::sync::Arc;
@@ -54,12 +55,12 @@ use crate::cancel::Cancel;
 use crate::lane::Lane;
 use crate::lane::choice::{Choice, LaneKind};
 
-use level::Rung;
-pub use level::{Compression, Limit};
+pub use level::{Compression, Learned, Limit};
 pub use pace::{Bucket, Pace};
 pub use receive::{ReceiveError, ReceiveReport, Refusal, receive_stream};
 pub use reseed::OldCopy;
 pub use resources::{MAX_TRANSFERS, Resources, Slot};
+use rung::Rung;
 pub use send::{SendError, SendOptions, SendReport, send_stream};
 
 /// How far a transfer has come. Others read it while it runs.

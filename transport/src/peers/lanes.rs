@@ -295,3 +295,92 @@ impl Taking {
         let _ = events.send(PeerEvent::Bulk { peer, session, header, receiver }).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::task::JoinSet;
+
+    use super::super::PeerManager;
+    use super::super::spares::SPARES;
+    use super::*;
+    use crate::bulk::MAX_TRANSFERS;
+    use crate::endpoint::LocalNode;
+    use crate::identity::Identity;
+    use crate::tcp::TcpError;
+    use crate::trust::TrustSet;
+    use crate::tuning::MAX_BULK_STREAMS;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What a peer may have open at most: transfers that run, lanes that wait for a place, and lanes that nobody has
+    /// looked at.
+    const MOST: usize = MAX_TRANSFERS + 2 * (MAX_BULK_STREAMS as usize + SPARES);
+
+    async fn up(events: &mut mpsc::Receiver<PeerEvent>) {
+        let up = async { while !matches!(events.recv().await, Some(PeerEvent::Up { .. })) {} };
+        timeout(PATIENCE, up).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_peer_that_opens_lanes_without_end_is_refused_and_can_still_send_when_it_stops() {
+        let keys = [(); 2].map(|()| Arc::new(Identity::ephemeral().unwrap()));
+        let trust = Arc::new(TrustSet::new(keys.each_ref().map(|key| key.fingerprint())));
+        let start = |at: usize, name| {
+            let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+            let (key, trust) = (Arc::clone(&keys[at]), Arc::clone(&trust));
+            PeerManager::start(listen, key, LocalNode::new(name), trust).unwrap()
+        };
+        let ((a, mut of_a), (b, mut of_b)) = (start(0, "a"), start(1, "b"));
+        let (to, address) = (keys[1].fingerprint(), b.local_addr().unwrap());
+        a.set_peer(to, vec![address.to_string()]);
+        up(&mut of_a).await;
+        up(&mut of_b).await;
+
+        let (here, there) = (a.0.endpoint.local(), b.0.endpoint.local());
+        let (dialler, acceptor) = (here.incarnation, there.incarnation);
+        let open = LaneOpen { protocol: here.protocol, dialler, acceptor, reverse: false };
+        let (mut dialling, mut opened, mut refused) = (JoinSet::new(), Vec::new(), 0);
+        let mut left = 2 * MOST;
+        while left > 0 || !dialling.is_empty() {
+            // No more at once than handshakes are allowed.
+            if left > 0 && dialling.len() < 32 {
+                left -= 1;
+                let key = Arc::clone(&keys[0]);
+                dialling.spawn(async move {
+                    let first = Some((FrameType::BulkOpen, &b"flood"[..]));
+                    tcp::dial(&key, to, address, open, first).await
+                });
+                continue;
+            }
+            match dialling.join_next().await.unwrap().unwrap() {
+                Ok(lane) => opened.push(lane),
+                Err(TcpError::Refused { reason }) => {
+                    assert_eq!(reason, "too many transfers are being opened");
+                    refused += 1;
+                }
+                // Nobody looked at it in time.
+                Err(_) => {}
+            }
+        }
+        assert!(refused > 0, "none was refused");
+        assert!(opened.len() <= MOST, "{} are open at once", opened.len());
+
+        drop(opened);
+        let real = async {
+            loop {
+                match of_b.recv().await {
+                    Some(PeerEvent::Bulk { header, .. }) if &header[..] == b"real" => return true,
+                    // What the flood began is given up by being dropped.
+                    Some(_) => {}
+                    None => return false,
+                }
+            }
+        };
+        let sending = a.open_bulk(&to, b"real", Some(1 << 30));
+        let (sender, arrived) = tokio::join!(sending, timeout(PATIENCE, real));
+        sender.unwrap();
+        assert!(arrived.unwrap(), "the transfer does not get through");
+    }
+}

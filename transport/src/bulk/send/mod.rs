@@ -24,7 +24,7 @@ use super::budget::Held;
 use super::codec::Encoded;
 use super::dedup::DedupError;
 use super::dedup::sending::Referring;
-use super::level::{Adaptive, Compression};
+use super::level::{Adaptive, Compression, Content, Learned};
 use super::reseed::Place;
 use super::{BulkSender, Progress};
 use crate::frame::FrameError;
@@ -49,6 +49,9 @@ pub struct SendOptions {
     /// The receiver has agreed to announce an old copy of what is sent ([`super::reseed`]); its next word is waited
     /// for so long.
     pub reseed: Option<Duration>,
+    /// What the last transfer of the same volume to the same peer found out of the level, where that is left to what
+    /// limits the transfer.
+    pub learned: Learned,
 }
 
 /// What was sent, and taken by the receiving application.
@@ -68,6 +71,8 @@ pub struct SendReport {
     pub saved_bytes: u64,
     /// Bytes on the lane, frames included, by which the receiver announced an old copy: they go the other way.
     pub announced_wire_bytes: u64,
+    /// What it found out of the level, for the next one.
+    pub learned: Learned,
 }
 
 /// Why a stream was not delivered. The receiver was told wherever it could be.
@@ -160,6 +165,7 @@ enum Piece {
         encoded: Receiver<Encoded>,
         held: Held,
         rung: usize,
+        content: Content,
         from: Option<Place>,
     },
     /// The receiver is to know where this side is before anything more comes.
@@ -193,6 +199,7 @@ where
         Some(patience) => Arc::new(referring.reseeding(patience)),
         None => Arc::new(referring),
     });
+    let adaptive = Adaptive::new(options.learned, &progress.rung);
     let (reading, hearing) = (referring.clone(), referring.clone());
     let source = Source {
         resources,
@@ -220,8 +227,9 @@ where
         progress,
         referring,
         bell,
-        adaptive: Adaptive::default(),
+        adaptive,
         pace,
+        held_back: false,
         report: SendReport::default(),
     };
     let result = outgoing.run(&queue);

@@ -42,6 +42,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) bell: Receiver<()>,
     pub(super) adaptive: Adaptive,
     pub(super) pace: Pace,
+    /// Since the last batch was fetched, something was held back by the pace.
+    pub(super) held_back: bool,
     pub(super) report: SendReport,
 }
 
@@ -68,7 +70,8 @@ impl Outgoing<'_> {
                 self.referring.iter().for_each(|referring| referring.committed());
                 let announced = self.referring.as_ref().and_then(|r| r.announced.as_ref());
                 let announced_wire_bytes = announced.map_or(0, |announced| announced.wire_bytes());
-                Ok(SendReport { announced_wire_bytes, ..report })
+                let learned = self.adaptive.learned();
+                Ok(SendReport { announced_wire_bytes, learned, ..report })
             }
             Ok(done) => {
                 Err(SendError::Miscounted { sent: report.raw_bytes, taken: done.raw_bytes })
@@ -92,10 +95,12 @@ impl Outgoing<'_> {
             let waiting = queue.len();
             match self.next(queue)? {
                 Piece::Passed(place) => self.passed(place)?,
-                Piece::Batch { encoded, held, rung, from } => {
+                Piece::Batch { encoded, held, rung, content, from } => {
+                    let held_back = std::mem::take(&mut self.held_back);
                     let limit = match (waiting, encoded.is_empty()) {
                         (0, _) => self.progress.rung.starved(),
                         (_, true) => Some(Limit::Processor),
+                        (_, false) if held_back => Some(Limit::Rate),
                         (waiting, false) if waiting >= IN_ORDER / 2 => Some(Limit::Lane),
                         _ => None,
                     };
@@ -103,7 +108,7 @@ impl Outgoing<'_> {
                     if let Some(place) = from {
                         self.passed(place)?;
                     }
-                    let sent = Sent { bytes: encoded.header.raw_len, rung, limit };
+                    let sent = Sent { bytes: encoded.header.raw_len, rung, content, limit };
                     digest.update(&encoded.header.hash);
                     self.send_batch(encoded, held)?;
                     self.adaptive.sent(sent, Instant::now(), &self.progress.rung);
@@ -172,6 +177,7 @@ impl Outgoing<'_> {
             let left: usize = parts.iter().map(Bytes::len).sum();
             let piece = self.pace.piece().min(left);
             if let Err(wait) = self.pace.pass(piece, Instant::now()) {
+                self.held_back = true;
                 select! {
                     recv(self.answers) -> answer => return Err(answered(answer)),
                     recv(self.cancel.channel()) -> _ => return Err(Halt::Cancelled),

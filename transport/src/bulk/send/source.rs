@@ -12,10 +12,10 @@ use super::{BoxError, Piece, SendError, SendOptions, SourceEnd};
 use crate::bulk::budget::Account;
 use crate::bulk::cut::{Batch, Cutter};
 use crate::bulk::dedup::sending::Referring;
-use crate::bulk::level::{Rung, level_of};
 use crate::bulk::reseed::Place;
 use crate::bulk::reseed::announced::{Announced, Waited};
 use crate::bulk::resources::{GIANT_BYTES, Resources};
+use crate::bulk::rung::{Rung, samples};
 use crate::cancel::Cancel;
 
 /// A record reader that holds more than this has a large record.
@@ -150,14 +150,21 @@ impl Source {
         let from = batch.places.map(|(from, _)| from);
         let held = account.acquire(batch.bytes.len(), &self.cancel).ok_or(Abandoned)?;
         let (seq, rung, referring) = (self.next_seq, self.rung.get(), self.referring.clone());
-        let level = level_of(self.options.compression, rung, batch.content());
+        let (compression, content) = (self.options.compression, batch.content());
+        let level = compression.level(rung, content);
+        let shared = samples(compression, seq, content, level).then(|| Arc::clone(&self.rung));
         self.next_seq += 1;
-        let encoded = self.resources.run(move |codec| match referring {
-            Some(referring) => referring.encode(codec, seq, batch, level),
-            None => codec.encode(seq, batch.bytes, level),
+        let encoded = self.resources.run(move |codec| {
+            if let (Some(shared), Some(sample)) = (shared, codec.sample(&batch.bytes)) {
+                shared.sampled(sample);
+            }
+            match referring {
+                Some(referring) => referring.encode(codec, seq, batch, level),
+                None => codec.encode(seq, batch.bytes, level),
+            }
         });
         self.rung.hold_up(false);
-        self.put(Piece::Batch { encoded, held, rung, from })
+        self.put(Piece::Batch { encoded, held, rung, content, from })
     }
 
     fn put(&self, piece: Piece) -> Result<(), Abandoned> {
