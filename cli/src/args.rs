@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// Keep a replica of a dataset on a peer
     Protect(ProtectArgs),
     /// Run a command in a unit's volume, supervised; it moves with the unit
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Stop a unit's workload and keep it stopped
     Stop(UnitArgs),
     /// Show the node, or one unit: role, epoch, lag, throughput, what it is doing

@@ -42,9 +42,10 @@ fn move_to_and_fro(nodes: &Nodes<'_>, unit: &Unit, moves: u32) -> Vec<(u64, u64,
         let report: serde_json::Value =
             serde_json::from_str(&lab.ssh(from, &words)).expect("a report");
         let total = report["downtime_ms"]["total"].as_u64().expect("a total");
-        println!("move {number}: {}", report["downtime_ms"]);
+        println!("move {number}: {}; of that {}", report["downtime_ms"], report["theirs_ms"]);
         windows.push((begun, wall_ms(lab), total));
     }
+    lab.wait_for(Guest::Gamma, "answers after the last move", "sleep 4");
     windows
 }
 

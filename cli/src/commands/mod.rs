@@ -85,7 +85,7 @@ pub(crate) fn dispatch(cli: Cli, out: &Out) -> anyhow::Result<Exit> {
         Command::Grant(args) => pair::grant(context, args),
         Command::Unpair(args) => pair::unpair(context, args),
         Command::Protect(args) => unit::protect(context, args),
-        Command::Run(args) => unit::run(context, args),
+        Command::Run(args) => unit::run(context, *args),
         Command::Stop(args) => unit::stop(context, args.name),
         Command::Pause(args) => unit::pause(context, args.name),
         Command::Resume(args) => unit::resume(context, args.name),

@@ -382,14 +382,8 @@ impl Unit {
         {
             let keep_newest = ending.keep_newest;
             let program = self.record.workload.as_ref().map(|w| w.program.clone());
-            let action = Action::GiveBack {
-                datasets,
-                tag,
-                prefix,
-                keep_newest,
-                at_rest: false,
-                program,
-            };
+            let action =
+                Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest: false, program };
             ending.op = Some(ctx.run(id, Op::GiveBack, action));
         }
     }

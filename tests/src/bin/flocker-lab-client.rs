@@ -34,9 +34,10 @@ fn wall_ms(at: Instant, now: (Instant, SystemTime)) -> u64 {
     u64::try_from(since.saturating_sub(ago).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// `[begin, ms]` of each time without any answer, begin by the wall clock.
+/// `[begin, ms]` of each time without any answer, begin by the wall clock; one that lasts still counts.
 fn gaps(mut answers: Vec<Instant>) -> Vec<[u64; 2]> {
     let now = (Instant::now(), SystemTime::now());
+    answers.push(now.0);
     answers.sort_unstable();
     let pairs = answers.windows(2).filter(|pair| pair[1] - pair[0] >= GAP);
     let ms = |length: Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
@@ -63,6 +64,7 @@ fn ledger(kind: Kind, address: SocketAddr, clients: u32, stop: &Path) -> Value {
     let load = Load::start(&Plan { kind, netns: None, addresses, load, clients, per_second: 0 });
     wait_for(stop);
     let ledger = load.stop();
+    let gaps = gaps(ledger.acked.values().copied().collect());
     let until = Instant::now() + END_LIMIT;
     let written = loop {
         let read =
@@ -86,7 +88,7 @@ fn ledger(kind: Kind, address: SocketAddr, clients: u32, stop: &Path) -> Value {
         "missing": damage.missing.len(),
         "duplicates": damage.duplicates.len(),
         "invented": damage.invented.len(),
-        "gaps": gaps(ledger.acked.values().copied().collect()),
+        "gaps": gaps,
     })
 }
 

@@ -58,8 +58,7 @@ use crate::ids::{
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
     ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PER_VOLUME_MS,
-    PRE_DUMP_LIMIT_MS, RESEND_MS,
-    RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
+    PRE_DUMP_LIMIT_MS, RESEND_MS, RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;

@@ -273,8 +273,14 @@ impl Unit {
             if extending.op.is_some() {
                 let datasets = extending.volumes.iter().map(|v| v.dataset.clone()).collect();
                 let (tag, prefix) = (self.tag(), self.prefix());
-                let action =
-                    Action::GiveBack { datasets, tag, prefix, keep_newest: false, at_rest: false, program: None };
+                let action = Action::GiveBack {
+                    datasets,
+                    tag,
+                    prefix,
+                    keep_newest: false,
+                    at_rest: false,
+                    program: None,
+                };
                 ctx.run(self.record.id, Op::Left, action);
             }
             // A standby that has agreed hears that it is not so.

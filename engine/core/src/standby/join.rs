@@ -267,7 +267,14 @@ impl Unit {
         // What a replica has is its data; here it is live.
         let keep_newest = self.record.role.is_standby();
         let (tag, prefix) = (self.tag(), self.prefix());
-        let action = Action::GiveBack { datasets, tag, prefix, keep_newest, at_rest: keep_newest, program: None };
+        let action = Action::GiveBack {
+            datasets,
+            tag,
+            prefix,
+            keep_newest,
+            at_rest: keep_newest,
+            program: None,
+        };
         ctx.run(self.id(), Op::Left, action);
     }
 
