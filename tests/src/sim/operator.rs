@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use flocker_core::ids::{RequestId, UnitId, VolumeId};
 use flocker_core::record::{
-    AddressRecord, Grant, PeerRecord, Role, UnitRecord, WorkloadKind, WorkloadRecord,
+    AddressRecord, ContainerRuntime, Grant, PeerRecord, Program, Role, UnitRecord, WorkloadKind,
+    WorkloadRecord,
 };
 use flocker_core::tree::Tree;
 use flocker_core::{Command, Failure, Input, Reply};
@@ -248,7 +249,7 @@ impl World {
             grant: Some(Grant {
                 receive: dataset_name(&format!("n{node}/recv")),
                 quota_bytes: None,
-                workloads: BTreeSet::from([WorkloadKind::Process]),
+                workloads: BTreeSet::from([WorkloadKind::Process, WorkloadKind::Podman]),
             }),
         }
     }
@@ -424,11 +425,19 @@ impl World {
             device: "eth0".into(),
         };
         let addresses = if self.scenario.address { vec![address] } else { Vec::new() };
+        let program = match self.scenario.containers && self.scenario.lease_ms.is_none() {
+            true => Program::Containers {
+                runtime: ContainerRuntime::Podman,
+                names: vec!["append-records".into()],
+            },
+            false => Program::Process(vec!["append-records".into()]),
+        };
         let workload = WorkloadRecord {
+            program,
             stop_limit_ms: 5_000,
             die_with_daemon: self.scenario.die_with_daemon,
             addresses,
-            ..WorkloadRecord::process(vec!["append-records".into()])
+            ..WorkloadRecord::process(Vec::new())
         };
         let name = self.units[unit].name.clone();
         self.ask(node, unit, "run", Command::SetWorkload { name, workload });

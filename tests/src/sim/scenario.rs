@@ -95,6 +95,8 @@ pub struct Scenario {
     pub ack_loss_ppm: u32,
     /// The workload ends with its daemon.
     pub die_with_daemon: bool,
+    /// Containers run, which another node has to be told of. In one seed of seven, where no lease is needed.
+    pub containers: bool,
     /// How long a workload takes to stop, at most, milliseconds.
     pub stop_ms: u64,
     /// A workload cannot be started.
@@ -189,6 +191,7 @@ impl Scenario {
             write_every_ms: rng.log_range(20, 800),
             ack_loss_ppm: one_of(rng, &[0, 10_000, 200_000]),
             die_with_daemon: rng.one_in(2),
+            containers: seed % 7 == 3,
             stop_ms: rng.log_range(1, 4_000),
             start_fail_ppm: one_of(rng, &[0, 0, 20_000, 200_000]),
             operator_every_ms: rng.log_range(3_000, 20_000),
