@@ -732,7 +732,7 @@ mod tests {
         };
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(parses(&line).unwrap(), request);
-        let short = r#"{"request":"run","name":"db","command":["x"]}"#;
+        let short = r#"{"request":"run","name":"db","program":{"process":["x"]}}"#;
         let Request::Run { stop_signal, health, hooks, .. } = parses(short).unwrap() else {
             panic!("another request");
         };

@@ -166,7 +166,12 @@ impl Unit {
             return;
         };
         if !bound {
-            // It goes on without one until this answer arrives, if it does: nothing can be counted on yet.
+            // It goes on without one until this answer arrives, if it does: nothing can be counted on yet. Nor on
+            // one from before: it may run beyond that now.
+            self.lease.given_until = None;
+            if self.record.leased_epoch.take().is_some() {
+                self.persist(ctx);
+            }
             return self.say(ctx, peer, Body::LeaseReply { question });
         }
         let until = ctx.now.mono_ms + waited_ms(length);

@@ -69,17 +69,22 @@ impl Unit {
             self.tidy(ctx);
         }
         if self.upkeep.mirror_due && self.upkeep.mirroring.is_none() {
-            self.upkeep.mirror_due = false;
-            let epoch = self.record.epoch;
-            let state = self.record.role.word().to_owned();
-            let mirrors = self.record.volumes.iter().map(|v| {
-                let unit = self.record.id;
-                let mirror = MirrorState { unit, volume: v.id, epoch, state: state.clone() };
-                (v.dataset.clone(), mirror)
-            });
-            let action = Action::Mirror { mirrors: mirrors.collect() };
-            self.upkeep.mirroring = Some(ctx.run(self.id(), Op::Mirror, action));
+            self.mirror_now(ctx);
         }
+    }
+
+    /// Writes the mirrors without waiting for anything.
+    pub(crate) fn mirror_now(&mut self, ctx: &mut Ctx) {
+        self.upkeep.mirror_due = false;
+        let epoch = self.record.epoch;
+        let state = self.record.role.word().to_owned();
+        let mirrors = self.record.volumes.iter().map(|v| {
+            let unit = self.record.id;
+            let mirror = MirrorState { unit, volume: v.id, epoch, state: state.clone() };
+            (v.dataset.clone(), mirror)
+        });
+        let action = Action::Mirror { mirrors: mirrors.collect() };
+        self.upkeep.mirroring = Some(ctx.run(self.id(), Op::Mirror, action));
     }
 
     pub(crate) fn upkeep_timeout(&self) -> Option<u64> {

@@ -374,6 +374,8 @@ impl Unit {
         }
         self.enter_failover(ctx, Phase::Coming);
         self.work_has_stopped(ctx);
+        // The other side may come back, and this journal may be lost, before there is time for it.
+        self.mirror_now(ctx);
         self.activate(ctx);
     }
 

@@ -84,7 +84,8 @@ impl Unit {
             name: self.record.name.clone(),
             volumes: volumes.collect(),
             tree: self.record.tree.clone(),
-            volumes_as_of: self.record.volumes_as_of,
+            // Whoever owns a newer epoch knows better than who decided in an older one.
+            volumes_as_of: self.record.volumes_as_of.max((self.record.epoch.number, 0)),
             policy: self.record.policy,
             lease_ms: self.record.lease_ms,
             adoption: self.record.adopting.get(&peer).cloned(),

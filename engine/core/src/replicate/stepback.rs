@@ -20,6 +20,10 @@ impl Unit {
         let mut bases = Vec::new();
         for (volume, inventory) in self.record.volumes.iter().zip(ours) {
             let survey = theirs.iter().find(|s| s.volume == volume.id);
+            if survey.is_some_and(|s| s.inventory.is_none()) {
+                // It joined, and never came there: nothing to go back from.
+                continue;
+            }
             let common = survey.and_then(|s| s.inventory.as_ref()).and_then(|there| {
                 let known = |guid| plan::find_base(inventory, guid).is_some();
                 there.snapshots.iter().rev().map(|s| s.guid).find(|guid| known(*guid))

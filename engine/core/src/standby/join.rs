@@ -142,8 +142,7 @@ impl Unit {
         let rests = matches!(self.record.role, Role::Following { .. })
             && !self.failing_over()
             && !self.standby.is_resolving()
-            && self.record.step_back.is_none()
-            && !self.record.was_primary;
+            && self.record.step_back.is_none();
         if !rests {
             let text =
                 format!("{}: its replica here is being changed; try again", self.record.name);

@@ -54,7 +54,14 @@ impl Unit {
             return self.say(ctx, peer, answer(Ok(Vec::new())));
         }
         let named = |v: &VolumeRecord| bases.iter().any(|(id, _)| *id == v.id);
-        if self.record.step_back.is_none() && !self.record.volumes.iter().all(named) {
+        let whole = self.record.volumes.iter().all(named);
+        if self.record.step_back.is_none() && !whole && self.local.inventories.is_none() {
+            // It is asked again when that is known.
+            return self.look(ctx);
+        }
+        let exists = self.local.exists.iter().copied().chain(std::iter::repeat(true));
+        let there = self.record.volumes.iter().zip(exists).filter(|(_, exists)| *exists);
+        if self.record.step_back.is_none() && !there.map(|(v, _)| v).all(named) {
             // Only a person here may send all of a volume away.
             let text =
                 format!("{}: not every volume has something to go back to", self.record.name);
@@ -102,7 +109,13 @@ impl Unit {
         let bases = self.record.step_back.as_deref().unwrap_or_default();
         let inventories = self.local.inventories.as_deref().unwrap_or_default();
         let (mut names, mut away) = (Vec::new(), Vec::new());
-        for (volume, inventory) in self.record.volumes.iter().zip(inventories) {
+        let exists = self.local.exists.iter().copied().chain(std::iter::repeat(true));
+        let volumes = self.record.volumes.iter().zip(inventories).zip(exists);
+        for ((volume, inventory), exists) in volumes {
+            if !exists {
+                // Destroyed here since: it is received anew.
+                continue;
+            }
             let wanted = bases.iter().find(|(id, _)| *id == volume.id).map(|(_, guid)| *guid);
             match wanted.map(|guid| (guid, inventory.snapshot(guid))) {
                 None => away.push(volume.dataset.clone()),
