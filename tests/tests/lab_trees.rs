@@ -93,6 +93,7 @@ fn moves(lab: &Lab, nodes: &Nodes<'_>, from: Guest, to: Guest, way: &str, round:
 }
 
 #[test]
+#[ignore = "a tree of forty datasets on OpenZFS, not seen to the end yet: tests/run --soak"]
 fn a_tree_goes_there_back_and_there_again() {
     let test = "a tree of forty datasets as one unit";
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), test) else { return };

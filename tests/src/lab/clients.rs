@@ -108,10 +108,10 @@ pub fn make_postgres(lab: &Lab, name: &str) {
         Guest::Alpha,
         &format!(
             "zfs create -p -o recordsize=8k tank/flocker/data/{name}
-             B=$(cd /opt/lab-db && echo usr/lib/postgresql/*/bin); mount --bind {data} /opt/lab-db/mnt
+             B=$(cd /opt/lab-db && echo usr/lib/postgresql/*/bin); mount --bind {data} /opt/lab-db/mnt; mount --bind /dev /opt/lab-db/dev
              chroot /opt/lab-db sh -c \"chown postgres: /mnt && setpriv --reuid postgres --regid postgres --clear-groups \
                /$B/initdb -A trust -E UTF8 --locale=C -D /mnt/pg --no-sync --wal-segsize=4 >/dev/null\"
-             umount /opt/lab-db/mnt; echo host all all 0.0.0.0/0 trust >>{data}/pg/pg_hba.conf
+             umount /opt/lab-db/mnt /opt/lab-db/dev; echo host all all 0.0.0.0/0 trust >>{data}/pg/pg_hba.conf
              podman create --name {name} --network host --restart always -v {data}:/db --stop-signal INT --stop-timeout 60 \
                --user postgres localhost/lab-db /$B/postgres -D /db/pg -c listen_addresses='*' -c unix_socket_directories= \
                -c shared_buffers=16MB -c max_connections=60 -c wal_level=minimal -c max_wal_senders=0 -c jit=off \

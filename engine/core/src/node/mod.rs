@@ -318,8 +318,13 @@ impl Node {
 
     fn message_for_unknown(&mut self, now: Now, peer: Fingerprint, message: Message) {
         let adopting = self.is_adopting(message.unit);
+        let looked_at = self.out.ops.values().any(|(_, op)| {
+            matches!(op, Op::NodeIntro { peer: by, message: same } if *by == peer && **same == message)
+        });
         let mut ctx = ctx!(self, now);
         match &message.body {
+            // Asked again while it is being looked at: looks that pile up slow each other down beyond every limit.
+            Body::Intro { .. } if looked_at => {}
             // While replicas are being taken over it has its answer coming.
             Body::Intro { .. } if adopting => {}
             Body::Intro { name, volumes, adoption, .. } => {
