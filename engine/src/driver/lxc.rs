@@ -17,19 +17,12 @@ use flocker_core::{Failure, FailureCode, Remedy};
 
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};
-use super::{Described, Driver, Ended, Loss, Part, Places, command};
-
-/// What only asks.
-const ASK_LIMIT: Duration = Duration::from_secs(60);
+use super::{
+    ASK_LIMIT, Described, Driver, Ended, FREEZE_LIMIT, KILL_LIMIT, Loss, Part, Places, command,
+};
 
 /// A start.
 const START_LIMIT: Duration = Duration::from_secs(300);
-
-/// How long what was killed may take to vanish.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long it may take to stand still.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Pause between two looks whether it has ended.
 const WATCH_EVERY: Duration = Duration::from_millis(250);

@@ -32,6 +32,31 @@ use flocker_core::{Failure, FailureCode};
 pub(crate) use containers::Containers;
 pub(crate) use programs::{Programs, Starting, Still, Stopping};
 
+/// How long a program may take that only asks.
+const ASK_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long what was killed may take to vanish.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a workload may take to stand still.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Starts members one after another. That nothing ran is only true of a first one that did not start: those before
+/// the others do.
+fn start_in_order(
+    names: &[String],
+    mut start: impl FnMut(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    for (index, name) in names.iter().enumerate() {
+        start(name).map_err(|failure| {
+            let nothing = index == 0 || failure.code != FailureCode::NotStarted;
+            let code = if nothing { failure.code } else { FailureCode::Workload };
+            Failure { code, ..failure }
+        })?;
+    }
+    Ok(())
+}
+
 /// Where drivers keep their files, and whom they ask.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {

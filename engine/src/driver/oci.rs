@@ -23,22 +23,16 @@ use flocker_core::{Failure, FailureCode, Remedy};
 use serde_json::Value;
 
 use super::cgroup::{self, Cgroup};
-use super::{Described, Driver, Ended, Loss, Part, Places, command, criu};
-
-/// What only asks.
-const ASK_LIMIT: Duration = Duration::from_secs(60);
+use super::{
+    ASK_LIMIT, Described, Driver, Ended, FREEZE_LIMIT, KILL_LIMIT, Loss, Part, Places, command,
+    criu,
+};
 
 /// A start, a kill.
 const ACT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What writes or reads memory.
 const BULK_LIMIT: Duration = Duration::from_secs(3600);
-
-/// How long what was killed may take to vanish.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long it may take to stand still.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the last words of a start that failed may take.
 const WORDS_LIMIT: Duration = Duration::from_secs(2);

@@ -22,19 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};
-use super::{Described, Driver, Ended, Loss, Part, Places, command};
-
-/// What only asks.
-const ASK_LIMIT: Duration = Duration::from_secs(60);
+use super::{
+    ASK_LIMIT, Described, Driver, Ended, FREEZE_LIMIT, KILL_LIMIT, Loss, Part, Places, command,
+    start_in_order,
+};
 
 /// A start: `TimeoutStartSec=` of the unit ends it, 90 s where nobody said otherwise.
 const START_LIMIT: Duration = Duration::from_secs(600);
-
-/// How long what was killed may take to vanish.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long it may take to stand still.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Pause between two looks whether one has ended.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -367,14 +361,7 @@ impl Driver for Systemd {
     }
 
     fn start(&self, _volumes: &[PathBuf]) -> Result<(), Failure> {
-        for (index, unit) in self.units.iter().enumerate() {
-            self.start_one(unit).map_err(|failure| {
-                let nothing = index == 0 || failure.code != FailureCode::NotStarted;
-                let code = if nothing { failure.code } else { FailureCode::Workload };
-                Failure { code, ..failure }
-            })?;
-        }
-        Ok(())
+        start_in_order(&self.units, |unit| self.start_one(unit))
     }
 
     fn stop(&self, limit: Duration) -> Result<(), Failure> {

@@ -13,10 +13,8 @@ use flocker_core::{Failure, FailureCode, Remedy};
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::super::ASK_LIMIT;
 use super::http::{Answer, Client, HttpError, Payload, escaped};
-
-/// A question that changes nothing, or little. Under load the service itself may take seconds to start.
-const ASK_LIMIT: Duration = Duration::from_secs(60);
 
 /// A start, a pause, an update: the runtime starts processes for them.
 const ACT_LIMIT: Duration = Duration::from_secs(120);

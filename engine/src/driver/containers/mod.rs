@@ -40,7 +40,9 @@ use self::description::{Description, Restart};
 use self::ids::Ids;
 use super::cgroup::{self, Cgroup};
 use super::taken::{Before, Taken};
-use super::{Described, Driver, Ended, Loss, Part, Places};
+use super::{
+    Described, Driver, Ended, FREEZE_LIMIT, KILL_LIMIT, Loss, Part, Places, start_in_order,
+};
 
 /// Labels of ours.
 const LABELS: &str = "flocker-repl.";
@@ -50,12 +52,6 @@ const UNIT_LABEL: &str = "flocker-repl.unit";
 
 /// On a container that a unit of systemd starts.
 const SYSTEMD_LABEL: &str = "PODMAN_SYSTEMD_UNIT";
-
-/// How long what was killed may take to vanish.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long it may take to stand still.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Pause before a wait that broke is begun anew.
 const WAIT_AGAIN: Duration = Duration::from_millis(500);
@@ -445,15 +441,7 @@ impl Driver for Containers {
     }
 
     fn start(&self, volumes: &[PathBuf]) -> Result<(), Failure> {
-        for (index, name) in self.names.iter().enumerate() {
-            self.start_one(name, volumes).map_err(|failure| {
-                // Those before it run: only a first one that did not start means that nothing did.
-                let nothing = index == 0 || failure.code != FailureCode::NotStarted;
-                let code = if nothing { failure.code } else { FailureCode::Workload };
-                Failure { code, ..failure }
-            })?;
-        }
-        Ok(())
+        start_in_order(&self.names, |name| self.start_one(name, volumes))
     }
 
     fn stop(&self, limit: Duration) -> Result<(), Failure> {
