@@ -1,31 +1,14 @@
 //! The drivers of containers and of systemd's units with the programs themselves: the ignored tests of
 //! `flocker-engine` in the guests, those of podman in one and the others in the other at the same time.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flocker_tests::e2e::skip;
-use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix};
+use flocker_tests::lab::{Guest, Lab, built_tests, lab_or_skip, matrix};
 
 /// What they need, and what an earlier run may have left. A socket starts its service; docker's takes long.
 const BEFORE: &str = "systemctl start podman.socket docker.service && podman rm -fa -t 0 >/dev/null && \
                       { docker ps -aq | xargs -r docker rm -f >/dev/null; }";
-
-/// The newest build of the engine's tests, which lies beside this test.
-fn engine_tests() -> Option<PathBuf> {
-    let here = std::env::current_exe().expect("this binary");
-    let beside = here.parent().expect("a folder").read_dir().expect("it can be read");
-    let mut found: Vec<_> = beside
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with("flocker_engine-") && !name.contains('.')
-        })
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
-}
 
 /// Runs some of them in a guest and fails with what failed; how many passed.
 fn half(lab: &Lab, guest: Guest, binary: &Path, which: &str) -> usize {
@@ -51,7 +34,7 @@ fn half(lab: &Lab, guest: Guest, binary: &Path, which: &str) -> usize {
 #[ignore = "the drivers with every runtime in the guests, run one by one so far and not as a whole: tests/run --soak"]
 fn drivers_do_what_they_say_with_the_programs_themselves() {
     let test = "the drivers with podman, docker, runc, crun, LXC and systemd";
-    let Some(binary) = engine_tests() else {
+    let Some(binary) = built_tests("flocker_engine") else {
         return skip("flocker-engine's tests are not built: run the whole workspace", test);
     };
     let Some(lab) = lab_or_skip("trixie", Some("trixie"), test) else { return };

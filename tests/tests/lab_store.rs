@@ -2,10 +2,10 @@
 //! guest. Every run has the newest by the library (`lab_pair` has both versions); `tests/run --soak` has them all.
 //! Before that the library by itself: the tests of `flocker-lzc`, which need a pool.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flocker_tests::e2e::skip;
-use flocker_tests::lab::{Guest, Lab, lab_or_skip, matrix, version_of};
+use flocker_tests::lab::{Guest, Lab, built_tests, lab_or_skip, matrix, version_of};
 
 const SUITE: &str = env!("CARGO_BIN_EXE_flocker-store-suite");
 
@@ -73,28 +73,11 @@ fn the_store_suite_passes_on_openzfs_2_1_by_the_library() {
     run("bookworm", "library");
 }
 
-/// The newest build of the tests of libzfs_core, which lies beside this test.
-fn lzc_tests() -> Option<PathBuf> {
-    let here = std::env::current_exe().expect("this binary");
-    let beside = here.parent().expect("a folder").read_dir().expect("it can be read");
-    let mut found: Vec<_> = beside
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with("real-") && !name.contains('.')
-        })
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
-}
-
 /// Runs them in a guest, prints what they print, and fails with what failed.
 fn lzc(suite: &str) {
     let version = version_of(suite);
     let test = format!("libzfs_core's own tests on OpenZFS {version}");
-    let Some(binary) = lzc_tests() else {
+    let Some(binary) = built_tests("real") else {
         return skip("flocker-lzc's tests are not built: run the whole workspace", &test);
     };
     let Some(lab) = lab_or_skip(suite, None, &test) else { return };

@@ -83,6 +83,24 @@ const PATIENCE: Duration = Duration::from_secs(420);
 /// How long the guests wait for another test.
 const LINGER_S: &str = "90";
 
+/// The newest build of another crate's tests, by what its file's name begins with: it lies beside the test that asks.
+pub fn built_tests(name: &str) -> Option<PathBuf> {
+    let here = std::env::current_exe().expect("this binary");
+    let beside = here.parent().expect("a folder").read_dir().expect("it can be read");
+    let prefix = format!("{name}-");
+    let mut found: Vec<_> = beside
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(&prefix) && !name.contains('.')
+        })
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    found.sort();
+    found.pop().map(|(_, path)| path)
+}
+
 /// The OpenZFS of a suite, for tables.
 pub fn version_of(suite: &str) -> &'static str {
     match suite {
