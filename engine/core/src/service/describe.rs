@@ -119,6 +119,13 @@ impl Unit {
 
     // ---- standbys are made ready ----------------------------------------------------------------
 
+    /// Standbys that know the unit and are there.
+    fn listening(&self, ctx: &Ctx) -> BTreeSet<Fingerprint> {
+        let introduced = |peer: &Fingerprint| self.replicas.get(peer).is_some_and(|r| r.introduced);
+        let standbys = self.record.standbys.iter().copied();
+        standbys.filter(|peer| ctx.connected(*peer) && introduced(peer)).collect()
+    }
+
     pub(crate) fn advance_offer(&mut self, ctx: &mut Ctx) {
         let runs = matches!(self.work, Work::Running { .. })
             && matches!(self.service, Service::Up { .. })
@@ -128,12 +135,9 @@ impl Unit {
             self.offer = Offer::default();
             return;
         }
-        let introduced = |peer: &Fingerprint| self.replicas.get(peer).is_some_and(|r| r.introduced);
-        let reachable: BTreeSet<Fingerprint> = (self.record.standbys.iter().copied())
-            .filter(|peer| ctx.connected(*peer) && introduced(peer))
-            .collect();
-        self.offer.told.retain(|peer, _| reachable.contains(peer));
-        let open = reachable.iter().any(|peer| !self.offer.told.contains_key(peer));
+        let listening = self.listening(ctx);
+        self.offer.told.retain(|peer, _| listening.contains(peer));
+        let open = listening.iter().any(|peer| !self.offer.told.contains_key(peer));
         if open && self.offer.op.is_none() {
             self.offer.op = self.describe(ctx, Op::Offer);
         }
@@ -161,11 +165,9 @@ impl Unit {
                 String::new()
             }
         };
-        for peer in self.record.standbys.clone() {
-            let introduced = self.replicas.get(&peer).is_some_and(|r| r.introduced);
-            if !ctx.connected(peer) || !introduced || self.offer.told.contains_key(&peer) {
-                continue;
-            }
+        let mut open = self.listening(ctx);
+        open.retain(|peer| !self.offer.told.contains_key(peer));
+        for peer in open {
             let question = ctx.new_question();
             self.offer.told.insert(peer, question);
             if !description.is_empty()

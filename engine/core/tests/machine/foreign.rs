@@ -125,6 +125,20 @@ fn a_stop_that_is_no_move_writes_no_memory() {
 }
 
 #[test]
+fn what_leaves_for_a_failover_writes_no_memory_since_the_standby_goes_on_from_older_data() {
+    let mut pair = pair(MoveMode::Checkpoint { state: "db".into() });
+    pair.done.clear();
+    let failover = Command::Failover { name: "db".into(), primary_is_down: false, dry_run: false };
+    pair.command(1, failover);
+    pair.settle(|_, _| {});
+    assert!(pair.sides[1].runs && !pair.sides[0].runs);
+    let written = |(_, action): &(usize, Action)| {
+        matches!(action, Action::StopWorkload { state: Some(_), .. })
+    };
+    assert!(!pair.done.iter().any(written));
+}
+
+#[test]
 fn a_memory_without_a_volume_for_it_is_refused_and_nothing_is_changed() {
     let mut pair = pair(MoveMode::Stop);
     pair.command(0, Command::StopWorkload { name: "db".into() });
