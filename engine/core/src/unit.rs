@@ -18,6 +18,7 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{EpochOrder, Fingerprint, OpId, QuestionId, RequestId, TransferId, UnitId};
 use crate::io::{Effect, EventKind, Inspected, Outcome};
 use crate::lease::Lease;
+use crate::limits::PER_VOLUME_MS;
 use crate::message::{Body, Carried, Message};
 use crate::network::Network;
 use crate::node::Adopting;
@@ -211,6 +212,11 @@ impl Unit {
         self.handed_over_at = ctx.now.mono_ms;
         self.boot_lease(ctx.now.mono_ms);
         self.enter_role(ctx);
+    }
+
+    /// What limits that are made for one volume have to be longer by, milliseconds.
+    pub(crate) fn more_for_volumes_ms(&self) -> u64 {
+        PER_VOLUME_MS * (self.record.volumes.len() as u64).saturating_sub(1)
     }
 
     pub(crate) fn id(&self) -> UnitId {

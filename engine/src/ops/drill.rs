@@ -20,7 +20,7 @@ use crate::clock::millis;
 use crate::workload::Start;
 
 /// What a clone's name begins with, directly below the store's root.
-const PREFIX: &str = "drill-";
+pub(crate) const PREFIX: &str = "drill-";
 
 /// Program and arguments that put what follows into a network namespace of its own (util-linux).
 const ISOLATE: [&str; 3] = ["unshare", "--net", "--"];

@@ -18,7 +18,7 @@ use crate::api::{Answer, BrowseView, CopyView};
 use crate::ops::drill::clone_names;
 
 /// What a copy's name begins with, directly below the store's root.
-const PREFIX: &str = "browse-";
+pub(super) const PREFIX: &str = "browse-";
 
 /// How often the newest moment is looked for, when the one that was found is gone by the time it is copied.
 const TRIES: u32 = 5;

@@ -17,10 +17,11 @@ use flocker_core::tree::{Tree, members, some_of, tops, with_all_below};
 use flocker_core::{Command, Failure, FailureCode};
 use flocker_store::{CLONE, DatasetName, PropertySource, Store};
 
-use super::refused;
 use super::requests::{Api, blocking, random};
+use super::{browse, refused};
 use crate::api::LeftOutView;
 use crate::old_copy::RECEIVED_FROM;
+use crate::ops::drill;
 
 /// Between two looks: each asks the store for all it has.
 const EVERY: Duration = Duration::from_secs(15);
@@ -96,7 +97,8 @@ async fn datasets(api: &Arc<Api>) -> Result<Vec<DatasetName>, Failure> {
 
 /// Whether it is a copy that a drill or `browse` has made.
 fn is_copy(store: &dyn Store, name: &DatasetName) -> bool {
-    let called = ["drill-", "browse-"].iter().any(|prefix| name.leaf().starts_with(prefix));
+    let called =
+        [drill::PREFIX, browse::PREFIX].iter().any(|prefix| name.leaf().starts_with(prefix));
     called
         && store.user_properties(name).is_ok_and(|properties| {
             properties.get(CLONE).is_some_and(|p| p.source == PropertySource::Local)

@@ -57,8 +57,8 @@ use crate::ids::{
 };
 use crate::io::{EventKind, Prediction, Reply, RoundReport};
 use crate::limits::{
-    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PER_VOLUME_MS,
-    PRE_DUMP_LIMIT_MS, RESEND_MS, RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
+    ACTIVATION_LIMIT_MS, ANSWER_LIMIT_MS, FINAL_TRANSFER_LIMIT_MS, PRE_DUMP_LIMIT_MS, RESEND_MS,
+    RIDE_OVER_MS, STOPPED_PHASE_LIMIT_MS,
 };
 use crate::message::{Body, PreflightFacts};
 use crate::node::PlantedBug;
@@ -170,7 +170,8 @@ struct Given {
     stop_ms: u64,
     /// How long the target may take to be ready, milliseconds.
     ready_ms: u64,
-    volumes: usize,
+    /// What limits that are made for one volume are longer by, milliseconds.
+    more_ms: u64,
 }
 
 impl Phase {
@@ -192,7 +193,7 @@ impl Phase {
 
     /// How long the phase may last before the cutover is taken back, milliseconds.
     fn limit_ms(&self, given: Given) -> Option<u64> {
-        let more = PER_VOLUME_MS * ((given.volumes as u64).saturating_sub(1));
+        let more = given.more_ms;
         match self {
             Phase::Preflight { .. } => Some(given.ready_ms + more),
             Phase::Prepare { .. } => Some(ANSWER_LIMIT_MS + more),
@@ -415,7 +416,7 @@ impl Unit {
         Given {
             stop_ms: self.stop_limit_ms(),
             ready_ms: self.ready_limit_ms(),
-            volumes: self.record.volumes.len(),
+            more_ms: self.more_for_volumes_ms(),
         }
     }
 

@@ -396,7 +396,7 @@ impl Unit {
         let now = ctx.now.mono_ms;
         let (stop_limit, up) = (self.stop_limit_ms(), self.fully_up());
         let coming_limit = self.coming_limit_ms();
-        let more = PER_VOLUME_MS * ((self.record.volumes.len() as u64).saturating_sub(1));
+        let more = self.more_for_volumes_ms();
         let Some(f) = &mut self.failover else {
             return;
         };

@@ -31,8 +31,7 @@ use crate::failure::{Failure, FailureCode, Remedy};
 use crate::ids::{Fingerprint, Now, QuestionId, RequestId, UnitId, VolumeId};
 use crate::io::{Action, Effect, RoundReport};
 use crate::limits::{
-    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PER_VOLUME_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES,
-    ROUND_GAP_MS,
+    BACKOFF_FIRST_MS, BACKOFF_LAST_MS, PROTECT_LIMIT_MS, RESEND_MS, RESUMABLE_BYTES, ROUND_GAP_MS,
 };
 use crate::message::{Adopted, Body, Carried, StepOffer, VolumeSurvey};
 use crate::node::PlantedBug;
@@ -522,7 +521,7 @@ impl Unit {
 
     /// Both sides look at each volume, and this one makes each reachable.
     fn protect_limit_ms(&self) -> u64 {
-        PROTECT_LIMIT_MS + PER_VOLUME_MS * ((self.record.volumes.len() as u64).saturating_sub(1))
+        PROTECT_LIMIT_MS + self.more_for_volumes_ms()
     }
 
     fn advance_replica(&mut self, ctx: &mut Ctx, peer: Fingerprint) {
